@@ -1,0 +1,97 @@
+"""Tensors on disk: written whole or not at all, read back without running any code.
+
+A file is a safetensors file whose header carries one JSON text. It is written beside its place and then renamed, so a
+run that dies or a disk that fills in mid-save leaves the last file as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+_HEADER = "torchrsm"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; the former content survives any failure.
+
+    Raises:
+        OSError: the folder is missing or unwritable, or the disk is full.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Save tensors and a JSON-able header in one file, atomically."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, to_bytes(contiguous, {_HEADER: json.dumps(header)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, or not one of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    if _HEADER not in metadata:
+        raise ValueError(f"{path} is a safetensors file that torchrsm did not write: it has no '{_HEADER}' header")
+    return tensors, json.loads(metadata[_HEADER])
+
+
+def flatten(name: str, tree: Any) -> dict[str, Tensor]:
+    """Name the tensors of nested tuples by their path, such as ``state.0.cells.index``; None is left out."""
+    if tree is None:
+        return {}
+    if isinstance(tree, Tensor):
+        return {name: tree}
+    fields = getattr(tree, "_fields", None) or [str(i) for i in range(len(tree))]
+    return {
+        key: value
+        for field, part in zip(fields, tree, strict=True)
+        for key, value in flatten(f"{name}.{field}", part).items()
+    }
+
+
+def unflatten(name: str, like: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Rebuild the nested tuples of `flatten` in the form of ``like``.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape or type.
+    """
+    if like is None:
+        return None
+    if isinstance(like, Tensor):
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != like.shape or tensor.dtype != like.dtype:
+            got = "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
+            raise ValueError(f"checkpoint must have {name} as {tuple(like.shape)} {like.dtype}; got {got}")
+        return tensor
+    fields = getattr(like, "_fields", None)
+    names = fields or [str(i) for i in range(len(like))]
+    parts = [unflatten(f"{name}.{field}", part, tensors) for field, part in zip(names, like, strict=True)]
+    return type(like)(*parts) if fields else type(like)(parts)

@@ -1,0 +1,23 @@
+"""The base of all settings: frozen, validated on construction, no unknown field, no silent conversion."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Config(BaseModel):
+    """Settings that cannot change after they were checked; also the command line's flags and the saved JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def first_error(error: ValidationError) -> str:
+    """Say the first thing that is wrong with settings in one line: where, what, and the value received."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    if first["type"] == "extra_forbidden":
+        return f"{place}: unknown setting"
+    return f"{place}: {message[0].lower()}{message[1:]}; got {first['input']!r}"

@@ -1,0 +1,96 @@
+"""Complete, named experiments: each function returns every setting of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torchrsm.layer import LayerConfig
+from torchrsm.learning import LearningConfig
+from torchrsm.model import ModelConfig
+from torchrsm.training import RunConfig, TrainingConfig
+
+_PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
+_PAPER_LAYER_2 = LayerConfig(groups=128, cells_per_group=8, active_groups=5, kernel_size=3)
+_PAPER_STEPS = 200_000
+
+
+def paper() -> RunConfig:
+    """Return the published two layers for the bouncing balls, to the letter."""
+    return RunConfig(
+        name="paper",
+        model=ModelConfig(layers=(_PAPER_LAYER_1, _PAPER_LAYER_2), height=30, width=30, pad=2),
+        learning=LearningConfig(learning_rates=(5e-4,)),
+        training=TrainingConfig(steps=_PAPER_STEPS, batch_size=256),
+    )
+
+
+def paper_1l() -> RunConfig:
+    """Return the published first layer alone."""
+    run = paper()
+    return run.model_copy(
+        update={"name": "paper_1l", "model": run.model.model_copy(update={"layers": (_PAPER_LAYER_1,)})}
+    )
+
+
+def paper_fast() -> RunConfig:
+    """Return `paper` with a faster learning rate, a schedule and the recurrent memory normalised at each location."""
+    run = paper()
+    layers = tuple(layer.model_copy(update={"normalisation": "location"}) for layer in run.model.layers)
+    return RunConfig(
+        name="paper_fast",
+        model=run.model.model_copy(update={"layers": layers}),
+        learning=LearningConfig(learning_rates=(3e-3, 3e-3), schedule="cosine"),
+        training=TrainingConfig(minutes=40, batch_size=256),
+    )
+
+
+def balls() -> RunConfig:
+    """Return the best for two cores; its weights fit frames of any size and any number of balls."""
+    layer = LayerConfig(
+        groups=128,
+        active_groups=6,
+        kernel_size=7,
+        recurrent_kernel_size=3,
+        input_decay=0.7,
+        normalisation="location",
+        inhibition_decay=None,
+        dropout=0.0,
+        activation="sigmoid",
+        output_bias="channel",
+        margin=2,
+    )
+    return RunConfig(
+        name="balls",
+        model=ModelConfig(layers=(layer,), pad=2),
+        learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
+        training=TrainingConfig(minutes=10, batch_size=16),
+    )
+
+
+def tiny() -> RunConfig:
+    """Return two small layers on small frames, with every mechanism of the published ones; for tests."""
+    below = LayerConfig(groups=12, cells_per_group=3, active_groups=2, kernel_size=5, pool=2, activation="sigmoid")
+    above = LayerConfig(groups=10, cells_per_group=2, active_groups=2, kernel_size=3)
+    return RunConfig(
+        name="tiny",
+        model=ModelConfig(layers=(below, above), height=12, width=12, pad=2),
+        learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
+        stream={"resolution": 12, "sequence_length": 20},  # type: ignore[arg-type]
+        training=TrainingConfig(steps=200, batch_size=4, threads=2, log_steps=10),
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    preset.__name__: preset for preset in (balls, paper, paper_fast, paper_1l, tiny)
+}
+
+
+def preset(name: str) -> RunConfig:
+    """Return the preset of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+    return PRESETS[name]()

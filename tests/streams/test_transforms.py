@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from torchrsm.streams import ArrayStream, BouncingBalls, Pad, check_stream
+
+
+def array_stream(batch_size=2):
+    return ArrayStream(np.random.default_rng(0).random((3, 4, 5, 6)), batch_size)
+
+
+@pytest.mark.parametrize("margin", [0, 1, 3])
+def test_pad_keeps_the_contract(margin):
+    check_stream(Pad(array_stream(), margin), 30)
+    check_stream(Pad(Pad(BouncingBalls(3, sequence_length=10, resolution=8), margin), 1, value=1), 30)
+
+
+def test_pad_puts_a_wall_around_the_frames():
+    plain, padded = array_stream(), Pad(array_stream(), 2)
+    assert (padded.batch_size, padded.frame_shape) == (2, (1, 9, 10))
+    for _ in range(6):
+        inside, batch = next(plain), next(padded)
+        assert torch.equal(batch.frames[:, :, 2:-2, 2:-2], inside.frames)
+        assert torch.equal(batch.starts, inside.starts)
+        assert torch.equal(batch.index, inside.index)
+        wall = torch.ones(9, 10, dtype=torch.bool)
+        wall[2:-2, 2:-2] = False
+        assert (batch.frames[:, :, wall] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"margin": 3}, "margin must be 2 as in this stream, received 3"),
+        ({"value": 1.0}, "value must be 0.5 as in this stream, received 1.0"),
+        ({"padded": {"stream": "Pad"}}, "stream must be 'ArrayStream' as in this stream, received 'Pad'"),
+        ({"padded": None}, "padded must be a position, received None"),
+        ({"step": 3}, r"unknown entries \['step'\]"),
+    ],
+)
+def test_pad_refuses_a_foreign_position(changes, message):
+    stream = Pad(array_stream(), 2)
+    with pytest.raises(ValueError, match=message):
+        stream.load_state_dict({**stream.state_dict(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("margin", "value", "message"),
+    [
+        (-1, 0.5, "margin must be an integer of at least 0, received -1"),
+        (1.5, 0.5, "margin must be an integer of at least 0, received 1.5"),
+        (1, 1.5, r"value must be a number in 0\.\.1, received 1.5"),
+        (1, float("nan"), r"value must be a number in 0\.\.1, received nan"),
+    ],
+)
+def test_pad_refuses_bad_settings(margin, value, message):
+    with pytest.raises(ValueError, match=message):
+        Pad(array_stream(), margin, value)

@@ -1,0 +1,227 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchrsm.media import overlay, plot_error_by_frame, save_image, strip
+
+BACKGROUND = (22, 23, 28)
+
+
+def test_overlay_colours():
+    prediction = torch.tensor([[[0.0, 1.0, 0.0, 1.0, 0.5]]])
+    truth = torch.tensor([[[0.0, 0.0, 1.0, 1.0, 0.5]]])
+    picture = overlay(prediction, truth)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (1, 5, 3)
+    black, red, blue, magenta, half = picture[0].tolist()
+    assert black == [0, 0, 0]
+    assert red == [255, 0, 0]
+    assert blue == [0, 102, 255]
+    assert magenta == [255, 0, 255]
+    assert half == [128, 0, 128]
+
+
+def test_overlay_of_channels_is_that_of_their_mean_and_values_are_clipped():
+    prediction = torch.zeros(2, 4, 3, 6, 5)
+    prediction[:, :, 0] = 1
+    picture = overlay(prediction, torch.full_like(prediction, -3.0))
+    assert picture.shape == (2, 4, 6, 5, 3)
+    assert (picture == [85, 0, 0]).all()
+    assert (overlay(torch.full((1, 2, 2), 7.0), torch.zeros(1, 2, 2)) == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("draw", [overlay, lambda prediction, truth: strip(truth, prediction)])
+def test_drawing_refuses_bad_frames(draw):
+    frames = torch.zeros(4, 1, 6, 6)
+    with pytest.raises(ValueError, match=r"the same shape .*, received \[4, 1, 6, 6\] and \[4, 1, 6, 5\]"):
+        draw(frames, frames[..., :5])
+    with pytest.raises(ValueError, match=r"the same shape .*, received \[6, 6\] and \[6, 6\]"):
+        draw(frames[0, 0], frames[0, 0])
+    bad = frames.clone()
+    bad[1, 0, 2, 2] = math.nan
+    with pytest.raises(ValueError, match="prediction must be finite, received 1 NaN or infinite of 144 values"):
+        draw(bad, frames)
+    with pytest.raises(ValueError, match="truth must be finite, received 1 NaN or infinite of 144 values"):
+        draw(frames, bad)
+
+
+def blocks(picture):
+    """Return the top-left corners and sizes of what is drawn on the background, right of the labels, below the text."""
+    pixels = np.asarray(picture)
+    drawn = (pixels != BACKGROUND).any(axis=-1)
+    column = drawn[:, -19]  # through the last frames
+    row = drawn[-19, :]
+    return runs(column), runs(row)
+
+
+def runs(flags):
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def test_strip_has_three_rows_and_a_column_for_each_step():
+    truth, prediction = torch.zeros(20, 1, 30, 30), torch.ones(20, 1, 30, 30)
+    picture = strip(truth, prediction, steps=[2, 7, 20])
+    rows, columns = blocks(picture)
+    assert len(rows) == 3
+    assert len(columns) == 3
+    assert all(end - begin == 120 for begin, end in [*rows, *columns])  # 30 pixels, each 4 wide
+    assert picture.size == (columns[-1][1] + 18, rows[-1][1] + 18)
+    colours = [picture.getpixel((columns[1][0] + 60, begin + 60)) for begin, _ in rows]
+    assert colours == [(0, 0, 0), (255, 255, 255), (255, 0, 0)]
+
+
+def test_strip_shows_the_frames_of_its_steps_pixel_by_pixel():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(6, 3, 24, 30, generator=generator)
+    prediction = torch.rand(6, 3, 24, 30, generator=generator)
+    picture = strip(truth, prediction, steps=[53, 51], first_step=50)
+    rows, columns = blocks(picture)
+    pixels = np.asarray(picture)
+    for (left, _), index in zip(columns, (3, 1), strict=True):
+        drawn = [pixels[top : top + 96 : 4, left : left + 120 : 4] for top, _ in rows]
+        assert (drawn[0] == np.rint(255 * truth[index].double().numpy().transpose(1, 2, 0))).all()
+        assert (drawn[1] == np.rint(255 * prediction[index].double().numpy().transpose(1, 2, 0))).all()
+        assert (drawn[2] == overlay(prediction[index], truth[index])).all()
+
+
+def test_strip_writes_the_error_above_each_column():
+    truth = torch.zeros(3, 1, 30, 30)
+    prediction = truth.clone()
+    prediction[1, 0, 3:5] = 0.4  # 60 pixels, 9.6 altogether
+    first, second = (np.asarray(strip(truth, frames, steps=[2])) for frames in (prediction, truth))
+    _, columns = blocks(Image.fromarray(first))
+    left = columns[0][0]
+    text = np.s_[38:58, left:]  # the line of the errors
+    assert (first[text] != second[text]).any()
+    assert (first[:38] == second[:38]).all()  # the line of the steps
+    assert (first[:, :left] == second[:, :left]).all()  # the labels
+
+
+def test_strip_chooses_ten_steps_from_the_second_to_the_last():
+    ramp = torch.linspace(0, 1, 100).view(100, 1, 1, 1).expand(100, 1, 30, 30)
+    picture = strip(ramp, ramp)
+    rows, columns = blocks(picture)
+    assert len(columns) == 10
+    levels = [picture.getpixel((left + 5, rows[0][0] + 5))[0] for left, _ in columns]
+    assert levels[0] == round(255 / 99)
+    assert levels[-1] == 255
+    assert levels == sorted(levels)
+    assert len(blocks(strip(ramp[:4], ramp[:4]))[1]) == 3
+    assert len(blocks(strip(ramp[:1], ramp[:1]))[1]) == 1
+
+
+def test_strip_makes_room_for_its_title_and_for_small_and_large_frames():
+    frames = torch.zeros(3, 1, 30, 30)
+    plain, titled = strip(frames, frames), strip(frames, frames, title="bouncing balls")
+    assert titled.size == (plain.size[0], plain.size[1] + 34)
+    wide = strip(frames, frames, steps=[2], title="a title that is much wider than the only frame below it")
+    assert wide.size[0] > strip(frames, frames, steps=[2]).size[0]
+    large = torch.zeros(2, 1, 200, 300)
+    rows, _ = blocks(strip(large, large, steps=[1]))
+    assert rows[0][1] - rows[0][0] == 200
+    narrow = torch.zeros(2, 1, 30, 4)
+    assert strip(narrow, narrow, steps=[1, 2]).size[0] >= 110 + 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": [0, 2]}, r"steps must be one or more of 1\.\.4, received \[0, 2\]"),
+        ({"steps": [5]}, r"steps must be one or more of 1\.\.4, received \[5\]"),
+        ({"steps": []}, r"steps must be one or more of 1\.\.4, received \[\]"),
+        ({"steps": [3], "first_step": 50}, r"steps must be one or more of 50\.\.53, received \[3\]"),
+        ({"frame_pixels": 8}, r"frame_pixels must be >= 16, received 8"),
+    ],
+)
+def test_strip_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        strip(torch.zeros(4, 1, 6, 6), torch.zeros(4, 1, 6, 6), **arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1, 6, 6), (1, 6, 6), (0, 1, 6, 6)])
+def test_strip_refuses_what_is_not_one_sequence(shape):
+    with pytest.raises(ValueError, match=r"truth must have the shape \[time, channels, height, width\], received \["):
+        strip(torch.zeros(shape), torch.zeros(shape))
+
+
+def picture_and_plot():
+    image = Image.new("RGB", (8, 6), (10, 20, 30))
+    return [lambda path: save_image(image, path), lambda path: plot_error_by_frame({"balls": [None, 2.0, 1.0]}, path)]
+
+
+@pytest.mark.parametrize("write", picture_and_plot())
+def test_pictures_are_written_whole_and_leave_nothing_beside(write, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+    write(path)
+    write(str(path))
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", picture_and_plot())
+def test_a_missing_folder_is_named_and_not_made(write, tmp_path):
+    path = tmp_path / "missing" / "picture.png"
+    with pytest.raises(FileNotFoundError, match=r"cannot write '.*missing/picture.png': No such file or directory"):
+        write(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", picture_and_plot())
+def test_a_folder_that_cannot_be_written_to_is_named(write, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=r"cannot write '.*file/picture.png': Not a directory"):
+        write(tmp_path / "file" / "picture.png")
+
+
+@pytest.mark.parametrize("write", picture_and_plot())
+def test_a_failure_at_the_end_leaves_nothing_behind(write, tmp_path):
+    path = tmp_path / "picture.png"
+    path.mkdir()  # cannot be replaced by a file
+    with pytest.raises(IsADirectoryError, match="cannot write"):
+        write(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_in_the_middle_keeps_the_old_picture(tmp_path):
+    class Broken(Image.Image):
+        def save(self, file, **options):
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"cannot write '.*picture.png': No space left on device"):
+        save_image(Broken(), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", picture_and_plot())
+def test_only_png_is_written(write, tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.png, received '.*picture\.jpg'"):
+        write(tmp_path / "picture.jpg")
+
+
+def test_plot_draws_each_model_and_survives_gaps(tmp_path):
+    path = tmp_path / "plot.png"
+    reference = {"copy-last": [None, 12.0, 11.0, 12.0]}
+    plot_error_by_frame(reference, path)
+    alone = np.asarray(Image.open(path).convert("RGB"), dtype=int)
+    assert (np.ptp(alone, axis=-1) == 0).all()  # the reference is grey
+    plot_error_by_frame({**reference, "balls": [None, 10.0, 0.0, 1.0, 2.0]}, path)
+    both = np.asarray(Image.open(path).convert("RGB"), dtype=int)
+    assert (np.ptp(both, axis=-1) > 100).any()  # the model is coloured
+
+
+def test_plot_refuses_what_cannot_be_drawn(tmp_path):
+    with pytest.raises(ValueError, match="scores must hold at least one model, received none"):
+        plot_error_by_frame({}, tmp_path / "plot.png")
+    with pytest.raises(ValueError, match=r"scores of 'x' must hold at least one error > 0, received \[None, 0.0\]"):
+        plot_error_by_frame({"x": [None, 0.0]}, tmp_path / "plot.png")
