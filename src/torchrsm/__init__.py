@@ -1,3 +1,41 @@
 """torchrsm: Recurrent Sparse Memory, a predictor of streams that learns on line with local errors."""
 
+from torchrsm import streams
+from torchrsm.baselines import BASELINES, baseline
+from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED, Evaluator, bouncing_ball_frames
+from torchrsm.layer import LayerConfig, RSMLayer
+from torchrsm.learning import LearningConfig, LocalLearning
+from torchrsm.model import ModelConfig, Prediction, VideoPredictor, load
+from torchrsm.predictor import Predictor, restart
+from torchrsm.presets import PRESETS, preset
+from torchrsm.stack import RSMStack
+from torchrsm.training import NonFiniteError, RunConfig, Trainer, TrainingConfig
+
+__all__ = [
+    "BASELINES",
+    "PRESETS",
+    "TEST_SEED",
+    "VALIDATION_SEED",
+    "Evaluator",
+    "LayerConfig",
+    "LearningConfig",
+    "LocalLearning",
+    "ModelConfig",
+    "NonFiniteError",
+    "Prediction",
+    "Predictor",
+    "RSMLayer",
+    "RSMStack",
+    "RunConfig",
+    "Trainer",
+    "TrainingConfig",
+    "VideoPredictor",
+    "baseline",
+    "bouncing_ball_frames",
+    "load",
+    "preset",
+    "restart",
+    "streams",
+]
+
 __version__ = "0.1.0"

@@ -26,10 +26,9 @@ class Cells(NamedTuple):
     Attributes:
         index: ``[b, h, w, k]`` int32, the cell; -1 for none.
         value: ``[b, h, w, k]`` float32, its value; 0 where there is none.
-
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     value: Tensor
 
 
@@ -84,7 +83,6 @@ def encode(x: Tensor, weight: Tensor, kernel_size: int, stride: int) -> Tensor:
 
     Returns:
         ``[b, h, w, g]``.
-
     """
     _, h, w, c = x.shape
     top, bottom = _padding(h, kernel_size, stride)
@@ -109,7 +107,6 @@ def neighbours(s: Tensor, kernel_size: int) -> Tensor:
 
     Returns:
         ``[b, h, w, kernel_size ** 2 * n]``, the neighbours in row-major order.
-
     """
     if kernel_size == 1:
         return s
@@ -157,7 +154,6 @@ def drive(feedforward: Tensor, recurrent: Tensor, feedback: Tensor | None, bias:
         feedforward: ``[b, h, w, g]``, shared by all the cells of a group.
         recurrent: ``[b, h, w, n]``, already multiplied by its weights; ``feedback`` likewise, on this layer's grid.
         bias: ``[n]``.
-
     """
     cells_per_group = recurrent.shape[-1] // feedforward.shape[-1]
     total = feedforward.repeat(1, 1, 1, cells_per_group) + recurrent + bias
@@ -170,7 +166,6 @@ def rank(a: Tensor, inhibition: Tensor | None) -> Tensor:
     Args:
         a: drive ``[b, h, w, n]``; the minimum is over the whole sample.
         inhibition: ``[b, h, w, n]`` in 0..1, or None for the plain drive.
-
     """
     if inhibition is None:
         return a
@@ -190,7 +185,6 @@ def boost_factor(duty: Tensor, strength: float, winners: int) -> Tensor:
 
     Args:
         duty: ``[n]`` running frequency of each cell.
-
     """
     return torch.exp(strength * (winners / duty.numel() - duty))
 
@@ -203,11 +197,11 @@ def select_winners(r: Tensor, groups: int, winners: int) -> Tensor:
 
     Returns:
         Cell index ``[b, h, w, winners]`` int32, best first. Carries no gradient.
-
     """
     best, cell = r.detach().unflatten(-1, (-1, groups)).max(-2)
     group = best.sort(dim=-1, descending=True, stable=True).indices[..., :winners]
-    return (cell.gather(-1, group) * groups + group).to(torch.int32)
+    index: Tensor = cell.gather(-1, group) * groups + group
+    return index.to(torch.int32)
 
 
 def update_inhibition(inhibition: Tensor, winners: Tensor, decay: float) -> Tensor:
@@ -224,7 +218,8 @@ def update_inhibition(inhibition: Tensor, winners: Tensor, decay: float) -> Tens
 
 def group_values(y: Tensor, groups: int) -> Tensor:
     """Reduce cells ``[b, h, w, n]`` to groups ``[b, h, w, g]``, the largest cell of each (line 9)."""
-    return y.unflatten(-1, (-1, groups)).amax(-2)
+    columns: Tensor = y.unflatten(-1, (-1, groups))
+    return columns.amax(-2)
 
 
 def decode_convolutional(z: Tensor, weight: Tensor, target: Grid, kernel_size: int, stride: int) -> Tensor:
@@ -236,7 +231,6 @@ def decode_convolutional(z: Tensor, weight: Tensor, target: Grid, kernel_size: i
 
     Returns:
         ``[b, h, w, c]`` on the grid ``target``.
-
     """
     kernel = weight.view(weight.shape[0], kernel_size, kernel_size, -1).permute(0, 3, 1, 2)
     full = F.conv_transpose2d(_channels_first(z), kernel, stride=stride)
@@ -248,7 +242,8 @@ def decode_convolutional(z: Tensor, weight: Tensor, target: Grid, kernel_size: i
 
 def decode_fully_connected(z: Tensor, weight: Tensor, target: Grid) -> Tensor:
     """Predict each input element from all groups of all locations; weight ``[locations * g, h * w * c]`` (line 9)."""
-    return (z.flatten(1) @ weight).unflatten(1, (*target, -1))
+    flat: Tensor = z.flatten(1) @ weight
+    return flat.view(z.shape[0], *target, -1)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -267,7 +262,6 @@ def prediction_loss(prediction: Tensor, target: Tensor, learn: Tensor, margin: i
 
     Returns:
         A scalar, the mean over learned samples and over the elements inside of the margin; 0 if none is learned.
-
     """
     error = (prediction - target).square()
     if margin:

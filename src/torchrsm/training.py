@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Annotated, Any, NamedTuple, Self
 
 import torch
+import tyro
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -92,7 +93,7 @@ class RunConfig(Config):
     model: ModelConfig
     learning: LearningConfig
     stream: BouncingBallsConfig = BouncingBallsConfig()
-    training: TrainingConfig
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")]  # --steps, not --training.steps
 
 
 class NonFiniteError(ArithmeticError):

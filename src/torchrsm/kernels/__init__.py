@@ -24,7 +24,6 @@ def choose_engine(name: EngineName, device: torch.device) -> Engine:
 
     Raises:
         ValueError: unknown name, or ``fused`` on a device that has no fused kernel.
-
     """
     if name not in ("auto", "fused", "reference"):
         raise ValueError(f"engine must be one of auto, fused, reference; got {name!r}")
@@ -41,7 +40,6 @@ def set_threads(count: int) -> None:
 
     Raises:
         ValueError: ``count`` below 1.
-
     """
     if count < 1:
         raise ValueError(f"threads must be >= 1; got {count}")

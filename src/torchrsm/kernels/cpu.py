@@ -28,7 +28,7 @@ Ints = NDArray[np.int32]
 # Contraction and reordering of sums only: NaN and infinity keep their meaning, the training checks rely on them.
 # Without Numba's runtime (_nrt) views cost nothing: it would count references to each, and threads that count
 # references to the same array spend more time on the counter than on the work. So compiled code allocates nothing.
-_jit = njit(cache=True, nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})
+_jit = njit(cache=True, nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})  # type: ignore[call-overload]
 
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
@@ -591,7 +591,6 @@ class FusedEngine:
 
     Args:
         threads: parts into which a batch is cut, one thread each.
-
     """
 
     def __init__(self, threads: int) -> None:

@@ -21,7 +21,6 @@ class Step(NamedTuple):
         input_pool: side of the windows in which the cells of the layer below are pooled first.
         activation: of the output.
         margin: rows and columns along each edge of the input that are seen but not predicted.
-
     """
 
     groups: int
@@ -59,7 +58,6 @@ class Weights(NamedTuple):
         decoder: ``[groups, decoder_kernel_size ** 2 * channels]``, or ``[locations * groups, height * width *
             channels]`` where it is fully connected.
         output_bias: ``[height, width, channels]`` or ``[1, 1, channels]``.
-
     """
 
     feedforward: Tensor
@@ -80,7 +78,6 @@ class Context(NamedTuple):
         refractory: ``[b, h, w, k]`` int32, cells that cannot win at this step, or None.
         inhibition: ``[b, h, w, n]`` in 0..1, or None.
         boost: ``[n]`` factors of the rank, or None.
-
     """
 
     input: Tensor | Cells

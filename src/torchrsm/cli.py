@@ -1,0 +1,254 @@
+"""The command line: parses, calls, prints. ``torchrsm COMMAND --help`` lists the flags of each command.
+
+The flags of ``train`` are the settings of `torchrsm.training.RunConfig`, nested ones by their path, such as
+``--model.layers.0.groups``. Bad input ends with exit code 2 and one line on the standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import tyro
+from pydantic import Field, ValidationError
+
+from torchrsm import __version__, kernels
+from torchrsm.baselines import BASELINES, baseline
+from torchrsm.config import Config, first_error
+from torchrsm.evaluation import Evaluator, bouncing_ball_frames, predict_sequences
+from torchrsm.media import save_image, strip
+from torchrsm.model import VideoPredictor, load
+from torchrsm.predictor import Predictor
+from torchrsm.presets import PRESETS, preset
+from torchrsm.progress import reporting
+from torchrsm.streams import load_frames
+from torchrsm.training import CHECKPOINT_FILE, RunConfig, Trainer, load_run_config
+
+_T = TypeVar("_T")
+
+USAGE = """\
+usage: torchrsm COMMAND ...
+
+  train PRESET --out DIR [--minutes M | --steps N] [--seed S] [--resume] [settings]
+                         train a model; DIR is then a model folder
+  evaluate MODEL [--frames FILE] [--json FILE] [--strip PNG]
+                         score next-frame predictions on the test sequences, or on the frames of a file
+  presets                list the presets
+  info MODEL             describe a model folder or a run
+
+MODEL is a folder that `train` wrote, or a baseline: {baselines}. `torchrsm COMMAND --help` lists every flag."""
+
+
+class TrainCommand(Config):
+    """Train a model on bouncing balls that are made on the way, and save it with its record.
+
+    Attributes:
+        out: folder of the run.
+        resume: go on with the run in the folder; give the same settings as before.
+        tensorboard: also write the record for TensorBoard (needs the extra of that name).
+    """
+
+    out: Path
+    resume: bool = False
+    tensorboard: bool = False
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+class EvaluateCommand(Config):
+    """Score the next-frame predictions of a model: squared error per frame, PSNR and SSIM.
+
+    Attributes:
+        model: folder of a model or a run, or the name of a baseline.
+        frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1; else the fixed test sequences.
+        split: which fixed sequences; `validation` is for choosing between models.
+        sequences: how many of them.
+        json_file: write the scores here.
+        strip: write a picture here: truth, prediction, and their overlay, of the first sequence.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    frames: Path | None = None
+    split: Annotated[str, Field(pattern="^(test|validation)$")] = "test"
+    sequences: Annotated[int, Field(ge=2)] = 200
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    strip: Path | None = None
+
+
+class InfoCommand(Config):
+    """Describe a model folder or a run: its layers, weights and training.
+
+    Attributes:
+        model: the folder.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 stopped, 2 bad input, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command, rest = (given[0], given[1:]) if given else ("", [])
+    try:
+        if command in ("", "-h", "--help"):
+            print(USAGE.format(baselines=", ".join(BASELINES)))
+            return 0 if command else 2
+        if command == "--version":
+            print(__version__)
+            return 0
+        if command not in _COMMANDS:
+            raise ValueError(f"command must be one of {', '.join(_COMMANDS)}; got {command!r}")
+        kernels.set_threads(kernels.threads())
+        _COMMANDS[command](rest)
+    except ValidationError as error:
+        return _fail(first_error(error), 2)
+    except (ValueError, OSError) as error:
+        return _fail(str(error), 2)
+    except ArithmeticError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"torchrsm: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _train(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        if arguments[:1] in (["-h"], ["--help"]):
+            _parse(TrainCommand, ["--help"], "train PRESET", default=_train_default(preset("balls"), []))
+        raise ValueError(f"train needs a preset first, one of {', '.join(PRESETS)}")
+    name, *rest = arguments
+    command = _parse(TrainCommand, rest, f"train {name}", default=_train_default(preset(name), rest))
+    trainer = Trainer(command.run, command.out, resume=command.resume)
+    if command.resume:
+        print(f"resuming {command.out} at step {trainer.step:,}")
+    with reporting(name) as report, _tensorboard(command.out if command.tensorboard else None) as write:
+        trainer.run(lambda record: (report(record), write(record))[0])
+    print(f"{command.out} is trained: {trainer.step:,} steps, {trainer.seconds / 60:.1f} minutes")
+
+
+def _train_default(run: RunConfig, arguments: list[str]) -> Any:
+    """Return what the flags start from: a budget given on the command line takes the place of the preset's."""
+    budgets = [a.split("=")[0].removeprefix("--") for a in arguments if re.match(r"--(steps|minutes)(=|$)", a)]
+    if len(set(budgets)) == 1:
+        other = {"minutes": None, "steps": 1} if budgets[0] == "steps" else {"steps": None, "minutes": 1.0}
+        run = run.model_copy(update={"training": run.training.model_copy(update=other)})
+    return TrainCommand.model_construct(out=tyro.MISSING, resume=False, tensorboard=False, run=run)
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: Path | None) -> Any:
+    if folder is None:
+        yield lambda record: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the extra: pip install 'torchrsm[tensorboard]'") from error
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+
+        def write(record: Any) -> None:
+            writer.add_scalar("frame_squared_error", record.frame_squared_error, record.step)
+            writer.add_scalar("frames_per_second", record.frames_per_second, record.step)
+            for number, loss in enumerate(record.losses, 1):
+                writer.add_scalar(f"loss/layer_{number}", loss, record.step)
+
+        yield write
+
+
+def _evaluate(arguments: list[str]) -> None:
+    command = _parse(EvaluateCommand, arguments, "evaluate")
+    for target in (command.json_file, command.strip):
+        if target is not None and not target.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {target}: there is no folder {target.parent}")
+    predictor = _predictor(command.model)
+    frames = (
+        bouncing_ball_frames(command.split, command.sequences)  # type: ignore[arg-type]
+        if command.frames is None
+        else load_frames(command.frames)
+    )
+    scores = Evaluator(frames).evaluate(predictor, model=command.model)
+    print(scores.table())
+    if command.json_file is not None:
+        command.json_file.write_text(scores.to_json() + "\n")
+        print(f"scores: {command.json_file}")
+    if command.strip is not None:
+        first = frames[:1, :30]
+        predicted = predict_sequences(predictor, first).frames
+        save_image(strip(first[0], predicted[0], title=f"{command.model}: next-frame prediction"), command.strip)
+        print(f"picture: {command.strip}")
+
+
+def _presets(arguments: list[str]) -> None:
+    if arguments:
+        raise ValueError(f"presets takes no arguments; got {arguments[0]!r}")
+    for name, make in PRESETS.items():
+        print(f"{name:12} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
+
+
+def _info(arguments: list[str]) -> None:
+    folder = Path(_parse(InfoCommand, arguments, "info").model)
+    model = load(folder)
+    config = model.config
+    size = "any size" if config.height is None else f"{config.height} x {config.width}"
+    print(f"{folder}: {config.channels} channel(s), {size}, {sum(p.numel() for p in model.parameters()):,} weights")
+    for number, (layer, settings) in enumerate(zip(model.stack.layers, config.layers, strict=True), 1):
+        s = settings
+        weights = sum(p.numel() for p in layer.parameters())
+        print(f"  layer {number}: {s.groups} groups x {s.cells_per_group} cells, {s.active_groups} win, ", end="")
+        print(f"{s.kernel_size}x{s.kernel_size} stride {s.stride}, {weights:,} weights")
+    if (folder / CHECKPOINT_FILE).exists():
+        run = load_run_config(folder)
+        budget = f"{run.training.steps:,} steps" if run.training.steps else f"{run.training.minutes:g} minutes"
+        print(f"  run: preset {run.name}, budget {budget}, batch {run.training.batch_size}, seed {run.training.seed}")
+
+
+def _predictor(name: str) -> Predictor[Any, Any]:
+    if name in BASELINES:
+        return baseline(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"model must be a folder or one of {', '.join(BASELINES)}; got {name!r}")
+    model: VideoPredictor = load(folder)
+    return model
+
+
+def _parse(kind: type[_T], arguments: list[str], name: str, default: Any = None) -> _T:
+    """Parse flags with the schema of ``kind``; tyro's boxed message becomes one line."""
+    output = io.StringIO()
+    known = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(output):
+            return cast(_T, tyro.cli(kind, args=arguments, prog=f"torchrsm {name}", **known))
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise ValueError(f"{name}: {_one_line(output.getvalue())}") from None
+
+
+def _one_line(box: str) -> str:
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
+    invalid = re.search(r"Error parsing (?:run\.)?(\S+): \d+ validation error.*? for \w+ (.*?) \[type=", text)
+    if invalid:
+        return f"{invalid[1]}: {invalid[2].replace('Value error, ', '')}"
+    text = re.split(r" Argument helptext| Perhaps you meant| Arguments? similar to|-* ?For full helptext", text)[0]
+    return re.sub(r"^(Parsing error|Value error|Unrecognized options|Required options) +", "", text).strip()
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "presets": _presets,
+    "info": _info,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Shows how a run is getting on: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from torchrsm.training import Record
+
+LINE_SECONDS = 10.0
+
+
+def describe(record: Record) -> str:
+    """Return the error and the speed of a record in one short line."""
+    return (
+        f"step {record.step:,}  error {record.frame_squared_error:.3f}/frame  {record.frames_per_second:,.0f} frames/s"
+    )
+
+
+@contextmanager
+def reporting(name: str) -> Iterator[Callable[[Record], None]]:
+    """Give the function to call with each record of a run.
+
+    Args:
+        name: of the run, shown in front.
+    """
+    if not sys.stdout.isatty():
+        yield _Lines(name)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[record]}"),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(name, total=1.0, record="")
+        yield lambda record: progress.update(task, completed=record.progress, record=describe(record))
+
+
+class _Lines:
+    """Prints a line every few seconds, and the last."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last = -LINE_SECONDS
+
+    def __call__(self, record: Record) -> None:
+        now = time.monotonic()
+        if now - self.last >= LINE_SECONDS or record.progress >= 1:
+            self.last = now
+            minutes = record.seconds / 60
+            print(f"{self.name} {record.progress:4.0%}  {minutes:5.1f} min  {describe(record)}", flush=True)
