@@ -158,9 +158,7 @@ def test_gradient_is_the_slope_of_the_oracles_loss(case, engine):
             changed = weights[level][name].copy()
             changed[index] += value
             arguments = (layers[level], {**weights[level], name: changed}, memories[level], above[level])
-            return oracle.loss(
-                layers[level], oracle.predict(*arguments, expected[level].winners).x_hat, read[level]
-            )
+            return oracle.loss(layers[level], oracle.predict(*arguments, expected[level].winners).x_hat, read[level])
 
         for name, parameter in module.named_parameters():
             gradient = parameter.grad.numpy()

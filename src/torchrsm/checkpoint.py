@@ -19,6 +19,18 @@ from torch import Tensor
 _HEADER = "torchrsm"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        OSError: it cannot be made; the message names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; the former content survives any failure.
 
@@ -34,7 +46,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -216,10 +216,17 @@ def update_inhibition(inhibition: Tensor, winners: Tensor, decay: float) -> Tens
 # Lines 9 and 10: decode, loss.
 
 
-def group_values(y: Tensor, groups: int) -> Tensor:
-    """Reduce cells ``[b, h, w, n]`` to groups ``[b, h, w, g]``, the largest cell of each (line 9)."""
-    columns: Tensor = y.unflatten(-1, (-1, groups))
-    return columns.amax(-2)
+def group_values(y: Tensor, cells_per_group: int) -> Tensor:
+    """Return the value of each winner's group, ``z[i] = max_j y[i, j]`` (line 9).
+
+    All cells of a group but its winner are 0, so the largest is the winner's value, or 0 where that is negative and the
+    group has other cells.
+
+    Args:
+        y: values of the winners, ``[b, h, w, k]``.
+        cells_per_group: cells of a group.
+    """
+    return y if cells_per_group == 1 else torch.relu(y)
 
 
 def decode_convolutional(z: Tensor, weight: Tensor, target: Grid, kernel_size: int, stride: int) -> Tensor:

@@ -39,6 +39,9 @@ class LayerConfig(Config):
         activation: of the prediction.
         output_bias: one for each ``element`` of the input, as published (fixes the frame's size), or each ``channel``.
         margin: rows and columns along each edge of the input that the layer sees but does not predict.
+        recurrent_deviation: standard deviation of the recurrent and feedback weights at the start.
+        decoder_deviation: standard deviation of the decoder's weights at the start. Too small a value makes few cells
+            win ever; the deviation of the feed-forward weights is one over the root of their number.
     """
 
     groups: int = Field(gt=0)
@@ -60,6 +63,8 @@ class LayerConfig(Config):
     activation: Activation = "identity"
     output_bias: str = Field(default="element", pattern="^(element|channel)$")
     margin: int = Field(default=0, ge=0)
+    recurrent_deviation: float = Field(default=0.03, gt=0)
+    decoder_deviation: float = Field(default=0.03, gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -154,19 +159,23 @@ class RSMLayer(nn.Module):
         self.engine: EngineName = engine
         channels_in = channels * (1 if config.input_decay is None else 2)
         fan_in = config.kernel_size**2 * channels_in
-        self.feedforward = _normal(fan_in, config.groups, deviation=fan_in**-0.5)
-        self.recurrent = _normal(config.recurrent_kernel_size**2 * config.cells, config.cells, deviation=0.05)
-        self.feedback = None if cells_above is None else _normal(cells_above, config.cells, deviation=0.05)
+        self.feedforward = _normal(fan_in, config.groups, fan_in**-0.5)
+        self.recurrent = _normal(
+            config.recurrent_kernel_size**2 * config.cells, config.cells, config.recurrent_deviation
+        )
+        self.feedback = None if cells_above is None else _normal(cells_above, config.cells, config.recurrent_deviation)
         self.bias = nn.Parameter(torch.zeros(config.cells))
         if config.decoder == "fully_connected":
             assert input_grid is not None
             grid = F.strided_grid(input_grid, config.stride)
             self.decoder = _normal(
-                grid.height * grid.width * config.groups, input_grid.height * input_grid.width * channels, 0.05
+                grid.height * grid.width * config.groups,
+                input_grid.height * input_grid.width * channels,
+                config.decoder_deviation,
             )
         else:
             size = config.decoder_kernel_size or config.kernel_size
-            self.decoder = _normal(config.groups, size**2 * channels, deviation=0.05)
+            self.decoder = _normal(config.groups, size**2 * channels, config.decoder_deviation)
         bias_grid = self.input_grid if config.output_bias == "element" and self.input_grid else Grid(1, 1)
         self.output_bias = nn.Parameter(torch.zeros(*bias_grid, channels))
         self.register_buffer("duty", torch.zeros(config.cells), persistent=config.boost > 0)
@@ -205,9 +214,7 @@ class RSMLayer(nn.Module):
         )
         index, a = self._engine.select(step, self._weights, context)
         y = torch.tanh(a)
-        # The largest cell of a group with more cells is never below the zeros beside the winner (line 9).
-        z = y if config.cells_per_group == 1 else torch.relu(y)
-        return LayerPrediction(Cells(index, y.detach()), z, step.input_grid)
+        return LayerPrediction(Cells(index, y.detach()), F.group_values(y, config.cells_per_group), step.input_grid)
 
     def decode(self, prediction: LayerPrediction) -> Tensor:
         """Return the predicted input ``[b, h, w, c]`` (line 9)."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from torchrsm.checkpoint import load_tensors, save_tensors, write_atomically
+from torchrsm.checkpoint import load_tensors, make_folder, save_tensors, write_atomically
 from torchrsm.config import Config, first_error
 from torchrsm.functional import Grid
 from torchrsm.kernels import EngineName
@@ -132,7 +132,7 @@ class VideoPredictor(nn.Module):
             OSError: the folder cannot be made or written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomically(folder / CONFIG_FILE, (self.config.model_dump_json(indent=2) + "\n").encode())
         self.save_weights(folder)
 

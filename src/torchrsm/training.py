@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from torchrsm import kernels
-from torchrsm.checkpoint import flatten, load_tensors, save_tensors, unflatten, write_atomically
+from torchrsm.checkpoint import flatten, load_tensors, make_folder, save_tensors, unflatten, write_atomically
 from torchrsm.config import Config, first_error
 from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED
 from torchrsm.learning import LearningConfig, LocalLearning
@@ -167,7 +167,7 @@ class Trainer:
         if resume and (self.folder / CHECKPOINT_FILE).exists():
             self._restore()
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self.model.save(self.folder)
             write_atomically(saved, (config.model_dump_json(indent=2) + "\n").encode())
 

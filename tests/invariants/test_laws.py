@@ -1,0 +1,317 @@
+"""What holds for every model, whatever its settings: local credit, sparsity, causality, constant memory."""
+
+import pytest
+import torch
+
+from torchrsm.functional import Cells, Grid, to_dense
+from torchrsm.layer import LayerConfig
+from torchrsm.model import ModelConfig, VideoPredictor
+from torchrsm.predictor import restart
+
+SHAPE = (3, 1, 10, 8)  # of a batch of frames
+STEPS = 5
+
+
+def layer(**settings):
+    return LayerConfig(**{"groups": 8, "cells_per_group": 2, "active_groups": 3, "kernel_size": 3, **settings})
+
+
+# The published mechanisms, and all the others.
+MODELS = {
+    "published": (
+        layer(pool=2, activation="sigmoid"),
+        layer(groups=10, active_groups=4),
+    ),
+    "variants": (
+        layer(recurrent_decay=0.8, input_decay=0.7, inhibition_decay=0.5, recurrent_kernel_size=3, stride=1),
+        layer(cells_per_group=1, inhibition_decay=None, boost=1.0, normalisation="location", pool=2),
+        layer(inhibition_decay=None, normalisation="none", decoder="fully_connected"),
+    ),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request, engine):
+    return build(MODELS[request.param], engine)
+
+
+def build(layers, engine="auto", **settings):
+    torch.manual_seed(0)
+    config = ModelConfig(**{"layers": layers, "height": SHAPE[2], "width": SHAPE[3], "pad": 1, **settings})
+    model = VideoPredictor(config, engine).eval()
+    with torch.no_grad():
+        for module in model.stack.layers:
+            module.recurrent.mul_(5)  # so that the past is heard
+            module.bias.normal_(0, 0.1)  # and no two cells are equal before anything was seen
+            module.decoder.mul_(3)
+    return model
+
+
+def video(steps=STEPS, shape=SHAPE, seed=0):
+    return torch.rand(steps, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def watch(model, frames, state=None):
+    """Predict and observe each frame; return all predictions and the state after the last."""
+    state = model.initial_state(tuple(frames.shape[1:])) if state is None else state
+    predictions = []
+    for frame in frames:
+        predictions.append(model.predict(state))
+        state = model.observe(frame, predictions[-1], state)
+    return predictions, state
+
+
+def tensors(value):
+    """All tensors of a nested tuple, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for part in value or () for tensor in tensors(part)]
+
+
+def equal(a, b):
+    """Whether nested tuples are equal bit by bit."""
+    return len(tensors(a)) == len(tensors(b)) and all(map(torch.equal, tensors(a), tensors(b)))
+
+
+def elements(value, n):
+    """The elements ``n`` of a batch, in a nested tuple."""
+    return [tensor[n] for tensor in tensors(value)]
+
+
+def visible(prediction):
+    """The parts of a prediction that have the batch first."""
+    return prediction.raw, [(p.cells, p.z) for p in prediction.layers]
+
+
+# --- Local credit -------------------------------------------------------------------------------------------------------
+
+
+def test_no_gradient_crosses_layers(model):
+    prediction = watch(model, video())[0][-1]
+    for level, loss in enumerate(model.losses(prediction, video()[-1])):
+        model.zero_grad()
+        loss.backward()
+        for other, module in enumerate(model.stack.layers):
+            gradients = [parameter.grad for parameter in module.parameters()]
+            if other == level:
+                assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+            else:
+                assert all(gradient is None or not gradient.any() for gradient in gradients)
+
+
+def test_no_gradient_crosses_steps(model):
+    """A state is a value, so the graph of a loss ends at the step that it judges."""
+    predictions, state = watch(model, video())
+    assert not any(tensor.requires_grad for tensor in tensors(state))
+    for prediction in predictions:
+        assert not any(tensor.requires_grad for p in prediction.layers for tensor in p.cells)
+        assert not prediction.frame.requires_grad
+    early, late = (model.losses(prediction, video()[0]) for prediction in predictions[-2:])
+    for loss in early:
+        loss.backward()
+    for loss in late:  # would fail if it shared a graph, which is freed by now
+        loss.backward()
+
+
+def test_a_frame_with_a_graph_leaves_none_behind(model):
+    frames = video().requires_grad_()
+    predictions, state = watch(model, frames)
+    assert not any(tensor.requires_grad for tensor in tensors(state))
+    for loss in model.losses(predictions[-1], frames[-1]):
+        loss.backward()
+    assert frames.grad is None
+
+
+# --- Sparsity -----------------------------------------------------------------------------------------------------------
+
+
+def test_exactly_k_distinct_groups_win_at_every_location(model):
+    for prediction in watch(model, video())[0]:
+        for settings, p in zip(model.config.layers, prediction.layers, strict=True):
+            index = p.cells.index
+            assert index.shape[-1] == settings.active_groups
+            assert index.min() >= 0
+            assert index.max() < settings.cells
+            group = (index % settings.groups).sort(-1).values
+            assert (group.diff(dim=-1) > 0).all()
+            active = to_dense(p.cells, settings.cells) != 0
+            assert (active.sum(-1) == settings.active_groups).all()
+
+
+def wins_twice(inhibition_decay, engine):
+    """Share of winners that win again at the next step, while the input stands still."""
+    model = build((layer(inhibition_decay=inhibition_decay, dropout=0.0),), engine)
+    predictions, _ = watch(model, video(1).expand(STEPS, -1, -1, -1, -1))
+    won = [to_dense(p.layers[0].cells, 16) != 0 for p in predictions]
+    return sum((a & b).sum() for a, b in zip(won[1:], won[2:], strict=False)) / sum(map(torch.sum, won[1:-1]))
+
+
+def test_a_cell_rests_for_a_step_after_it_won(engine):
+    assert wins_twice(0.0, engine) == 0
+    assert wins_twice(0.9, engine) == 0
+    assert wins_twice(None, engine) > 0.5
+
+
+def test_cells_win_again_where_none_else_remains(engine):
+    model = build((layer(groups=3, cells_per_group=1),), engine)
+    for prediction in watch(model, video())[0]:
+        assert (prediction.layers[0].cells.index.sort(-1).values == torch.arange(3)).all()
+
+
+# --- Causality, batches, beginnings -------------------------------------------------------------------------------------
+
+
+def test_a_prediction_knows_nothing_of_its_frame_or_of_later_ones(model):
+    frames = video()
+    changed = frames.clone()
+    changed[3] = 1 - changed[3]
+    before, after = watch(model, frames)[0], watch(model, changed)[0]
+    for t in range(4):
+        assert equal(visible(before[t]), visible(after[t]))
+    assert not torch.equal(before[4].raw, after[4].raw)
+    for same in (watch(model, frames[:3])[1], watch(model, changed[:3])[1]):
+        assert equal(same, watch(model, frames[:3])[1])
+
+
+def test_losses_leave_no_trace_in_what_follows(model):
+    frames = video()
+    state = model.initial_state(SHAPE)
+    for frame, expected in zip(frames, watch(model, frames)[0], strict=True):
+        prediction = model.predict(state)
+        for loss in model.losses(prediction, 1 - frame):
+            loss.backward()
+        assert equal(visible(prediction), visible(expected))
+        state = model.observe(frame, prediction, state)
+
+
+def test_a_permuted_batch_is_a_permuted_result(model):
+    order = torch.tensor([2, 0, 1])
+    predictions, state = watch(model, video())
+    permuted, permuted_state = watch(model, video()[:, order])
+    for a, b in zip(predictions, permuted, strict=True):
+        assert equal(elements(visible(a), order), visible(b))
+    assert equal(elements(state, order), permuted_state)
+
+
+def test_an_element_of_a_batch_is_alone(model):
+    """No element hears another: changing one changes the others in no bit."""
+    changed = video()
+    changed[:, 1] = 1 - changed[:, 1]
+    others = [0, 2]
+    for a, b in zip(watch(model, video())[0], watch(model, changed)[0], strict=True):
+        assert equal(elements(visible(a), others), elements(visible(b), others))
+
+
+def test_a_start_flag_is_a_fresh_state(model):
+    _, state = watch(model, video())
+    fresh = model.initial_state(SHAPE)
+    state = restart(state, fresh, torch.tensor([False, True, False]))
+    fresh_predictions, fresh_end = watch(model, video(seed=1))
+    old_predictions, old_end = watch(model, video(seed=1), watch(model, video())[1])
+    predictions, end = watch(model, video(seed=1), state)
+    for got, new, old in zip(predictions, fresh_predictions, old_predictions, strict=True):
+        assert equal(elements(visible(got), 1), elements(visible(new), 1))
+        assert equal(elements(visible(got), [0, 2]), elements(visible(old), [0, 2]))
+    assert equal(elements(end, 1), elements(fresh_end, 1))
+    assert equal(elements(end, [0, 2]), elements(old_end, [0, 2]))
+    assert not torch.equal(fresh_predictions[0].raw, old_predictions[0].raw)  # the state matters
+
+
+def test_a_start_is_not_learned(model):
+    """The loss of a batch with a start is that of the other elements."""
+    prediction = watch(model, video())[0][-1]
+    frame = video()[-1]
+    losses = model.losses(prediction, frame, torch.tensor([True, False, True]))
+    frame[1] = 1 - frame[1]
+    same = model.losses(prediction, frame, torch.tensor([True, False, True]))
+    assert equal(losses[0], same[0])
+    none = model.losses(prediction, frame, torch.zeros(3, dtype=torch.bool))
+    for loss in none:
+        loss.backward()
+        assert loss == 0
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+# --- Dropout ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_dropout_outside_of_training(model):
+    first, again = watch(model, video()), watch(model, video())
+    assert equal([visible(p) for p in first[0]], [visible(p) for p in again[0]])
+    assert equal(first[1], again[1])
+
+
+def test_dropout_in_training(model):
+    state = watch(model, video())[1]
+    quiet = model.predict(state)
+    model.train()
+    noisy = [model.predict(state) for _ in range(2)]
+    assert not torch.equal(quiet.raw, noisy[0].raw)
+    assert not torch.equal(noisy[0].raw, noisy[1].raw)
+    for module in model.stack.layers:
+        module.config = module.config.model_copy(update={"dropout": 0.0})
+    assert equal(visible(model.predict(state)), visible(quiet))
+
+
+# --- Size, place, memory ------------------------------------------------------------------------------------------------
+
+CONVOLUTIONAL = (
+    layer(output_bias="channel", normalisation="location", recurrent_kernel_size=3, pool=2, activation="sigmoid"),
+    layer(output_bias="channel", normalisation="location", kernel_size=3, stride=1),
+)
+
+
+@pytest.mark.parametrize("size", [(10, 8), (7, 13), (1, 1), (3, 20)])
+def test_one_bias_for_each_channel_fits_any_size(size, engine):
+    model = build(CONVOLUTIONAL, engine, height=None, width=None)
+    frames = video(3, (2, 1, *size))
+    prediction = watch(model, frames)[0][-1]
+    assert prediction.frame.shape == (2, 1, *size)
+    for loss in model.losses(prediction, frames[0]):
+        loss.backward()
+        assert loss.isfinite()
+
+
+@pytest.mark.parametrize("shift", [(2, 0), (0, 2), (4, 2)])
+def test_a_shifted_input_is_a_shifted_prediction(shift, engine):
+    """By whole strides, far from the edges, in a surround that is the same everywhere."""
+    model = build(CONVOLUTIONAL[:1], engine, height=None, width=None, pad=0)
+    frames = torch.full((4, 1, 1, 40, 40), 0.25)
+    frames[..., 16:22, 16:22] = video(4, (1, 1, 6, 6))
+    moved = frames.roll(shift, (-2, -1))
+    inside = slice(12, 28)
+    for plain, shifted in zip(watch(model, frames)[0], watch(model, moved)[0], strict=True):
+        rows, columns = (slice(inside.start + s, inside.stop + s) for s in shift)
+        assert torch.equal(
+            shifted.layers[0].input_grid and shifted.raw[..., rows, columns], plain.raw[..., inside, inside]
+        )
+    assert plain.raw[..., inside, inside].std() > 0.01
+
+
+def test_the_memory_of_a_state_is_constant(model):
+    def size(state):
+        return [(tensor.dtype, tensor.shape, tensor.untyped_storage().nbytes()) for tensor in tensors(state)]
+
+    _, early = watch(model, video(2))
+    _, late = watch(model, video(30), early)
+    assert size(late) == size(early)
+    assert [tensor.shape for tensor in tensors(late)] == [t.shape for t in tensors(model.initial_state(SHAPE))]
+
+
+def test_published_cells_are_remembered_as_winners_alone():
+    state = build(MODELS["published"]).initial_state(SHAPE)
+    for settings, part in zip(MODELS["published"], state, strict=True):
+        assert part.trace is None
+        assert part.inhibition is None
+        assert isinstance(part.cells, Cells)
+        assert part.cells.index.shape[-1] == settings.active_groups
+
+
+def test_free_running_is_observing_ones_own_prediction(model):
+    """The prediction of the next frame depends on what was fed back, and stays a picture."""
+    _, state = watch(model, video())
+    for _ in range(20):
+        prediction = model.predict(state)
+        state = model.observe(prediction.frame, prediction, state)
+        assert prediction.frame.isfinite().all()
+    assert prediction.layers[0].input_grid == Grid(SHAPE[2] + 2, SHAPE[3] + 2)
