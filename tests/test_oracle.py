@@ -50,7 +50,7 @@ CASES = {
 
 
 def build(layers, grid, channels, engine, seed):
-    """A stack with random weights, and the same weights in float64; the weights come from NumPy, the same everywhere."""
+    """A stack with random weights, the same weights in float64, and frames; from NumPy, so the same everywhere."""
     random = np.random.default_rng(seed)
     stack = RSMStack(layers, channels, frame_grid=Grid(*grid), engine=engine).eval()
     deviations = {"recurrent": 0.5, "feedback": 0.1, "decoder": 0.3, "bias": 0.1, "output_bias": 0.2}

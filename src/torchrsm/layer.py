@@ -29,6 +29,8 @@ class LayerConfig(Config):
         recurrent_decay: eps, how much of the recurrent memory is left after a step; 0 for the last cells alone.
         input_decay: adds a fading trace ``max(input_decay * trace, input)`` to the input as further channels; None for
             no trace. Only for a layer that reads frames.
+        input_threshold: frame and trace values below it are read as 0, which costs the fused engine nothing; predictions
+            are still compared with the whole frame.
         normalisation: of the recurrent memory, over the whole ``sample`` (as published), each ``location`` or ``none``.
         inhibition_decay: gamma, how much of its inhibition a cell keeps after a step; 0 keeps the last winners from
             winning for one step, None is no inhibition.
@@ -54,6 +56,7 @@ class LayerConfig(Config):
     recurrent_kernel_size: int = Field(default=1, gt=0)
     recurrent_decay: float = Field(default=0.0, ge=0, lt=1)
     input_decay: float | None = Field(default=None, gt=0, lt=1)
+    input_threshold: float = Field(default=0.0, ge=0, lt=1)
     normalisation: Normalisation = "sample"
     inhibition_decay: float | None = Field(default=0.0, ge=0, lt=1)
     boost: float = Field(default=0.0, ge=0)
@@ -236,8 +239,12 @@ class RSMLayer(nn.Module):
         """Return the state after an input (lines 1 and 8); nothing in it carries a graph."""
         config = self.config
         y = prediction.cells
-        if config.input_decay is not None and isinstance(input, Tensor) and isinstance(state.input, Tensor):
-            input = torch.cat((input, F.update_trace(state.input[..., self.channels :], input, config.input_decay)), 3)
+        if isinstance(input, Tensor) and isinstance(state.input, Tensor):
+            if config.input_decay is not None:
+                trace = F.update_trace(state.input[..., self.channels :], input, config.input_decay)
+                input = torch.cat((input, trace), 3)
+            if config.input_threshold > 0:
+                input = nn.functional.threshold(input, config.input_threshold, 0.0)
         trace, inhibition = state.trace, state.inhibition
         if trace is not None:
             trace = F.update_trace(trace, F.to_dense(y, config.cells), config.recurrent_decay)

@@ -35,12 +35,13 @@ def paper_1l() -> RunConfig:
 def paper_fast() -> RunConfig:
     """Return `paper` with a faster learning rate, a schedule and the recurrent memory normalised at each location."""
     run = paper()
-    layers = tuple(layer.model_copy(update={"normalisation": "location"}) for layer in run.model.layers)
+    below, above = (layer.model_copy(update={"normalisation": "location"}) for layer in run.model.layers)
+    below = below.model_copy(update={"decoder_deviation": 0.3})
     return RunConfig(
         name="paper_fast",
-        model=run.model.model_copy(update={"layers": layers}),
-        learning=LearningConfig(learning_rates=(3e-3, 3e-3), schedule="cosine"),
-        training=TrainingConfig(minutes=40, batch_size=256),
+        model=run.model.model_copy(update={"layers": (below, above)}),
+        learning=LearningConfig(learning_rates=(6e-3, 3e-3), schedule="cosine", epsilon=1e-12),
+        training=TrainingConfig(minutes=60, batch_size=256),
     )
 
 
@@ -58,6 +59,8 @@ def balls() -> RunConfig:
         activation="sigmoid",
         output_bias="channel",
         margin=2,
+        input_threshold=1 / 256,
+        decoder_deviation=0.3,
     )
     return RunConfig(
         name="balls",

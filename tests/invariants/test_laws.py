@@ -83,7 +83,7 @@ def visible(prediction):
     return prediction.raw, [(p.cells, p.z) for p in prediction.layers]
 
 
-# --- Local credit -------------------------------------------------------------------------------------------------------
+# --- Local credit -----------------------------------------------------------------------------------------------------
 
 
 def test_no_gradient_crosses_layers(model):
@@ -122,7 +122,7 @@ def test_a_frame_with_a_graph_leaves_none_behind(model):
     assert frames.grad is None
 
 
-# --- Sparsity -----------------------------------------------------------------------------------------------------------
+# --- Sparsity ---------------------------------------------------------------------------------------------------------
 
 
 def test_exactly_k_distinct_groups_win_at_every_location(model):
@@ -158,7 +158,7 @@ def test_cells_win_again_where_none_else_remains(engine):
         assert (prediction.layers[0].cells.index.sort(-1).values == torch.arange(3)).all()
 
 
-# --- Causality, batches, beginnings -------------------------------------------------------------------------------------
+# --- Causality, batches, beginnings -----------------------------------------------------------------------------------
 
 
 def test_a_prediction_knows_nothing_of_its_frame_or_of_later_ones(model):
@@ -232,7 +232,7 @@ def test_a_start_is_not_learned(model):
     assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-# --- Dropout ------------------------------------------------------------------------------------------------------------
+# --- Dropout ----------------------------------------------------------------------------------------------------------
 
 
 def test_no_dropout_outside_of_training(model):
@@ -253,7 +253,7 @@ def test_dropout_in_training(model):
     assert equal(visible(model.predict(state)), visible(quiet))
 
 
-# --- Size, place, memory ------------------------------------------------------------------------------------------------
+# --- Size, place, memory ----------------------------------------------------------------------------------------------
 
 CONVOLUTIONAL = (
     layer(output_bias="channel", normalisation="location", recurrent_kernel_size=3, pool=2, activation="sigmoid"),

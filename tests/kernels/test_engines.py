@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrsm import kernels
-from torchrsm.functional import Cells, Grid
+from torchrsm.functional import Cells, Grid, empty_cells, group_values, max_pool, to_dense
 from torchrsm.kernels import Context, Step, Weights, choose_engine
 from torchrsm.kernels.cpu import FusedEngine
 from torchrsm.layer import LayerConfig, RSMLayer
@@ -143,7 +143,7 @@ class Problem:
         """Winners, drive, decoded map, loss and the gradient of each weight, by name."""
         weights = Weights(*(None if w is None else w.clone().requires_grad_() for w in self.weights))
         index, a = engine.select(self.step, weights, self.context)
-        z = torch.tanh(a) if self.step.cells_per_group == 1 else torch.relu(torch.tanh(a))
+        z = group_values(torch.tanh(a), self.step.cells_per_group)
         decoded = engine.decode(self.step, weights, index, z)
         loss = engine.loss(self.step, weights, index, z, self.target, self.learn)
         loss.backward()
@@ -168,7 +168,7 @@ def assert_close_gradients(actual, expected, tolerance):
         assert (actual[name] - gradient).abs().max() <= tolerance * scale, name
 
 
-# --- One result ---------------------------------------------------------------------------------------------------------
+# --- One result -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -241,6 +241,23 @@ def test_equals_the_reference_for_any_configuration(case, seed):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_cells_are_pooled_as_their_dense_map(pool, fused):
+    """A layer that copies each channel of its input to one cell shows what the kernel pooled, signs included."""
+    count = 4
+    problem = Problem(4, False, channels=count, groups=count, cells_per_group=1, active_groups=count)
+    step = problem.step._replace(
+        kernel_size=1, stride=1, input_pool=pool, input_grid=Grid(-(-5 // pool), -(-7 // pool))
+    )
+    weights = problem.weights._replace(feedforward=torch.eye(count), bias=torch.zeros(count))
+    below = problem.cells((3, 5, 7), count, 3)
+    context = Context(below, memory=empty_cells(3, step.grid, 1))
+    pooled = to_dense(Cells(*fused.select(step, weights, context)), count)
+    expected = max_pool(to_dense(below, count), pool)
+    assert (expected < 0).any()
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("case", ["plain", "one cell a group", "refractory", "inhibition", "boost", "feedback"])
 def test_ties_go_to_the_lowest_index(case, fused, reference):
     """Equal weights make all cells equal: the first groups win, with the first of their cells that may."""
@@ -268,7 +285,7 @@ def test_ties_among_refractory_cells_go_to_the_lowest_index(fused, reference):
         assert (index == torch.tensor([0, 5, 1])).all()  # group 1 comes last, with its first cell
 
 
-# --- Threads ------------------------------------------------------------------------------------------------------------
+# --- Threads ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["plain", "input of pooled cells", "inhibition", "connected", "batch of 1"])
@@ -305,7 +322,7 @@ def test_set_threads_refuses(count):
         kernels.set_threads(count)
 
 
-# --- Choice -------------------------------------------------------------------------------------------------------------
+# --- Choice -----------------------------------------------------------------------------------------------------------
 
 
 def test_choose_engine():
@@ -324,7 +341,7 @@ def test_choose_engine_refuses():
         choose_engine("fused", torch.device("cuda"))
 
 
-# --- Memory -------------------------------------------------------------------------------------------------------------
+# --- Memory -----------------------------------------------------------------------------------------------------------
 
 
 def peaks_of_a_training_step(engine):

@@ -145,11 +145,12 @@ def fresh(settings: Any, grid: Grid, channels: int) -> Memory:
 
 def normalise(s: Floats, over: str) -> Floats:
     """Line 2."""
+    total: Floats = np.ones(1)
     if over == "sample":
-        return s / (s.sum() + 1e-11)
+        total = s.sum(keepdims=True) + 1e-11
     if over == "location":
-        return s / (np.abs(s).sum(2, keepdims=True) + 1e-11)
-    return s
+        total = np.abs(s).sum(2, keepdims=True) + 1e-11
+    return s / total
 
 
 def drive(settings: Any, weights: Mapping[str, Floats], memory: Memory, above: Floats | None) -> Floats:

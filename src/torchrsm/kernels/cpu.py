@@ -8,6 +8,7 @@ which lets the compiler use vector instructions for all inner loops.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -774,6 +775,7 @@ def _add_parts(sums: list[list[Any]]) -> list[Tensor]:
     return first
 
 
+@functools.cache
 def _sizes(step: Step, source_grid: Grid | None = None, channels_in: int | None = None) -> _Sizes:
     decoder_size = step.decoder_kernel_size
     return _Sizes(
@@ -877,6 +879,7 @@ def _reads(step: Step, context: Context, has_feedback: bool) -> tuple[Any, ...]:
     )
 
 
+@functools.cache
 def _interpolation(size: int, target: int) -> tuple[Any, Any]:
     """Return the two sources of each target position and the weight of the second, bilinear between centres."""
     if size == 0:

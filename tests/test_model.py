@@ -1,0 +1,226 @@
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from torchrsm.layer import LayerConfig
+from torchrsm.model import ModelConfig, VideoPredictor, load, load_weights
+
+FREE = LayerConfig(groups=6, active_groups=2, kernel_size=3, output_bias="channel")
+FIXED = LayerConfig(groups=6, active_groups=2, kernel_size=3)
+
+
+def build(layers=(FREE,), **settings):
+    torch.manual_seed(0)
+    return VideoPredictor(ModelConfig(layers=layers, **settings)).eval()
+
+
+def watch(model, shape, steps=3):
+    frames = torch.rand(steps, *shape, generator=torch.Generator().manual_seed(0))
+    state = model.initial_state(shape)
+    for frame in frames:
+        prediction = model.predict(state)
+        state = model.observe(frame, prediction, state)
+    return prediction, state
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"height": 8}, "height and width go together; got 8 and None"),
+        ({"width": 8}, "height and width go together; got None and 8"),
+        ({"layers": (FREE, FIXED)}, "height and width must be given: a layer has output_bias 'element'"),
+        (
+            {"layers": (FREE.model_copy(update={"margin": 2}),), "pad": 1},
+            r"margin of the first .* 0\.\.pad = 0\.\.1; got 2",
+        ),
+        ({"layers": ()}, "layers\n.*at least 1"),
+        ({"channels": 0}, "channels\n.*greater than 0"),
+        ({"pad": -1}, "pad\n.*greater than or equal to 0"),
+        ({"pad_value": 1.5}, "pad_value\n.*less than or equal to 1"),
+        (
+            {"layers": ({"groups": 4, "active_groups": 5},)},
+            r"layers\.0\n.*active_groups must be in 1\.\.groups = 1\.\.4; got 5",
+        ),
+        ({"depth": 2}, "depth\n.*not permitted"),
+    ],
+)
+def test_refuses_bad_settings(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        ModelConfig(**{"layers": (FREE,), **settings})
+
+
+def test_settings_survive_json():
+    config = ModelConfig(layers=(FIXED, FREE), height=8, width=9, pad=2)
+    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+
+
+# --- Frames in, frames out --------------------------------------------------------------------------------------------
+
+
+def test_refuses_frames_of_another_shape():
+    model = build((FIXED,), channels=2, height=8, width=9)
+    with pytest.raises(ValueError, match="this model reads frames of 2 channels; got 1"):
+        model.initial_state((1, 1, 8, 9))
+    with pytest.raises(ValueError, match="this model reads frames of 8 x 9; got 9 x 8"):
+        model.initial_state((1, 2, 9, 8))
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+def test_a_prediction_is_the_decoded_first_layer_without_its_border(pad):
+    model = build((FIXED, FREE), channels=3, height=8, width=5, pad=pad)
+    prediction, _ = watch(model, (2, 3, 8, 5))
+    decoded = model.stack.layers[0].decode(prediction.layers[0])
+    assert decoded.shape == (2, 8 + 2 * pad, 5 + 2 * pad, 3)
+    for channel in range(3):
+        inside = decoded[:, pad : pad + 8, pad : pad + 5, channel]
+        assert torch.equal(prediction.raw[:, channel], inside)
+    assert prediction.frame is prediction.raw
+    assert not prediction.raw.requires_grad
+
+
+def test_the_border_is_a_wall_that_the_layer_sees():
+    model = build(pad=2, pad_value=0.75)
+    state = watch(model, (1, 1, 6, 6))[1]
+    seen = state[0].input
+    assert seen.shape == (1, 10, 10, 1)
+    wall = torch.ones(10, 10, dtype=torch.bool)
+    wall[2:-2, 2:-2] = False
+    assert (seen[0, :, :, 0][wall] == 0.75).all()
+    assert (seen[0, 2:-2, 2:-2] < 0.7).any()
+
+
+def test_losses_are_those_of_the_stack_on_the_framed_picture():
+    model = build((FREE, FREE), pad=1)
+    prediction, _ = watch(model, (2, 1, 6, 6))
+    frame = torch.full((2, 1, 6, 6), 0.25)
+    padded = torch.full((2, 8, 8, 1), 0.5)
+    padded[:, 1:-1, 1:-1] = 0.25
+    everything = torch.tensor([True, True])
+    for loss, expected in zip(
+        model.losses(prediction, frame), model.stack.losses(prediction.layers, padded, everything), strict=True
+    ):
+        assert loss == expected
+    assert model.losses(prediction, frame, ~everything) == (0, 0)
+
+
+def test_a_margin_leaves_the_wall_out_of_the_loss():
+    plain, inner = build(pad=1), build((FREE.model_copy(update={"margin": 1}),), pad=1)
+    frame = torch.rand(2, 1, 6, 6)
+    prediction, _ = watch(inner, (2, 1, 6, 6))
+    expected = (prediction.raw - frame).square().mean()
+    assert inner.losses(prediction, frame)[0].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert plain.losses(prediction, frame)[0].item() != pytest.approx(expected.item(), rel=1e-3)
+
+
+# --- The folder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    build((FIXED, FREE), height=8, width=8).save(tmp_path / "deep" / "model")
+    return tmp_path / "deep" / "model"
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+def test_a_loaded_model_predicts_the_same(tmp_path, boosted):
+    layers = (FREE.model_copy(update={"boost": 2.0, "inhibition_decay": None}) if boosted else FREE, FREE)
+    model = build(layers, pad=1)
+    for module in model.stack.layers:
+        module.duty.uniform_()
+    model.save(tmp_path)
+    again = load(tmp_path, "reference")
+    assert again.config == model.config
+    assert not again.training
+    assert {layer.engine for layer in again.stack.layers} == {"reference"}
+    again = load(str(tmp_path))
+    assert torch.equal(watch(model, (2, 1, 7, 6))[0].frame, watch(again, (2, 1, 7, 6))[0].frame)
+
+
+def test_a_model_folder_holds_settings_and_weights_alone(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+    assert json.loads((folder / "config.json").read_text())["height"] == 8
+
+
+def test_saving_again_replaces_the_model(folder):
+    other = build((FREE,))
+    other.save(folder)
+    assert load(folder).config == other.config
+
+
+def test_refuses_what_is_no_model_folder(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match="no model folder .*nowhere"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"is no model folder: it has no config\.json"):
+        load(tmp_path)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"config\.json: .*JSON"),
+        (
+            '{"layers": [{"groups": 4, "active_groups": 5}]}',
+            r"config\.json: layers\.0: active_groups must be in .*; got 5",
+        ),
+        ('{"layers": [{"groups": 4, "active_groups": 2}], "depth": 1}', r"config\.json: depth: unknown setting"),
+        ("{}", r"config\.json: layers: field required"),
+    ],
+)
+def test_refuses_bad_settings_in_a_folder(folder, text, message):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+def test_refuses_truncated_and_foreign_weights(folder):
+    path = folder / "weights.safetensors"
+    content = path.read_bytes()
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not mapped to the file
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"weights\.safetensors is truncated or no safetensors file"):
+        load(folder)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="is a safetensors file that torchrsm did not write"):
+        load(folder)
+    save_file(tensors, path, {"torchrsm": '{"format": "other"}'})
+    with pytest.raises(ValueError, match="must have the format torchrsm-model-1; got other"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("stack.layers.0.bias"), r"here: weight stack\.layers\.0\.bias is missing"),
+        (lambda w: w.update(extra=torch.zeros(1)), "here: weight extra is unknown"),
+        (
+            lambda w: w.update({"stack.layers.0.bias": torch.zeros(7)}),
+            r"bias must be \(6,\) torch\.float32; got \(7,\) torch\.float32",
+        ),
+        (
+            lambda w: w.update({"stack.layers.0.bias": torch.zeros(6, dtype=torch.float64)}),
+            r"bias must be \(6,\) torch\.float32; got \(6,\) torch\.float64",
+        ),
+        (lambda w: w["stack.layers.0.bias"].fill_(float("nan")), r"weight stack\.layers\.0\.bias is not finite"),
+        (
+            lambda w: w["stack.layers.0.decoder"][0].fill_(float("inf")),
+            r"weight stack\.layers\.0\.decoder is not finite",
+        ),
+    ],
+)
+def test_load_weights_refuses(change, message):
+    model = build()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    change(weights)
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, weights, "here")
+    expected = build().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())  # nothing was taken
