@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
 import tyro
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from torchrsm import __version__, kernels
 from torchrsm.baselines import BASELINES, baseline
+from torchrsm.checkpoint import write_atomically
 from torchrsm.config import Config, first_error
-from torchrsm.evaluation import Evaluator, bouncing_ball_frames, predict_sequences
+from torchrsm.evaluation import Evaluator, Split, bouncing_ball_frames, predict_sequences
 from torchrsm.media import save_image, strip
+from torchrsm.metrics import SIMILARITY_WINDOW
 from torchrsm.model import VideoPredictor, load
 from torchrsm.predictor import Predictor
 from torchrsm.presets import PRESETS, preset
 from torchrsm.progress import reporting
 from torchrsm.streams import load_frames
-from torchrsm.training import CHECKPOINT_FILE, RunConfig, Trainer, load_run_config
+from torchrsm.training import RUN_FILE, RunConfig, Trainer, load_run_config
 
 _T = TypeVar("_T")
 
@@ -53,7 +56,7 @@ class TrainCommand(Config):
         tensorboard: also write the record for TensorBoard (needs the extra of that name).
     """
 
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     resume: bool = False
     tensorboard: bool = False
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -66,17 +69,29 @@ class EvaluateCommand(Config):
         model: folder of a model or a run, or the name of a baseline.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1; else the fixed test sequences.
         split: which fixed sequences; `validation` is for choosing between models.
-        sequences: how many of them.
+        sequences: how many of the fixed sequences.
         json_file: write the scores here.
-        strip: write a picture here: truth, prediction, and their overlay, of the first sequence.
+        strip: write a picture (.png) here: truth, prediction, and their overlay, of the first sequence.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
-    frames: Path | None = None
-    split: Annotated[str, Field(pattern="^(test|validation)$")] = "test"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    split: Split = "test"
     sequences: Annotated[int, Field(ge=2)] = 200
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
-    strip: Path | None = None
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
+    strip: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.frames is not None and self.model_fields_set & {"split", "sequences"}:
+            raise ValueError("frames cannot go with split and sequences, which choose among the fixed sequences")
+        if self.strip is not None and self.strip.suffix.lower() != ".png":
+            raise ValueError(f"strip must end in .png; got {str(self.strip)!r}")
+        return self
+
+
+class PresetsCommand(Config):
+    """List the presets, the experiments that `train` knows by name."""
 
 
 class InfoCommand(Config):
@@ -86,7 +101,7 @@ class InfoCommand(Config):
         model: the folder.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,22 +109,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (given[0], given[1:]) if given else ("", [])
     try:
-        if command in ("", "-h", "--help"):
+        if command in ("-h", "--help"):
             print(USAGE.format(baselines=", ".join(BASELINES)))
-            return 0 if command else 2
+            return 0
         if command == "--version":
             print(__version__)
             return 0
         if command not in _COMMANDS:
-            raise ValueError(f"command must be one of {', '.join(_COMMANDS)}; got {command!r}")
+            raise ValueError(f"command must be one of {', '.join(_COMMANDS)}; got {command or 'none'}; see --help")
         kernels.set_threads(kernels.threads())
         _COMMANDS[command](rest)
     except ValidationError as error:
         return _fail(first_error(error), 2)
     except (ValueError, OSError) as error:
-        return _fail(str(error), 2)
+        return _fail(re.sub(r"^\[Errno \d+\] ", "", str(error)), 2)
     except ArithmeticError as error:
         return _fail(str(error), 1)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        return _fail(f"not enough memory: {error}", 2)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", 130)
     return 0
@@ -127,10 +146,11 @@ def _train(arguments: list[str]) -> None:
         raise ValueError(f"train needs a preset first, one of {', '.join(PRESETS)}")
     name, *rest = arguments
     command = _parse(TrainCommand, rest, f"train {name}", default=_train_default(preset(name), rest))
+    writer_type = _summary_writer() if command.tensorboard else None
     trainer = Trainer(command.run, command.out, resume=command.resume)
     if command.resume:
         print(f"resuming {command.out} at step {trainer.step:,}")
-    with reporting(name) as report, _tensorboard(command.out if command.tensorboard else None) as write:
+    with reporting(name) as report, _tensorboard(writer_type, trainer) as write:
         trainer.run(lambda record: (report(record), write(record))[0])
     print(f"{command.out} is trained: {trainer.step:,} steps, {trainer.seconds / 60:.1f} minutes")
 
@@ -144,16 +164,21 @@ def _train_default(run: RunConfig, arguments: list[str]) -> Any:
     return TrainCommand.model_construct(out=tyro.MISSING, resume=False, tensorboard=False, run=run)
 
 
-@contextlib.contextmanager
-def _tensorboard(folder: Path | None) -> Any:
-    if folder is None:
-        yield lambda record: None
-        return
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("--tensorboard needs the extra: pip install 'torchrsm[tensorboard]'") from error
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    return SummaryWriter
+
+
+@contextlib.contextmanager
+def _tensorboard(writer_type: Any, trainer: Trainer) -> Any:
+    if writer_type is None:
+        yield lambda record: None
+        return
+    # The step: a resumed run writes again what came after its checkpoint.
+    with writer_type(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1) as writer:
 
         def write(record: Any) -> None:
             writer.add_scalar("frame_squared_error", record.frame_squared_error, record.step)
@@ -167,18 +192,19 @@ def _tensorboard(folder: Path | None) -> Any:
 def _evaluate(arguments: list[str]) -> None:
     command = _parse(EvaluateCommand, arguments, "evaluate")
     for target in (command.json_file, command.strip):
-        if target is not None and not target.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {target}: there is no folder {target.parent}")
+        if target is not None:
+            _check_writable(target)
     predictor = _predictor(command.model)
     frames = (
-        bouncing_ball_frames(command.split, command.sequences)  # type: ignore[arg-type]
+        bouncing_ball_frames(command.split, command.sequences)
         if command.frames is None
         else load_frames(command.frames)
     )
-    scores = Evaluator(frames).evaluate(predictor, model=command.model)
+    similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
+    scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
     print(scores.table())
     if command.json_file is not None:
-        command.json_file.write_text(scores.to_json() + "\n")
+        write_atomically(command.json_file, (scores.to_json() + "\n").encode())
         print(f"scores: {command.json_file}")
     if command.strip is not None:
         first = frames[:1, :30]
@@ -187,9 +213,18 @@ def _evaluate(arguments: list[str]) -> None:
         print(f"picture: {command.strip}")
 
 
+def _check_writable(target: Path) -> None:
+    """Refuse a file that cannot be written before the work that it is for."""
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise IsADirectoryError(f"cannot write {target}: it is a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"cannot write {target}: the folder {target.parent} is not writable")
+
+
 def _presets(arguments: list[str]) -> None:
-    if arguments:
-        raise ValueError(f"presets takes no arguments; got {arguments[0]!r}")
+    _parse(PresetsCommand, arguments, "presets")
     for name, make in PRESETS.items():
         print(f"{name:12} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
 
@@ -197,6 +232,7 @@ def _presets(arguments: list[str]) -> None:
 def _info(arguments: list[str]) -> None:
     folder = Path(_parse(InfoCommand, arguments, "info").model)
     model = load(folder)
+    run = load_run_config(folder) if (folder / RUN_FILE).exists() else None
     config = model.config
     size = "any size" if config.height is None else f"{config.height} x {config.width}"
     print(f"{folder}: {config.channels} channel(s), {size}, {sum(p.numel() for p in model.parameters()):,} weights")
@@ -205,8 +241,7 @@ def _info(arguments: list[str]) -> None:
         weights = sum(p.numel() for p in layer.parameters())
         print(f"  layer {number}: {s.groups} groups x {s.cells_per_group} cells, {s.active_groups} win, ", end="")
         print(f"{s.kernel_size}x{s.kernel_size} stride {s.stride}, {weights:,} weights")
-    if (folder / CHECKPOINT_FILE).exists():
-        run = load_run_config(folder)
+    if run is not None:
         budget = f"{run.training.steps:,} steps" if run.training.steps else f"{run.training.minutes:g} minutes"
         print(f"  run: preset {run.name}, budget {budget}, batch {run.training.batch_size}, seed {run.training.seed}")
 
@@ -231,17 +266,37 @@ def _parse(kind: type[_T], arguments: list[str], name: str, default: Any = None)
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise ValueError(f"{name}: {_one_line(output.getvalue())}") from None
+        raise ValueError(_one_line(end, output.getvalue(), name)) from None
 
 
-def _one_line(box: str) -> str:
-    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
-    invalid = re.search(r"Error parsing (?:run\.)?(\S+): \d+ validation error.*? for \w+ (.*?) \[type=", text)
-    if invalid:
-        return f"{invalid[1]}: {invalid[2].replace('Value error, ', '')}"
-    text = re.split(r" Argument helptext| Perhaps you meant| Arguments? similar to|-* ?For full helptext", text)[0]
-    return re.sub(r"^(Parsing error|Value error|Unrecognized options|Required options) +", "", text).strip()
+def _one_line(end: SystemExit, box: str, name: str) -> str:
+    """Say what is wrong with the flags: what the schema says, or else what stands first in tyro's box."""
+    place, cause = "", end.__context__
+    while cause is not None:
+        if isinstance(cause, ValidationError):
+            return place + first_error(cause)
+        place = str(getattr(cause, "arg", "")).removeprefix("run").strip(".")  # such as model.layers.0
+        place, cause = place and f"{place}: ", cause.__context__
+    title, *parts = re.split(r"[-─]{9,}", re.sub(r"[╭╮╰╯│]", " ", box))
+    text = " ".join((parts or [title])[0].split())
+    for words, better in _PHRASES:
+        text = re.sub(words, better, text)
+    return f"{name}: {text}; see torchrsm {name} --help"
 
+
+_PHRASES = (  # what tyro says, and the same in our words
+    (r"^Missing from [^:]*: (.*?)\.? \(required\).*", r"missing \1"),
+    (r"^Unrecognized options: ", "unknown "),
+    (r"^Missing value for argument '(.*)'\. Expected (\d+) values\.", r"\1 needs a value (\2)"),
+    (r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.", r"\2 must be one of \3; got \1"),
+    (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: ", r"\1 must be INT; got "),
+    (r"^Error parsing (\S+): could not convert string to float: ", r"\1 must be FLOAT; got "),
+    (
+        r"^Error parsing (\S+): no type matching (\S+) could be instantiated from \[(.*?)\]\. .*",
+        r"\1 must be \2; got \3",
+    ),
+    (r"^Error parsing (\S+): Could not find valid parse for arguments: ", r"\1 cannot be "),
+)
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,

@@ -29,8 +29,8 @@ class LayerConfig(Config):
         recurrent_decay: eps, how much of the recurrent memory is left after a step; 0 for the last cells alone.
         input_decay: adds a fading trace ``max(input_decay * trace, input)`` to the input as further channels; None for
             no trace. Only for a layer that reads frames.
-        input_threshold: frame and trace values below it are read as 0, which costs the fused engine nothing; predictions
-            are still compared with the whole frame.
+        input_threshold: frame and trace values below it are read as 0, which costs the fused engine nothing; a
+            prediction is still compared with the whole frame.
         normalisation: of the recurrent memory, over the whole ``sample`` (as published), each ``location`` or ``none``.
         inhibition_decay: gamma, how much of its inhibition a cell keeps after a step; 0 keeps the last winners from
             winning for one step, None is no inhibition.
@@ -241,8 +241,8 @@ class RSMLayer(nn.Module):
         y = prediction.cells
         if isinstance(input, Tensor) and isinstance(state.input, Tensor):
             if config.input_decay is not None:
-                trace = F.update_trace(state.input[..., self.channels :], input, config.input_decay)
-                input = torch.cat((input, trace), 3)
+                fading = F.update_trace(state.input[..., self.channels :], input, config.input_decay)
+                input = torch.cat((input, fading), 3)
             if config.input_threshold > 0:
                 input = nn.functional.threshold(input, config.input_threshold, 0.0)
         trace, inhibition = state.trace, state.inhibition

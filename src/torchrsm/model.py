@@ -31,6 +31,8 @@ class ModelConfig(Config):
         height, width: of a frame; needed only where the weights depend on them, else any size will do.
         pad: rows and columns of border around each frame, which make the walls visible to a convolution.
         pad_value: value of the border.
+        fresh_feedback: a layer hears what the layer above has chosen for this very step; else, as published, what it
+            chose for the last.
     """
 
     layers: tuple[LayerConfig, ...] = Field(min_length=1)
@@ -39,6 +41,7 @@ class ModelConfig(Config):
     width: int | None = Field(default=None, gt=0)
     pad: int = Field(default=0, ge=0)
     pad_value: float = Field(default=0.5, ge=0, le=1)
+    fresh_feedback: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -81,7 +84,13 @@ class VideoPredictor(nn.Module):
         grid = None
         if config.height is not None and config.width is not None:
             grid = Grid(config.height + 2 * config.pad, config.width + 2 * config.pad)
-        self.stack = RSMStack(config.layers, config.channels, frame_grid=grid, engine=engine)
+        self.stack = RSMStack(
+            config.layers,
+            config.channels,
+            frame_grid=grid,
+            fresh_feedback=config.fresh_feedback,
+            engine=engine,
+        )
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> tuple[LayerState, ...]:
         """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.

@@ -19,6 +19,8 @@ class RSMStack(nn.Module):
         layers: settings, from the layer that reads the frames upwards.
         channels: channels of a frame.
         frame_grid: rows and columns of a frame; needed only by layers whose weights depend on them.
+        fresh_feedback: layers work from the top down, and each hears what the layer above has just chosen for the same
+            step; else, as published, what that layer chose at the last step.
         engine: which implementation computes the step.
     """
 
@@ -30,9 +32,11 @@ class RSMStack(nn.Module):
         channels: int,
         *,
         frame_grid: Grid | None = None,
+        fresh_feedback: bool = False,
         engine: EngineName = "auto",
     ) -> None:
         super().__init__()
+        self.fresh_feedback = fresh_feedback
         built = []
         grid, pool = frame_grid, 1
         for level, config in enumerate(layers):
@@ -52,11 +56,13 @@ class RSMStack(nn.Module):
         return tuple(states)
 
     def predict(self, states: tuple[LayerState, ...]) -> tuple[LayerPrediction, ...]:
-        """Let every layer predict its next input from what it has seen and the last cells above it."""
-        above = [*(state.cells for state in states[1:]), None]
-        return tuple(
-            layer.predict(state, feedback) for layer, state, feedback in zip(self.layers, states, above, strict=True)
-        )
+        """Let every layer predict its next input from what it has seen and from the cells above it."""
+        predictions: list[LayerPrediction] = []
+        above: Cells | None = None
+        for layer, state in zip(reversed(self.layers), reversed(states), strict=True):
+            predictions.append(layer.predict(state, above))
+            above = predictions[-1].cells if self.fresh_feedback else state.cells
+        return tuple(reversed(predictions))
 
     def losses(self, predictions: tuple[LayerPrediction, ...], frame: Tensor, learn: Tensor) -> tuple[Tensor, ...]:
         """Return one scalar for each layer, each on a graph of its own.

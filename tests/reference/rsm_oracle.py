@@ -169,11 +169,12 @@ def drive(settings: Any, weights: Mapping[str, Floats], memory: Memory, above: F
 
 def rank(settings: Any, weights: Mapping[str, Floats], a: Floats, phi: Floats) -> Floats:
     """Line 5, the published variant, the boosted one or none."""
+    r = a
     if settings.boost > 0:
-        return a * np.exp(settings.boost * (settings.active_groups / a.shape[2] - weights["duty"]))
-    if settings.inhibition_decay is None:
-        return a
-    return (a - a.min() + 1) * (1 - phi)
+        r = a * np.exp(settings.boost * (settings.active_groups / a.shape[2] - weights["duty"]))
+    if settings.inhibition_decay is not None:
+        r = (a - a.min() + 1) * (1 - phi)
+    return r
 
 
 def choose(r: Floats, groups: int, k: int) -> tuple[list[int], float]:
