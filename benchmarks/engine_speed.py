@@ -32,7 +32,7 @@ class Loop:
         self.torch_threads = threads if engine == "reference" else 1
         self.model = VideoPredictor(run.model, engine).train()
         self.learning = LocalLearning(self.model, run.learning)
-        self.stream = BouncingBalls(batch)
+        self.stream = BouncingBalls(batch, **run.stream.model_dump())
         self.state = self.fresh = self.model.initial_state((batch, *self.stream.frame_shape))
 
     def step(self) -> Prediction:
@@ -86,13 +86,14 @@ def peak(threads: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="paper")
+    parser.add_argument("--batch", type=int, help="streams in parallel; the preset's if not given")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fused-steps", type=int, default=12)
     parser.add_argument("--reference-steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     run = preset(options.preset)
-    batch, threads = run.training.batch_size, kernels.threads()
+    batch, threads = options.batch or run.training.batch_size, kernels.threads()
     fused, reference = (Loop(run, engine, batch, threads) for engine in ("fused", "reference"))
     for loop in (fused, reference):
         loop.frames_per_second(2)  # compile, and leave the state of the first frames behind

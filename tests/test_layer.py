@@ -150,6 +150,17 @@ def test_the_input_trace_fades():
     assert state.input[0, 3, 5].tolist() == pytest.approx([0.0, 0.125])
 
 
+def test_faint_inputs_are_not_read():
+    layer = build(input_decay=0.5, input_threshold=0.2)
+    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    for value, seen in ((0.1, [0, 0]), (0.6, [0.6, 0.6]), (0.1, [0, 0.3]), (0.0, [0, 0])):
+        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+        assert state.input[0, 3, 5].tolist() == pytest.approx(seen)
+    prediction, faint = layer.predict(state), torch.full((1, 8, 8, 1), 0.1)
+    expected = (layer.decode(prediction) - faint).square().mean()
+    assert layer.loss(prediction, faint, torch.tensor([True])).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_inhibition_recovers():
     layer = build(inhibition_decay=0.5)
     layer.bias.data.normal_()  # no winner has the value 0
@@ -228,3 +239,9 @@ def test_boost_spreads_the_wins():
         used.append((wins > 0.02 * wins.sum()).sum().item())
     assert used[0] < used[1]
     assert used[1] >= 10
+
+
+def test_a_margin_must_leave_something_to_predict():
+    layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", margin=2), 1)
+    with pytest.raises(ValueError, match="margin must leave something of an input of 4 x 9; got 2"):
+        layer.initial_state(1, torch.zeros(1, 4, 9, 1))

@@ -224,3 +224,10 @@ def test_load_weights_refuses(change, message):
         load_weights(model, weights, "here")
     expected = build().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())  # nothing was taken
+
+
+@pytest.mark.parametrize(("name", "value"), [("input_decay", 0.5), ("input_threshold", 0.1)])
+def test_only_the_first_layer_reads_frames(name, value):
+    layer = LayerConfig(groups=4, active_groups=2, output_bias="channel")
+    with pytest.raises(ValueError, match=f"{name} is for the first layer, which reads frames; layer 2 has {value}"):
+        ModelConfig(layers=(layer, layer.model_copy(update={name: value})))

@@ -50,6 +50,18 @@ def test_every_layer_but_the_top_hears_the_one_above(stack):
     assert heard == [True, True, False]
 
 
+def test_fresh_feedback_is_what_the_layer_above_has_just_chosen(stack):
+    _, states = watch(stack, frames(6))
+    stack.fresh_feedback = True
+    fresh = stack.predict(states)
+    for module, state, prediction, above in zip(stack.layers, states, fresh, (*fresh[1:], None), strict=True):
+        expected = module.predict(state, above and above.cells)
+        assert torch.equal(prediction.cells.index, expected.cells.index)
+        assert torch.equal(prediction.z, expected.z)
+    stack.fresh_feedback = False
+    assert not torch.equal(stack.predict(states)[0].z, fresh[0].z)
+
+
 def test_each_layer_reads_what_the_layer_below_said(stack):
     predictions, states = watch(stack, frames(3))
     assert torch.equal(states[0].input, frames(3)[-1])

@@ -30,7 +30,7 @@ from torchrsm.predictor import Predictor
 from torchrsm.presets import PRESETS, preset
 from torchrsm.progress import reporting
 from torchrsm.streams import load_frames
-from torchrsm.training import RUN_FILE, RunConfig, Trainer, load_run_config
+from torchrsm.training import RUN_FILE, RunConfig, Trainer, load_run_config, training_summary
 
 _T = TypeVar("_T")
 
@@ -83,8 +83,11 @@ class EvaluateCommand(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.frames is not None and self.model_fields_set & {"split", "sequences"}:
-            raise ValueError("frames cannot go with split and sequences, which choose among the fixed sequences")
+        if self.frames is not None and (self.split, self.sequences) != ("test", 200):
+            raise ValueError(
+                f"split and sequences choose among the fixed sequences and cannot go with frames; "
+                f"got {self.split} and {self.sequences} with {self.frames}"
+            )
         if self.strip is not None and self.strip.suffix.lower() != ".png":
             raise ValueError(f"strip must end in .png; got {str(self.strip)!r}")
         return self
@@ -143,7 +146,9 @@ def _train(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         if arguments[:1] in (["-h"], ["--help"]):
             _parse(TrainCommand, ["--help"], "train PRESET", default=_train_default(preset("balls"), []))
-        raise ValueError(f"train needs a preset first, one of {', '.join(PRESETS)}")
+        raise ValueError(
+            f"train needs a preset first, one of {', '.join(PRESETS)}; got {arguments[0] if arguments else 'none'}"
+        )
     name, *rest = arguments
     command = _parse(TrainCommand, rest, f"train {name}", default=_train_default(preset(name), rest))
     writer_type = _summary_writer() if command.tensorboard else None
@@ -195,6 +200,7 @@ def _evaluate(arguments: list[str]) -> None:
         if target is not None:
             _check_writable(target)
     predictor = _predictor(command.model)
+    training = None if command.model in BASELINES else training_summary(command.model)
     frames = (
         bouncing_ball_frames(command.split, command.sequences)
         if command.frames is None
@@ -202,6 +208,7 @@ def _evaluate(arguments: list[str]) -> None:
     )
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
+    scores = scores.model_copy(update={"training": training})
     print(scores.table())
     if command.json_file is not None:
         write_atomically(command.json_file, (scores.to_json() + "\n").encode())
@@ -285,9 +292,9 @@ def _one_line(end: SystemExit, box: str, name: str) -> str:
 
 
 _PHRASES = (  # what tyro says, and the same in our words
-    (r"^Missing from [^:]*: (.*?)\.? \(required\).*", r"missing \1"),
-    (r"^Unrecognized options: ", "unknown "),
-    (r"^Missing value for argument '(.*)'\. Expected (\d+) values\.", r"\1 needs a value (\2)"),
+    (r"^Missing from [^:]*: ((?:--\S+ )?\S+) (.*?)\.? \(required\).*", r"missing \1 (\2)"),
+    (r"^Unrecognized options: ", "unknown: "),
+    (r"^Missing value for argument '(.*)'\. Expected (\d+) values\.", r"\1 needs \2 value(s)"),
     (r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.", r"\2 must be one of \3; got \1"),
     (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: ", r"\1 must be INT; got "),
     (r"^Error parsing (\S+): could not convert string to float: ", r"\1 must be FLOAT; got "),
@@ -295,7 +302,7 @@ _PHRASES = (  # what tyro says, and the same in our words
         r"^Error parsing (\S+): no type matching (\S+) could be instantiated from \[(.*?)\]\. .*",
         r"\1 must be \2; got \3",
     ),
-    (r"^Error parsing (\S+): Could not find valid parse for arguments: ", r"\1 cannot be "),
+    (r"^Error parsing (\S+): Could not find valid parse for arguments: ", r"\1 does not take "),
 )
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {

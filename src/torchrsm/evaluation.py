@@ -61,6 +61,7 @@ class NextFrameScores(BaseModel):
         structural_similarity: -1..1, ``all_predictable``; None if not asked for.
         batch_size: sequences predicted side by side.
         frames_per_second: frames predicted and observed per second at that batch size; scoring is not counted.
+        training: how the model was trained, where that is known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +75,7 @@ class NextFrameScores(BaseModel):
     structural_similarity: _SummaryField | None
     batch_size: int
     frames_per_second: float
+    training: dict[str, str | int | float] | None = None
 
     def to_json(self) -> str:
         """Return the scores as JSON text; ``NextFrameScores.model_validate_json`` reads it back."""

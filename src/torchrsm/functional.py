@@ -70,8 +70,9 @@ def padding_before(size: int, kernel_size: int, stride: int) -> int:
 
 
 def _padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
-    return total // 2, total - total // 2
+    reach = (-(-size // stride) - 1) * stride + kernel_size  # from the first row of the first window to the last's end
+    before = max(reach - size, 0) // 2
+    return before, reach - size - before  # rows behind the last window are cut off: a negative number
 
 
 def encode(x: Tensor, weight: Tensor, kernel_size: int, stride: int) -> Tensor:
@@ -87,7 +88,7 @@ def encode(x: Tensor, weight: Tensor, kernel_size: int, stride: int) -> Tensor:
     _, h, w, c = x.shape
     top, bottom = _padding(h, kernel_size, stride)
     left, right = _padding(w, kernel_size, stride)
-    kernel = weight.view(kernel_size, kernel_size, c, -1).permute(3, 2, 0, 1)
+    kernel = weight.view(kernel_size, kernel_size, c, -1).permute(3, 2, 0, 1).contiguous()
     padded = F.pad(_channels_first(x), (left, right, top, bottom))
     return _channels_last(F.conv2d(padded, kernel, stride=stride))
 

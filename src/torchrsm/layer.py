@@ -30,7 +30,7 @@ class LayerConfig(Config):
         input_decay: adds a fading trace ``max(input_decay * trace, input)`` to the input as further channels; None for
             no trace. Only for a layer that reads frames.
         input_threshold: frame and trace values below it are read as 0, which costs the fused engine nothing; a
-            prediction is still compared with the whole frame.
+            prediction is still compared with the whole frame. Only for a layer that reads frames.
         normalisation: of the recurrent memory, over the whole ``sample`` (as published), each ``location`` or ``none``.
         inhibition_decay: gamma, how much of its inhibition a cell keeps after a step; 0 keeps the last winners from
             winning for one step, None is no inhibition.
@@ -282,6 +282,9 @@ class RSMLayer(nn.Module):
                 f"this layer's weights fit inputs of {self.input_grid.height} x {self.input_grid.width}; "
                 f"got {input_grid.height} x {input_grid.width}"
             )
+        if 2 * config.margin >= min(input_grid):
+            height, width = input_grid
+            raise ValueError(f"margin must leave something of an input of {height} x {width}; got {config.margin}")
         convolutional = config.decoder == "convolutional"
         return Step(
             groups=config.groups,

@@ -49,6 +49,12 @@ class ModelConfig(Config):
             raise ValueError(f"height and width go together; got {self.height} and {self.width}")
         if self.height is None and any(layer.depends_on_size for layer in self.layers):
             raise ValueError("height and width must be given: a layer has output_bias 'element' or a connected decoder")
+        for level, layer in enumerate(self.layers[1:], 2):
+            for name in ("input_decay", "input_threshold"):
+                if getattr(layer, name):
+                    raise ValueError(
+                        f"{name} is for the first layer, which reads frames; layer {level} has {getattr(layer, name)}"
+                    )
         if self.layers[0].margin > self.pad:
             raise ValueError(
                 f"margin of the first layer must be in 0..pad = 0..{self.pad}; got {self.layers[0].margin}"

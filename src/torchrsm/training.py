@@ -333,6 +333,22 @@ def load_run_config(folder: Path | str) -> RunConfig:
         raise ValueError(f"{path}: {first_error(error)}") from error
 
 
+def training_summary(folder: Path | str) -> dict[str, str | int | float] | None:
+    """Say how the model in a folder was trained: preset, seed, threads, steps, frames and minutes; None if unknown."""
+    path = Path(folder) / CHECKPOINT_FILE
+    if not path.is_file():
+        return None
+    run, header = load_run_config(folder), load_tensors(path)[1]
+    return {
+        "preset": run.name,
+        "seed": run.training.seed,
+        "threads": header["threads"],
+        "steps": header["step"],
+        "frames": header["step"] * run.training.batch_size,
+        "minutes": round(header["seconds"] / 60, 2),
+    }
+
+
 def _check_same_run(saved: Path, config: RunConfig) -> None:
     before = flatten_settings(load_run_config(saved.parent).model_dump(mode="json"))
     now = flatten_settings(config.model_dump(mode="json"))

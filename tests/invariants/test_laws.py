@@ -17,22 +17,25 @@ def layer(**settings):
 
 
 # The published mechanisms, and all the others.
+PUBLISHED = (
+    layer(pool=2, activation="sigmoid"),
+    layer(groups=10, active_groups=4),
+)
+VARIANTS = (
+    layer(recurrent_decay=0.8, input_decay=0.7, inhibition_decay=0.5, recurrent_kernel_size=3, stride=1),
+    layer(cells_per_group=1, inhibition_decay=None, boost=1.0, normalisation="location", pool=2),
+    layer(inhibition_decay=None, normalisation="none", decoder="fully_connected"),
+)
 MODELS = {
-    "published": (
-        layer(pool=2, activation="sigmoid"),
-        layer(groups=10, active_groups=4),
-    ),
-    "variants": (
-        layer(recurrent_decay=0.8, input_decay=0.7, inhibition_decay=0.5, recurrent_kernel_size=3, stride=1),
-        layer(cells_per_group=1, inhibition_decay=None, boost=1.0, normalisation="location", pool=2),
-        layer(inhibition_decay=None, normalisation="none", decoder="fully_connected"),
-    ),
+    "published": {"layers": PUBLISHED},
+    "fresh feedback": {"layers": PUBLISHED, "fresh_feedback": True},
+    "variants": {"layers": VARIANTS},
 }
 
 
 @pytest.fixture(params=MODELS)
 def model(request, engine):
-    return build(MODELS[request.param], engine)
+    return build(**MODELS[request.param], engine=engine)
 
 
 def build(layers, engine="auto", **settings):
@@ -305,8 +308,8 @@ def test_the_memory_of_a_state_is_constant(model):
 
 
 def test_published_cells_are_remembered_as_winners_alone():
-    state = build(MODELS["published"]).initial_state(SHAPE)
-    for settings, part in zip(MODELS["published"], state, strict=True):
+    state = build(PUBLISHED).initial_state(SHAPE)
+    for settings, part in zip(PUBLISHED, state, strict=True):
         assert part.trace is None
         assert part.inhibition is None
         assert isinstance(part.cells, Cells)

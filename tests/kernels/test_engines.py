@@ -205,8 +205,8 @@ def configurations(draw):
     case = {
         "batch": draw(st.integers(1, 3)),
         "cells_per_group": draw(st.integers(1, 4)),
-        "groups": draw(st.integers(2, 9)),
-        "kernel_size": draw(st.integers(2, 5)),
+        "groups": draw(st.integers(1, 9)),
+        "kernel_size": draw(st.integers(1, 5)),
         "stride": draw(st.integers(1, 3)),
         "recurrent_kernel_size": draw(st.sampled_from([1, 3, 5])),
         "input_grid": draw(st.tuples(st.integers(1, 9), st.integers(1, 9))),

@@ -156,6 +156,8 @@ def normalise(s: Floats, over: str) -> Floats:
 def drive(settings: Any, weights: Mapping[str, Floats], memory: Memory, above: Floats | None) -> Floats:
     """Line 4."""
     x = memory.x if settings.input_decay is None else np.concatenate((memory.x, memory.x_trace), 2)
+    if settings.input_threshold > 0:
+        x = np.where(x < settings.input_threshold, 0, x)
     feedforward = encode(x, weights["feedforward"], settings.kernel_size, settings.stride)
     s = normalise(memory.s, settings.normalisation)
     recurrent = recur(s, weights["recurrent"], settings.recurrent_kernel_size)
@@ -266,11 +268,18 @@ def fresh_stack(layers: Sequence[Any], grid: Grid, channels: int) -> list[Memory
 
 
 def predict_stack(
-    layers: Sequence[Any], weights: Sequence[Mapping[str, Floats]], memories: Sequence[Memory]
+    layers: Sequence[Any],
+    weights: Sequence[Mapping[str, Floats]],
+    memories: Sequence[Memory],
+    fresh_feedback: bool = False,
 ) -> list[Predicted]:
-    """Each layer predicts its next input; its feedback is the last cells of the layer above."""
-    above = [*(memory.y for memory in memories[1:]), None]
-    return [predict(*arguments) for arguments in zip(layers, weights, memories, above, strict=True)]
+    """Each layer predicts its next input; it hears the last cells of the layer above, or those of this very step."""
+    predicted: list[Predicted] = []
+    above = None
+    for level in reversed(range(len(layers))):
+        predicted.insert(0, predict(layers[level], weights[level], memories[level], above))
+        above = predicted[0].y if fresh_feedback else memories[level].y
+    return predicted
 
 
 def inputs(layers: Sequence[Any], predicted: Sequence[Predicted], frame: Floats) -> list[Floats]:

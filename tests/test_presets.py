@@ -1,0 +1,127 @@
+import pytest
+import torch
+from warm_kernels import tiny_run
+
+from torchrsm import PRESETS, Trainer, VideoPredictor, load, preset
+from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED
+from torchrsm.streams import BouncingBalls
+from torchrsm.training import RunConfig
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_one_complete_run(name):
+    run = preset(name)
+    assert run.name == name
+    assert RunConfig.model_validate_json(run.model_dump_json()) == run
+    # Copies with changes skip the validation; a preset must pass it.
+    assert RunConfig.model_validate(run.model_dump()) == run
+    assert run.training.seed not in (TEST_SEED, VALIDATION_SEED)
+    assert len(run.learning.learning_rates) in (1, len(run.model.layers))
+    size = (run.model.height, run.model.width)
+    assert size in ((None, None), (run.stream.resolution, run.stream.resolution))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_trains(tmp_path, name):
+    run = preset(name)
+    training = run.training.model_copy(update={"steps": 4, "minutes": None, "batch_size": 2, "threads": 1})
+    trainer = Trainer(run.model_copy(update={"training": training}), tmp_path)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    model = trainer.run()
+    assert trainer.step == 4
+    for layer in range(len(run.model.layers)):
+        decoder = f"stack.layers.{layer}.decoder"
+        assert not torch.equal(before[decoder], model.get_parameter(decoder))
+    assert load(tmp_path).config == run.model
+
+
+def test_every_call_gives_the_same_preset():
+    assert all(preset(name) == preset(name) == make() for name, make in PRESETS.items())
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match=f"preset must be one of {', '.join(PRESETS)}; got 'papers'"):
+        preset("papers")
+
+
+PUBLISHED = {  # both layers
+    "cells_per_group": 8,
+    "stride": 2,
+    "decoder": "convolutional",
+    "decoder_kernel_size": None,  # that of the encoder
+    "recurrent_kernel_size": 1,
+    "recurrent_decay": 0,
+    "input_decay": None,
+    "normalisation": "sample",
+    "inhibition_decay": 0,
+    "boost": 0,
+    "dropout": 0.5,
+    "output_bias": "element",
+    "margin": 0,
+}
+PUBLISHED_LAYERS = (
+    {"groups": 64, "active_groups": 3, "kernel_size": 5, "pool": 2, "activation": "sigmoid"},
+    {"groups": 128, "active_groups": 5, "kernel_size": 3, "pool": 1, "activation": "identity"},
+)
+
+
+def test_paper_is_what_was_published():
+    run = preset("paper").model_dump()
+    for layer, published in zip(run["model"]["layers"], PUBLISHED_LAYERS, strict=True):
+        expected = PUBLISHED | published
+        assert {name: layer[name] for name in expected} == expected
+    frame = {"channels": 1, "height": 30, "width": 30, "pad": 2, "pad_value": 0.5}
+    assert {name: run["model"][name] for name in frame} == frame
+    learning = {"learning_rates": (5e-4,), "schedule": "constant", "betas": (0.9, 0.999), "epsilon": 1e-8}
+    assert {name: run["learning"][name] for name in learning} == learning
+    assert run["stream"] == {"balls": 3, "radius": 1.2, "resolution": 30, "sequence_length": 100}
+    assert (run["training"]["steps"], run["training"]["batch_size"]) == (200_000, 256)
+
+
+def test_paper_has_the_published_grids():
+    model = VideoPredictor(preset("paper").model)
+    prediction = model.predict(model.initial_state((1, 1, 30, 30)))
+    assert [layer.cells.index.shape for layer in prediction.layers] == [(1, 17, 17, 3), (1, 5, 5, 5)]
+    assert [tuple(layer.input_grid) for layer in prediction.layers] == [(34, 34), (9, 9)]
+    assert prediction.frame.shape == (1, 1, 30, 30)
+
+
+def test_paper_1l_is_the_first_layer_of_paper():
+    both, alone = preset("paper"), preset("paper_1l")
+    expected = both.model_copy(
+        update={"name": "paper_1l", "model": both.model.model_copy(update={"layers": both.model.layers[:1]})}
+    )
+    assert alone == expected
+
+
+def test_paper_fast_keeps_the_architecture_of_paper():
+    paper, fast = preset("paper"), preset("paper_fast")
+    architecture = {"groups", "cells_per_group", "active_groups", "kernel_size", "stride", "pool", "activation"}
+    for published, layer in zip(paper.model.layers, fast.model.layers, strict=True):
+        assert published.model_dump(include=architecture) == layer.model_dump(include=architecture)
+
+
+def test_balls_fits_frames_of_any_size_and_any_number_of_balls():
+    model = VideoPredictor(preset("balls").model).eval()
+    assert (model.config.height, model.config.width) == (None, None)
+    for height, width, stream in (
+        (30, 30, BouncingBalls(2, balls=5, radius=0.8, resolution=30)),
+        (41, 41, BouncingBalls(2, balls=1, radius=2.0, resolution=41)),
+        (20, 24, None),
+    ):
+        state = model.initial_state((2, 1, height, width))
+        for _ in range(3):
+            frames = torch.rand(2, 1, height, width) if stream is None else next(stream).frames
+            prediction = model.predict(state)
+            losses = model.losses(prediction, frames)
+            state = model.observe(frames, prediction, state)
+            assert prediction.frame.shape == (2, 1, height, width)
+            assert prediction.frame.isfinite().all()
+            assert all(loss.isfinite() for loss in losses)
+
+
+def test_tiny_has_every_mechanism_of_paper():
+    # What holds for `tiny` in the tests is to hold for `paper`.
+    neutral = {"groups", "cells_per_group", "active_groups"}
+    for small, published in zip(tiny_run(steps=1).model.layers, preset("paper").model.layers, strict=True):
+        assert small.model_dump(exclude=neutral) == published.model_dump(exclude=neutral)

@@ -1,0 +1,92 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from torchrsm import cli, kernels
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands():
+    """Return each `torchrsm` command line that a page or the Makefile shows, without its comment."""
+    found = []
+    for page in PAGES:
+        found += re.findall(r"^(?:\$ | {4})torchrsm (.*)$", page.read_text(), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    values = dict(re.findall(r"^(\w+) [?:]?= (.*)$", makefile, re.MULTILINE))
+    for line in re.findall(r"^\t@?\$\(BIN\)/torchrsm (.*)$", makefile, re.MULTILINE):
+        found.append(re.sub(r"\$\((\w+)\)", lambda name: values[name[1]], line))
+    return [" ".join(shlex.split(line, comments=True)) for line in found]
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    """Work in an empty folder; the examples write to runs/. Later tests find the one thread they expect."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    kernels.set_threads(1)
+
+
+def test_the_python_example_runs(in_a_folder, capsys):
+    (example,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert re.search(r"squared error, all_predictable +2\.\.\d+ +\d+\.\d+ ± \d+\.\d+\n", capsys.readouterr().out)
+    assert (in_a_folder / "runs" / "first-model" / "weights.safetensors").is_file()
+    frames, prediction = names["frames"], names["prediction"]
+    assert prediction.frame.shape == frames[:, 0].shape
+    assert names["model"].predict(names["state"]).frame.isfinite().all()
+
+
+def test_the_console_example_covers_every_command():
+    (example,) = re.findall(r"^```console\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    lines = example.splitlines()
+    assert all(line.startswith("$ torchrsm ") for line in lines)
+    assert {line.split()[2] for line in lines} == set(re.findall(r"^  (\w+) ", cli.USAGE, re.MULTILINE))
+    assert {" ".join(shlex.split(line)[2:]) for line in lines} <= set(commands())
+
+
+class Understood(Exception):  # noqa: N818
+    """A command line was parsed and would now do its work."""
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
+    def work(*arguments, **settings):
+        raise Understood
+
+    for name in ("Trainer", "_predictor", "load", "PRESETS"):
+        monkeypatch.setattr(cli, name, type("Work", (), {"__init__": work, "items": work}))
+    (in_a_folder / "runs" / "demo").mkdir(parents=True)
+    with pytest.raises(Understood):
+        cli.main(shlex.split(line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_reading_order_names_every_file_once():
+    source = ROOT / "src" / "torchrsm"
+    listed = re.findall(r"^\| `([\w/]+\.py)` \|", README, re.MULTILINE)
+    files = {str(file.relative_to(source)) for file in source.rglob("*.py")}
+    # What only gathers names is not listed.
+    gathers = {"__init__.py", "streams/__init__.py", "baselines/__init__.py"}
+    assert sorted(listed) == sorted(files - gathers)
+
+
+def test_the_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"(?:^ {4}|`)make ([a-z]+)", page.read_text(), re.MULTILINE)}
+    assert {"demo", "test", "install"} <= named <= targets
