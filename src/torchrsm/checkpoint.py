@@ -77,7 +77,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
     if _HEADER not in metadata:
         raise ValueError(f"{path} is a safetensors file that torchrsm did not write: it has no '{_HEADER}' header")
-    return tensors, json.loads(metadata[_HEADER])
+    try:
+        header = json.loads(metadata[_HEADER])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its '{_HEADER}' header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: its '{_HEADER}' header must be a JSON object; got {type(header).__name__}")
+    return tensors, header
 
 
 def flatten(name: str, tree: Any) -> dict[str, Tensor]:

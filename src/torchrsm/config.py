@@ -16,7 +16,7 @@ def first_error(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
+    if first["type"] == "value_error" or not place:
         return f"{place}: {message}" if place else message
     if first["type"] == "extra_forbidden":
         return f"{place}: unknown setting"

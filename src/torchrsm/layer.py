@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -51,7 +51,7 @@ class LayerConfig(Config):
     active_groups: int = Field(gt=0)
     kernel_size: int = Field(default=5, gt=0)
     stride: int = Field(default=2, gt=0)
-    decoder: str = Field(default="convolutional", pattern="^(convolutional|fully_connected)$")
+    decoder: Literal["convolutional", "fully_connected"] = "convolutional"
     decoder_kernel_size: int | None = Field(default=None, gt=0)
     recurrent_kernel_size: int = Field(default=1, gt=0)
     recurrent_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -64,7 +64,7 @@ class LayerConfig(Config):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     pool: int = Field(default=1, gt=0)
     activation: Activation = "identity"
-    output_bias: str = Field(default="element", pattern="^(element|channel)$")
+    output_bias: Literal["element", "channel"] = "element"
     margin: int = Field(default=0, ge=0)
     recurrent_deviation: float = Field(default=0.03, gt=0)
     decoder_deviation: float = Field(default=0.03, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from torchrsm.config import Config
 from torchrsm.model import Prediction, VideoPredictor
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearningConfig(Config):
@@ -25,11 +27,11 @@ class LearningConfig(Config):
         epsilon: Adam's constant in the divisor.
     """
 
-    learning_rates: tuple[float, ...] = Field(default=(5e-4,), min_length=1)
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(5e-4,), min_length=1)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_share: float = Field(default=0.02, ge=0, lt=1)
     final_share: float = Field(default=0.02, ge=0, le=1)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
 
     def rate_factor(self, progress: float) -> float:

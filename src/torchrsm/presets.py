@@ -79,7 +79,7 @@ def tiny() -> RunConfig:
         model=ModelConfig(layers=(below, above), height=12, width=12, pad=2),
         learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
         stream={"resolution": 12, "sequence_length": 20},  # type: ignore[arg-type]
-        training=TrainingConfig(steps=200, batch_size=4, threads=2, log_steps=10),
+        training=TrainingConfig(steps=200, batch_size=4, threads=1, log_steps=10),
     )
 
 

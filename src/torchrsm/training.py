@@ -89,7 +89,7 @@ class TrainingConfig(Config):
 class RunConfig(Config):
     """One complete, named experiment."""
 
-    name: str
+    name: Annotated[str, tyro.conf.Suppress]
     model: ModelConfig
     learning: LearningConfig
     stream: BouncingBallsConfig = BouncingBallsConfig()
@@ -301,9 +301,7 @@ class Trainer:
 
     def _restore(self) -> None:
         path = self.folder / CHECKPOINT_FILE
-        tensors, header = load_tensors(path)
-        if header.get("format") != _FORMAT:
-            raise ValueError(f"{path} must have the format {_FORMAT}; got {header.get('format')}")
+        tensors, header = _load_checkpoint(path)
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         load_weights(self.model, weights, str(path))
         for i, optimiser in enumerate(self.learning.optimisers):
@@ -338,7 +336,7 @@ def training_summary(folder: Path | str) -> dict[str, str | int | float] | None:
     path = Path(folder) / CHECKPOINT_FILE
     if not path.is_file():
         return None
-    run, header = load_run_config(folder), load_tensors(path)[1]
+    run, header = load_run_config(folder), _load_checkpoint(path)[1]
     return {
         "preset": run.name,
         "seed": run.training.seed,
@@ -349,10 +347,17 @@ def training_summary(folder: Path | str) -> dict[str, str | int | float] | None:
     }
 
 
+def _load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, header = load_tensors(path)
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"{path} must have the format {_FORMAT}; got {header.get('format')}")
+    return tensors, header
+
+
 def _check_same_run(saved: Path, config: RunConfig) -> None:
     before = flatten_settings(load_run_config(saved.parent).model_dump(mode="json"))
     now = flatten_settings(config.model_dump(mode="json"))
-    for name in sorted(before.keys() | now.keys()):
+    for name in sorted(before.keys() | now.keys(), key=lambda name: (name != "name", name)):
         if before.get(name) != now.get(name):
             raise ValueError(
                 f"{saved.parent} was begun with {name} = {before.get(name)}; it cannot go on with {now.get(name)}"

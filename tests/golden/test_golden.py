@@ -1,7 +1,7 @@
 """Twenty steps of the tiny preset, written down: a change of any number here is a change of the method.
 
-A refactoring must leave the file as it is. A change that is meant: ``python tests/golden/test_golden.py`` writes it anew,
-and the changelog says what changed and why.
+A refactoring must leave the file as it is. A change that is meant: ``python tests/golden/test_golden.py`` writes it
+anew, and the changelog says what changed and why.
 """
 
 import json
