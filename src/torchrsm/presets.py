@@ -26,10 +26,7 @@ def paper() -> RunConfig:
 
 def paper_1l() -> RunConfig:
     """Return the published first layer alone."""
-    run = paper()
-    return run.model_copy(
-        update={"name": "paper_1l", "model": run.model.model_copy(update={"layers": (_PAPER_LAYER_1,)})}
-    )
+    return _first_layer_alone(paper())
 
 
 def paper_fast() -> RunConfig:
@@ -41,8 +38,13 @@ def paper_fast() -> RunConfig:
         name="paper_fast",
         model=run.model.model_copy(update={"layers": (below, above)}),
         learning=LearningConfig(learning_rates=(6e-3, 3e-3), schedule="cosine", epsilon=1e-12),
-        training=TrainingConfig(minutes=60, batch_size=256),
+        training=TrainingConfig(minutes=25, batch_size=256),
     )
+
+
+def paper_fast_1l() -> RunConfig:
+    """Return the first layer of `paper_fast` alone."""
+    return _first_layer_alone(paper_fast())
 
 
 def balls() -> RunConfig:
@@ -83,8 +85,19 @@ def tiny() -> RunConfig:
     )
 
 
+def _first_layer_alone(run: RunConfig) -> RunConfig:
+    rates = run.learning.learning_rates[:1]
+    return RunConfig(
+        name=f"{run.name}_1l",
+        model=run.model.model_copy(update={"layers": run.model.layers[:1]}),
+        learning=run.learning.model_copy(update={"learning_rates": rates}),
+        stream=run.stream,
+        training=run.training,
+    )
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset for preset in (balls, paper, paper_fast, paper_1l, tiny)
+    preset.__name__: preset for preset in (balls, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
 }
 
 
