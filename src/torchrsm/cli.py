@@ -209,15 +209,16 @@ def _evaluate(arguments: list[str]) -> None:
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
     scores = scores.model_copy(update={"training": training})
-    print(scores.table())
     if command.json_file is not None:
         write_atomically(command.json_file, (scores.to_json() + "\n").encode())
-        print(f"scores: {command.json_file}")
     if command.strip is not None:
         first = frames[:1, :30]
         predicted = predict_sequences(predictor, first).frames
         save_image(strip(first[0], predicted[0], title=f"{command.model}: next-frame prediction"), command.strip)
-        print(f"picture: {command.strip}")
+    print(scores.table())
+    for name, target in (("scores", command.json_file), ("picture", command.strip)):
+        if target is not None:
+            print(f"{name}: {target}")
 
 
 def _check_writable(target: Path) -> None:
