@@ -234,7 +234,7 @@ def _check_writable(target: Path) -> None:
 def _presets(arguments: list[str]) -> None:
     _parse(PresetsCommand, arguments, "presets")
     for name, make in PRESETS.items():
-        print(f"{name:12} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
+        print(f"{name:14} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
 
 
 def _info(arguments: list[str]) -> None:

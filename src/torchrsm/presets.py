@@ -15,7 +15,7 @@ _PAPER_STEPS = 200_000
 
 
 def paper() -> RunConfig:
-    """Return the published two layers for the bouncing balls, to the letter."""
+    """Return the published two layers and their settings; docs/reproduction.md says what these leave open."""
     return RunConfig(
         name="paper",
         model=ModelConfig(layers=(_PAPER_LAYER_1, _PAPER_LAYER_2), height=30, width=30, pad=2),
@@ -72,6 +72,29 @@ def balls() -> RunConfig:
     )
 
 
+def balls_2l() -> RunConfig:
+    """Return `balls` with a second layer that sees further and is heard at the same step."""
+    run = balls()
+    above = LayerConfig(
+        groups=64,
+        active_groups=5,
+        kernel_size=5,
+        decoder_kernel_size=3,
+        normalisation="location",
+        inhibition_decay=None,
+        dropout=0.0,
+        output_bias="channel",
+        decoder_deviation=0.1,
+    )
+    layers = (*run.model.layers, above)
+    return RunConfig(
+        name="balls_2l",
+        model=run.model.model_copy(update={"layers": layers, "fresh_feedback": True}),
+        learning=run.learning,
+        training=run.training,
+    )
+
+
 def tiny() -> RunConfig:
     """Return two small layers on small frames, with every mechanism of the published ones; for tests."""
     below = LayerConfig(groups=12, cells_per_group=3, active_groups=2, kernel_size=5, pool=2, activation="sigmoid")
@@ -97,7 +120,7 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset for preset in (balls, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
+    preset.__name__: preset for preset in (balls, balls_2l, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
 }
 
 
