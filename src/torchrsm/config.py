@@ -15,9 +15,11 @@ def first_error(error: ValidationError) -> str:
     """Say the first thing that is wrong with settings in one line: where, what, and the value received."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
+    where = f"{place}: " if place else ""
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" or not place:
-        return f"{place}: {message}" if place else message
     if first["type"] == "extra_forbidden":
-        return f"{place}: unknown setting"
-    return f"{place}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
+        return f"{where}unknown setting"
+    if first["type"] == "value_error":
+        return where + message
+    received = "" if first["type"] in ("json_invalid", "missing") else f"; got {first['input']!r}"
+    return f"{where}{message[0].lower()}{message[1:]}{received}"
