@@ -23,8 +23,9 @@ ROWS = [
     ("RSM, the published two layers, raw (`paper_fast`)", "paper_fast.json", "3.72 ± 0.30"),
     ("RSM, the published first layer alone, raw (`paper_fast_1l`)", "paper_fast_1l.json", "-"),
     ("RSM, raw (`balls`), 10 minutes", "balls-10-minutes.json", "-"),
-    ("RSM, the same with a second layer, raw (`balls_2l`), 10 minutes", "balls-2l-10-minutes.json", "-"),
-    ("RSM, raw (`balls`), 30 minutes", "balls-30-minutes.json", "-"),
+    ("RSM, its first layer alone (`balls_1l`), 10 minutes", "balls_1l-10-minutes.json", "-"),
+    ("RSM, its first layer alone (`balls_1l`), 30 minutes", "balls_1l-30-minutes.json", "-"),
+    ("RSM, raw (`balls`), both cores", "balls-two-cores.json", "-"),
 ]
 
 

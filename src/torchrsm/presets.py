@@ -49,32 +49,21 @@ def paper_fast_1l() -> RunConfig:
 
 def balls() -> RunConfig:
     """Return the best for two cores; its weights fit frames of any size and any number of balls."""
-    layer = LayerConfig(
+    below = LayerConfig(
         groups=128,
         active_groups=6,
         kernel_size=7,
         recurrent_kernel_size=3,
         input_decay=0.7,
+        input_threshold=1 / 256,
         normalisation="location",
         inhibition_decay=None,
         dropout=0.0,
         activation="sigmoid",
         output_bias="channel",
         margin=2,
-        input_threshold=1 / 256,
         decoder_deviation=0.3,
     )
-    return RunConfig(
-        name="balls",
-        model=ModelConfig(layers=(layer,), pad=2),
-        learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
-        training=TrainingConfig(minutes=10, batch_size=16),
-    )
-
-
-def balls_2l() -> RunConfig:
-    """Return `balls` with a second layer that sees further and is heard at the same step."""
-    run = balls()
     above = LayerConfig(
         groups=64,
         active_groups=5,
@@ -86,13 +75,17 @@ def balls_2l() -> RunConfig:
         output_bias="channel",
         decoder_deviation=0.1,
     )
-    layers = (*run.model.layers, above)
     return RunConfig(
-        name="balls_2l",
-        model=run.model.model_copy(update={"layers": layers, "fresh_feedback": True}),
-        learning=run.learning,
-        training=run.training,
+        name="balls",
+        model=ModelConfig(layers=(below, above), pad=2, fresh_feedback=True),
+        learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
+        training=TrainingConfig(minutes=10, batch_size=16),
     )
+
+
+def balls_1l() -> RunConfig:
+    """Return the first layer of `balls` alone."""
+    return _first_layer_alone(balls())
 
 
 def tiny() -> RunConfig:
@@ -112,7 +105,7 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
     rates = run.learning.learning_rates[:1]
     return RunConfig(
         name=f"{run.name}_1l",
-        model=run.model.model_copy(update={"layers": run.model.layers[:1]}),
+        model=run.model.model_copy(update={"layers": run.model.layers[:1], "fresh_feedback": False}),
         learning=run.learning.model_copy(update={"learning_rates": rates}),
         stream=run.stream,
         training=run.training,
@@ -120,7 +113,7 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset for preset in (balls, balls_2l, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
+    preset.__name__: preset for preset in (balls, balls_1l, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
 }
 
 
