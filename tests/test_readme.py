@@ -61,7 +61,8 @@ def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
 
     for name in ("Trainer", "_predictor", "load", "PRESETS"):
         monkeypatch.setattr(cli, name, type("Work", (), {"__init__": work, "items": work}))
-    (in_a_folder / "runs" / "demo").mkdir(parents=True)
+    for folder in ("runs/demo", "benchmarks/results"):
+        (in_a_folder / folder).mkdir(parents=True)
     with pytest.raises(Understood):
         cli.main(shlex.split(line))
 
