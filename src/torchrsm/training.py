@@ -147,10 +147,7 @@ class Trainer:
             _check_same_run(saved, config)
         elif saved.exists():
             raise FileExistsError(f"{self.folder} holds a run; resume it or choose another folder")
-        if training.threads is not None:
-            kernels.set_threads(training.threads)
-        else:
-            kernels.set_threads(kernels.threads())
+        kernels.set_threads(training.threads or kernels.threads())
         torch.manual_seed(training.seed)
         self.model = VideoPredictor(config.model)
         self.learning = LocalLearning(self.model, config.learning)
@@ -193,9 +190,8 @@ class Trainer:
         """
         self.model.train()
         with _signals() as stopping, self._logs() as logs:
-            started = checked = time.monotonic() - self.seconds
-            since, last_step = started + self.seconds, self.step
-            checked = since
+            since = checked = time.monotonic()  # of the last record, of the last checkpoint
+            started, last_step = since - self.seconds, self.step
             while self.progress < 1.0 and not stopping:
                 self._learn_one_frame()
                 now = time.monotonic()
