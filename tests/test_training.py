@@ -9,7 +9,7 @@ import pytest
 import torch
 from warm_kernels import tiny_run
 
-from torchrsm import NonFiniteError, Trainer, load
+from torchrsm import NonFiniteError, Trainer, kernels, load
 from torchrsm.checkpoint import load_tensors, save_tensors
 from torchrsm.streams import ArrayStream, BouncingBalls
 from torchrsm.training import (
@@ -229,3 +229,19 @@ def test_run_configs_know_no_unknown_setting():
     settings["model"]["layers"][0]["dropuot"] = 0.3
     with pytest.raises(ValueError, match=r"model.layers.0.dropuot\n +Extra inputs"):
         RunConfig.model_validate(settings)
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(tmp_path):
+    before = kernels.threads()
+    try:
+        Trainer(tiny_run(steps=5, threads=2), tmp_path / "run").run()
+        kernels.set_threads(1)
+        Trainer(tiny_run(steps=5, threads=2), tmp_path / "run", resume=True)
+        assert kernels.threads() == 2
+        settings = (tmp_path / "run" / RUN_FILE).read_text().replace('"threads": 2', '"threads": null')
+        (tmp_path / "run" / RUN_FILE).write_text(settings)
+        kernels.set_threads(1)
+        Trainer(tiny_run(steps=5, threads=None), tmp_path / "run", resume=True)
+        assert kernels.threads() == 2
+    finally:
+        kernels.set_threads(before)

@@ -306,6 +306,7 @@ class Trainer:
             optimiser.load_state_dict(whole)
         self.state = unflatten("state", self._fresh, tensors)
         torch.set_rng_state(tensors["random"])
+        kernels.set_threads(header["threads"])  # sums over the batch are taken in as many parts as before
         self.step, self.seconds = header["step"], header["seconds"]
         self._sums, self._offsets = header["sums"], header["offsets"]
         self.stream.load_state_dict(header["stream"])
