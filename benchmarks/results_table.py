@@ -25,7 +25,7 @@ ROWS = [
     ("RSM, raw (`balls`), 10 minutes", "balls-10-minutes.json", "-"),
     ("RSM, its first layer alone (`balls_1l`), 10 minutes", "balls_1l-10-minutes.json", "-"),
     ("RSM, its first layer alone (`balls_1l`), 30 minutes", "balls_1l-30-minutes.json", "-"),
-    ("RSM, raw (`balls`), both cores", "balls-two-cores.json", "-"),
+    ("RSM, raw (`balls`), 18 minutes", "balls-two-cores.json", "-"),
 ]
 
 
