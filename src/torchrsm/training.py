@@ -154,8 +154,7 @@ class Trainer:
         self.stream: Stream = stream or BouncingBalls(
             training.batch_size, seed=training.seed, **config.stream.model_dump()
         )
-        self._shape = (self.stream.batch_size, *self.stream.frame_shape)
-        self._fresh = self.model.initial_state(self._shape)
+        self._fresh = self.model.initial_state((self.stream.batch_size, *self.stream.frame_shape))
         self.state = self._fresh
         self.step = 0
         self.seconds = 0.0
