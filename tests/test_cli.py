@@ -28,7 +28,7 @@ from torchrsm.training import METRICS_FILE, flatten_settings, load_run_config
 RUN_FILES = {
     "run.json",
     "config.json",
-    "weights.safetensors",
+    "model.safetensors",
     "checkpoint.safetensors",
     "metrics.jsonl",
     "timing.jsonl",

@@ -1,12 +1,20 @@
 import json
+import os
+import pickle
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from torchrsm.checkpoint import load_tensors, save_tensors
 from torchrsm.layer import LayerConfig
 from torchrsm.model import ModelConfig, VideoPredictor, load, load_weights
+from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig
 
 FREE = LayerConfig(groups=6, active_groups=2, kernel_size=3, output_bias="channel")
 FIXED = LayerConfig(groups=6, active_groups=2, kernel_size=3)
@@ -121,6 +129,31 @@ def test_a_margin_leaves_the_wall_out_of_the_loss():
 # --- The folder -------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def refused(message, kind=ValueError):
+    """Expect an error, and at once."""
+    start = time.perf_counter()
+    with pytest.raises(kind, match=message):
+        yield
+    assert time.perf_counter() - start < 1
+
+
+def edit(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+class Intruder:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 @pytest.fixture
 def folder(tmp_path):
     build((FIXED, FREE), height=8, width=8).save(tmp_path / "deep" / "model")
@@ -143,8 +176,46 @@ def test_a_loaded_model_predicts_the_same(tmp_path, boosted):
 
 
 def test_a_model_folder_holds_settings_and_weights_alone(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["height"] == 8
+
+
+def test_the_folder_is_one_that_other_loaders_know(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+        assert set(file.keys()) == model.state_dict().keys()
+    again = VideoPredictor.from_pretrained(tmp_path)
+    assert torch.equal(watch(model, (1, 1, 6, 6))[0].frame, watch(again, (1, 1, 6, 6))[0].frame)
+
+
+@pytest.mark.parametrize(
+    "rectifier",
+    [CompactConfig(width=4, blocks=2), CompactConfig(width=4, sees_cells=False), PaperConfig(), SharpeningConfig()],
+)
+def test_a_loaded_model_rectifies_the_same(tmp_path, rectifier):
+    model = build((FREE, FREE), pad=1, rectifier=rectifier)
+    with torch.no_grad():
+        for parameter in model.rectifier.parameters():
+            parameter.normal_(0, 0.1)  # none is left as every new model has it
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert again.config.rectifier == rectifier
+    assert json.loads((tmp_path / "config.json").read_text())["rectifier"]["kind"] == rectifier.kind
+    prediction = watch(model, (2, 1, 7, 6))[0]
+    assert torch.equal(prediction.frame, watch(again, (2, 1, 7, 6))[0].frame)
+    assert not torch.equal(prediction.frame, prediction.raw)
+
+
+def test_weights_of_another_rectifier_are_refused(tmp_path):
+    build(rectifier=CompactConfig(width=4, blocks=1)).save(tmp_path)
+    edit(tmp_path, lambda config: config.update(rectifier={"kind": "compact", "width": 4, "blocks": 2}))
+    with refused(r"model\.safetensors: weight rectifier\.blocks\.1\..* is missing"):
+        load(tmp_path)
+    edit(tmp_path, lambda config: config.update(rectifier=None))
+    with refused(r"model\.safetensors: weight rectifier\.blocks\.0\..* is unknown"):
+        load(tmp_path)
 
 
 def test_saving_again_replaces_the_model(folder):
@@ -154,19 +225,27 @@ def test_saving_again_replaces_the_model(folder):
 
 
 def test_refuses_what_is_no_model_folder(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match="no model folder .*nowhere"):
+    with refused("no model folder .*nowhere; shipped by name: ", FileNotFoundError):
         load(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"is no model folder: it has no config\.json"):
+    with refused(r"is no model folder: it has no config\.json", FileNotFoundError):
         load(tmp_path)
-    (folder / "weights.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
+    (folder / "model.safetensors").unlink()
+    with refused(r"no file .*model\.safetensors", FileNotFoundError):
+        load(folder)
+    (folder / "model.safetensors").mkdir()
+    with refused(r"no file .*model\.safetensors", FileNotFoundError):
         load(folder)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", r"config\.json: .*JSON"),
         ("{", r"config\.json: .*JSON"),
+        ("settings: 1", r"config\.json: .*JSON"),
+        ("[" * 100_000, r"config\.json: .*JSON"),
+        ("[1, 2]", r"config\.json: .* an object; got \[1, 2\]"),
+        ("null", r"config\.json: .* an object; got None"),
         (
             '{"layers": [{"groups": 4, "active_groups": 5}]}',
             r"config\.json: layers\.0: active_groups must be in .*; got 5",
@@ -177,22 +256,122 @@ def test_refuses_what_is_no_model_folder(tmp_path, folder):
 )
 def test_refuses_bad_settings_in_a_folder(folder, text, message):
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(pad_value=float("nan")), "pad_value: .* finite number; got nan"),
+        (lambda c: c.update(pad=float("inf")), "pad: .* finite number; got inf"),
+        (lambda c: c["layers"][0].update(dropout=float("nan")), r"layers\.0\.dropout: .* finite number; got nan"),
+        (lambda c: c["layers"][1].update(cell=1), r"layers\.1\.cell: unknown setting"),
+        (lambda c: c["layers"][1].update(activation="exec"), r"layers\.1\.activation: input should be .*; got 'exec'"),
+        (lambda c: c.update(rectifier={"kind": "magic"}), "rectifier: .*'magic'.* 'compact', 'paper', 'sharpening'"),
+        (lambda c: c.update(rectifier={"width": 4}), "rectifier: .*'kind'"),
+        (lambda c: c.update(rectifier={"kind": "compact", "depth": 4}), r"rectifier\.compact\.depth: unknown setting"),
+        (
+            lambda c: c.update(rectifier={"kind": "sharpening", "gain": float("inf")}),
+            r"rectifier\.sharpening\.gain: .*got inf",
+        ),
+    ],
+)
+def test_refuses_a_changed_setting(folder, change, message):
+    edit(folder, change)
+    with refused(rf"config\.json: {message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("size", [10**6 + 1, 10**9, 10**18, 10**30, 10**200])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c, size: c.update(channels=size),
+        lambda c, size: c.update(height=size),
+        lambda c, size: c["layers"][0].update(groups=size),
+        lambda c, size: c["layers"][1].update(cells_per_group=size),
+        lambda c, size: c["layers"][0].update(kernel_size=size),
+        lambda c, size: c["layers"][1].update(decoder_kernel_size=size),
+        lambda c, size: c["layers"][1].update(recurrent_kernel_size=size // 2 * 2 + 1),
+        lambda c, size: c.update(height=size, width=size, layers=[{**c["layers"][0], "decoder": "fully_connected"}]),
+        lambda c, size: c.update(rectifier={"kind": "compact", "width": size}),
+        lambda c, size: c.update(rectifier={"kind": "compact", "width": 1, "blocks": size}),
+    ],
+)
+def test_refuses_sizes_that_the_weights_do_not_have_without_allocating(folder, change, size):
+    edit(folder, lambda config: change(config, size))
+    with refused(r"config\.json: sizes must fit the weights in model\.safetensors; .*"):
+        load(folder)
+
+
+def test_refuses_more_layers_than_the_weights_have(folder):
+    edit(folder, lambda config: config.update(layers=config["layers"][1:] * 10_000))
+    with refused(
+        r"config\.json: sizes must fit the weights in model\.safetensors; got settings that ask for many more"
+    ):
+        load(folder)
+
+
+def test_loading_a_large_model_is_not_refused(tmp_path):
+    """The allowance is in proportion to the file."""
+    boosted = FREE.model_copy(update={"groups": 600, "boost": 1.0, "inhibition_decay": None})
+    model = build((FREE.model_copy(update={"groups": 600}), boosted), rectifier=CompactConfig(width=1, blocks=40))
+    model.save(tmp_path)
+    assert load(tmp_path).state_dict().keys() == model.state_dict().keys()
+
+
 def test_refuses_truncated_and_foreign_weights(folder):
-    path = folder / "weights.safetensors"
+    path = folder / "model.safetensors"
     content = path.read_bytes()
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not mapped to the file
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"weights\.safetensors is truncated or no safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or no safetensors file"):
         load(folder)
     save_file(tensors, path)
     with pytest.raises(ValueError, match="is a safetensors file that torchrsm did not write"):
         load(folder)
     save_file(tensors, path, {"torchrsm": '{"format": "other"}'})
     with pytest.raises(ValueError, match="must have the format torchrsm-model-1; got other"):
+        load(folder)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, 1000, -1])
+def test_refuses_truncated_weights(folder, length):
+    path = folder / "model.safetensors"
+    os.truncate(path, length % path.stat().st_size)
+    with refused(r"model\.safetensors is truncated or no safetensors file"):
+        load(folder)
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_not_run(folder, tmp_path):
+    path, ran = folder / "model.safetensors", tmp_path / "ran"
+    pickle.loads(pickle.dumps(Intruder(ran)))
+    assert ran.exists()  # it would
+    ran.unlink()
+    for write in (lambda: path.write_bytes(pickle.dumps(Intruder(ran))), lambda: torch.save(Intruder(ran), path)):
+        write()
+        with refused(r"model\.safetensors is truncated or no safetensors file"):
+            load(folder)
+        assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w, n: w.pop(n), "{} is missing"),
+        (lambda w, n: w.update({n: w[n][1:]}), r"{} must be \(6, .*\) torch.float32; got \(5, .*\) torch.float32"),
+        (lambda w, n: w.update({n: w[n].double()}), "{} must be .* torch.float32; got .* torch.float64"),
+        (lambda w, n: w[n][0].fill_(float("nan")), "{} is not finite"),
+        (lambda w, n: w[n][-1, -1:].fill_(float("-inf")), "{} is not finite"),
+    ],
+)
+def test_refuses_weights_that_do_not_fit_the_settings(folder, change, message):
+    name, path = "stack.layers.1.decoder", folder / "model.safetensors"
+    tensors, header = load_tensors(path)
+    change(tensors, name)
+    save_tensors(path, tensors, header)
+    with refused(rf"model\.safetensors: weight {message.format(name)}"):
         load(folder)
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 import torchrsm
+from torchrsm.shipped import models_folder
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "torchrsm"
 
 # The way that imports go: each part imports only from those before it.
 ORDER = (
-    ("config", "checkpoint", "functional", "predictor", "metrics", "streams"),
-    ("kernels", "evaluation", "baselines", "media"),
-    ("layer",),
+    ("config", "checkpoint", "functional", "predictor", "metrics", "shipped", "streams"),
+    ("kernels", "physics", "baselines", "media"),
+    ("layer", "rectifier", "evaluation"),
     ("stack",),
     ("model",),
     ("learning",),
@@ -72,8 +73,29 @@ def test_the_changelog_and_the_citation_know_the_version():
 
 def test_the_package_ships_its_types():
     assert importlib.resources.files("torchrsm").joinpath("py.typed").is_file()
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel == {"packages": ["src/torchrsm"]}
+
+
+def test_a_wheel_holds_the_package_and_its_models_where_they_are_looked_for():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    wheel = build["targets"]["wheel"]
+    # Not `force-include`, which would put copies into an editable install, where they grow old.
+    assert set(wheel) == {"only-include", "sources", "dev-mode-dirs"}
+    assert set(wheel["sources"]) == set(wheel["only-include"])
+    places = {ROOT / source: Path("site-packages", place) for source, place in wheel["sources"].items()}
+    package = places[SOURCE]
+    assert package == Path("site-packages", "torchrsm")
+    assert places[ROOT / "models"] == models_folder(package)
+    assert (ROOT / "models" / "README.md").is_file()
+    assert ROOT / wheel["dev-mode-dirs"][0] == SOURCE.parent
+
+
+def test_a_source_archive_leaves_no_model_out():
+    """It takes every file that git does not ignore, and a wheel is often made from it."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert set(build["targets"]) == {"wheel"}
+    assert set(build) == {"targets"}
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert not [pattern for pattern in ignored if "models" in pattern or "safetensors" in pattern or ".json" in pattern]
 
 
 def test_the_public_names_exist_once_and_in_order():
@@ -100,7 +122,7 @@ def test_imports_go_one_way(module):
         assert RANK[other] < RANK[own], f"{module} imports torchrsm.{other}"
 
 
-@pytest.mark.parametrize("part", ["functional", "predictor", "metrics", "streams", "config", "checkpoint"])
+@pytest.mark.parametrize("part", ["functional", "predictor", "metrics", "streams", "config", "checkpoint", "shipped"])
 def test_what_stands_below_imports_nothing_else_of_the_package(part):
     found = [imports(file) for name, file in modules().items() if part_of(name) == part]
     assert found

@@ -36,7 +36,7 @@ def test_the_python_example_runs(in_a_folder, capsys):
     names = {}
     exec(compile(example, "README.md", "exec"), names)
     assert re.search(r"squared error, all_predictable +2\.\.\d+ +\d+\.\d+ ± \d+\.\d+\n", capsys.readouterr().out)
-    assert (in_a_folder / "runs" / "first-model" / "weights.safetensors").is_file()
+    assert (in_a_folder / "runs" / "first-model" / "model.safetensors").is_file()
     frames, prediction = names["frames"], names["prediction"]
     assert prediction.frame.shape == frames[:, 0].shape
     assert names["model"].predict(names["state"]).frame.isfinite().all()

@@ -8,6 +8,7 @@ from torchrsm.learning import LearningConfig, LocalLearning
 from torchrsm.model import ModelConfig, Prediction, VideoPredictor, load
 from torchrsm.predictor import Predictor, restart
 from torchrsm.presets import PRESETS, preset
+from torchrsm.shipped import shipped_models
 from torchrsm.stack import RSMStack
 from torchrsm.training import NonFiniteError, RunConfig, Trainer, TrainingConfig
 
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "preset",
     "restart",
+    "shipped_models",
     "streams",
 ]
 

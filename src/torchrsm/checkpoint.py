@@ -57,7 +57,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         plain = tensor.detach().contiguous()
         separate[name] = plain.clone() if plain.data_ptr() in seen else plain  # the format knows no shared memory
         seen.add(plain.data_ptr())
-    write_atomically(path, to_bytes(separate, {_HEADER: json.dumps(header)}))
+    metadata = {_HEADER: json.dumps(header), "format": "pt"}  # other loaders look for the latter
+    write_atomically(path, to_bytes(separate, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

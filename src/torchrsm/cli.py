@@ -15,36 +15,59 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, cast
 
+import numpy as np
+import torch
 import tyro
 from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
 
 from torchrsm import __version__, kernels
 from torchrsm.baselines import BASELINES, baseline
 from torchrsm.checkpoint import write_atomically
 from torchrsm.config import Config, first_error
-from torchrsm.evaluation import Evaluator, Split, bouncing_ball_frames, predict_sequences
-from torchrsm.media import save_image, strip
+from torchrsm.evaluation import (
+    TEST_SEED,
+    Evaluator,
+    RolloutScores,
+    Split,
+    bouncing_ball_frames,
+    evaluate_rollouts,
+    imagine,
+    predict_sequences,
+    simulator_tracked_error,
+)
+from torchrsm.media import physics_panels, plot_by_step, save_image, strip, two_row_picture
 from torchrsm.metrics import SIMILARITY_WINDOW
 from torchrsm.model import VideoPredictor, load
+from torchrsm.physics import summarise_physics
 from torchrsm.predictor import Predictor
 from torchrsm.presets import PRESETS, preset
 from torchrsm.progress import reporting
-from torchrsm.streams import load_frames
+from torchrsm.shipped import find_model, shipped_models
+from torchrsm.streams import bouncing_ball_sequences, load_frames
 from torchrsm.training import RUN_FILE, RunConfig, Trainer, load_run_config, training_summary
+from torchrsm.video import dream_frames, save_video
 
 _T = TypeVar("_T")
+
+FRAMES_IN_A_SEQUENCE = 100  # of the fixed sequences
+DREAM_SUFFIXES = (".mp4", ".gif", ".png", ".npz")
+FILM_SEQUENCES = 4
 
 USAGE = """\
 usage: torchrsm COMMAND ...
 
   train PRESET --out DIR [--minutes M | --steps N] [--seed S] [--resume] [settings]
                          train a model; DIR is then a model folder
-  evaluate MODEL [--frames FILE] [--json FILE] [--strip PNG]
-                         score next-frame predictions on the test sequences, or on the frames of a file
+  evaluate MODEL [--frames FILE] [--json FILE] [--strip PNG] [--rollout-steps N] [--plot PNG]
+                         score next-frame predictions and dreams on the test sequences, or on the frames of a file
+  dream MODEL --out FILE [--prime 50] [--steps 150] [--sequences N] [--frames FILE] [--seed S] [--json FILE]
+                         let a model imagine what comes next, as .mp4, .gif, .png or .npz
   presets                list the presets
   info MODEL             describe a model folder or a run
 
-MODEL is a folder that `train` wrote, or a baseline: {baselines}. `torchrsm COMMAND --help` lists every flag."""
+MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline ({baselines}).
+`torchrsm COMMAND --help` lists every flag."""
 
 
 class TrainCommand(Config):
@@ -72,6 +95,10 @@ class EvaluateCommand(Config):
         sequences: how many of the fixed sequences.
         json_file: write the scores here.
         strip: write a picture (.png) here: truth, prediction, and their overlay, of the first sequence.
+        rollout_steps: steps of the dreams whose physics is judged too; 0 for none. Not with frames from a file, of
+            whose world nothing is known.
+        prime: true frames before a dream.
+        plot: write the dreams' physics by step (.png) here.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -80,6 +107,9 @@ class EvaluateCommand(Config):
     sequences: Annotated[int, Field(ge=2)] = 200
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     strip: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    rollout_steps: Annotated[int, Field(ge=0)] = 0
+    prime: Annotated[int, Field(ge=1, le=FRAMES_IN_A_SEQUENCE)] = 50
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -88,8 +118,51 @@ class EvaluateCommand(Config):
                 f"split and sequences choose among the fixed sequences and cannot go with frames; "
                 f"got {self.split} and {self.sequences} with {self.frames}"
             )
-        if self.strip is not None and self.strip.suffix.lower() != ".png":
-            raise ValueError(f"strip must end in .png; got {str(self.strip)!r}")
+        for name, path in (("strip", self.strip), ("plot", self.plot)):
+            if path is not None and path.suffix.lower() != ".png":
+                raise ValueError(f"{name} must end in .png; got {str(path)!r}")
+        if self.rollout_steps and self.frames is not None:
+            raise ValueError(f"rollout_steps must be 0 with frames from a file; got {self.rollout_steps}")
+        if self.plot is not None and not self.rollout_steps:
+            raise ValueError(f"plot needs rollout_steps >= 1; got {self.rollout_steps}")
+        return self
+
+
+class DreamCommand(Config):
+    """Show a model the beginning of some sequences, then let it imagine how they go on, on its own output alone.
+
+    Attributes:
+        model: folder of a model or a run, the name of a shipped model, or of a baseline.
+        out: .mp4 or .gif for a film of up to four of the sequences (prediction red, truth blue, both magenta), .png for
+            the two-row picture of the first (above: each frame predicted from the true ones before it; below: the
+            dream), .npz for the numbers of all (arrays `prime`, `dream` and, as far as it is known, `truth`).
+        prime: true frames that the model sees first.
+        steps: frames to imagine.
+        sequences: how many; the first ones.
+        frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
+        seed: of the bouncing balls; else the fixed test sequences.
+        json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
+        frames_per_second: of the film.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    prime: Annotated[int, Field(ge=1)] = 50
+    steps: Annotated[int, Field(ge=1)] = 150
+    sequences: Annotated[int | None, Field(ge=1)] = None
+    frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
+    frames_per_second: Annotated[float, Field(gt=0, le=240)] = 20.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.out.suffix.lower() not in DREAM_SUFFIXES:
+            raise ValueError(f"out must end in {', '.join(DREAM_SUFFIXES)}; got {str(self.out)!r}")
+        if self.frames is not None and self.seed is not None:
+            raise ValueError(
+                f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {self.frames}"
+            )
         return self
 
 
@@ -113,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, rest = (given[0], given[1:]) if given else ("", [])
     try:
         if command in ("-h", "--help"):
-            print(USAGE.format(baselines=", ".join(BASELINES)))
+            print(USAGE.format(baselines=", ".join(BASELINES), shipped=", ".join(shipped_models()) or "none"))
             return 0
         if command == "--version":
             print(__version__)
@@ -196,11 +269,11 @@ def _tensorboard(writer_type: Any, trainer: Trainer) -> Any:
 
 def _evaluate(arguments: list[str]) -> None:
     command = _parse(EvaluateCommand, arguments, "evaluate")
-    for target in (command.json_file, command.strip):
+    for target in (command.json_file, command.strip, command.plot):
         if target is not None:
             _check_writable(target)
     predictor = _predictor(command.model)
-    training = None if command.model in BASELINES else training_summary(command.model)
+    training = None if command.model in BASELINES else training_summary(find_model(command.model))
     frames = (
         bouncing_ball_frames(command.split, command.sequences)
         if command.frames is None
@@ -208,17 +281,76 @@ def _evaluate(arguments: list[str]) -> None:
     )
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
-    scores = scores.model_copy(update={"training": training})
+    scores = scores.model_copy(update={"training": training, "rollout": _rollout(command, predictor, frames)})
     if command.json_file is not None:
         write_atomically(command.json_file, (scores.to_json() + "\n").encode())
     if command.strip is not None:
         first = frames[:1, :30]
         predicted = predict_sequences(predictor, first).frames
         save_image(strip(first[0], predicted[0], title=f"{command.model}: next-frame prediction"), command.strip)
+    if command.plot is not None and scores.rollout is not None:
+        plot_by_step(physics_panels(scores.rollout.physics), command.plot)
     print(scores.table())
-    for name, target in (("scores", command.json_file), ("picture", command.strip)):
+    for name, target in (("scores", command.json_file), ("picture", command.strip), ("physics", command.plot)):
         if target is not None:
             print(f"{name}: {target}")
+
+
+def _rollout(command: EvaluateCommand, predictor: Predictor[Any, Any], frames: Tensor) -> RolloutScores | None:
+    if not command.rollout_steps:
+        return None
+    simulator = simulator_tracked_error(command.split, command.sequences, prime=command.prime)
+    return evaluate_rollouts(predictor, frames, prime=command.prime, steps=command.rollout_steps, simulator=simulator)
+
+
+def _dream(arguments: list[str]) -> None:
+    command = _parse(DreamCommand, arguments, "dream")
+    for target in (command.out, command.json_file):
+        if target is not None:
+            _check_writable(target)
+    predictor = _predictor(command.model)
+    frames, source = _frames_to_prime_on(command)
+    if frames.shape[1] < command.prime:
+        raise ValueError(f"prime must be <= {frames.shape[1]}, the frames of a sequence; got {command.prime}")
+    before, truth = frames[:, : command.prime], frames[:, command.prime : command.prime + command.steps]
+    dream = imagine(predictor, before, command.steps)
+    if command.out.suffix.lower() == ".npz":
+        arrays = {"prime": before, "dream": dream, **({"truth": truth} if truth.shape[1] else {})}
+        _write_arrays(command.out, arrays)
+    else:
+        film = before[:FILM_SEQUENCES]
+        shown = torch.cat([predict_sequences(predictor, film).frames, dream[:FILM_SEQUENCES]], 1)
+        true = torch.cat([film, truth[:FILM_SEQUENCES]], 1)
+        if command.out.suffix.lower() == ".png":
+            predicted = predict_sequences(predictor, true[:1]).frames[0]
+            save_image(two_row_picture(true[0], predicted, shown[0], command.prime), command.out)
+        else:
+            save_video(dream_frames(true, shown, command.prime), command.out, command.frames_per_second)
+    if command.json_file is not None:
+        physics = summarise_physics(dream, truth if truth.shape[1] else None, before)
+        scores = RolloutScores(prime=command.prime, steps=command.steps, physics=physics)
+        write_atomically(command.json_file, (scores.model_dump_json(indent=2) + "\n").encode())
+        print(scores.table())
+    print(f"{len(dream)} dream(s) of {command.steps} steps after {command.prime} frames of {source}: {command.out}")
+
+
+def _frames_to_prime_on(command: DreamCommand) -> tuple[Tensor, str]:
+    """Return sequences, as far as they are known, and what they are."""
+    if command.frames is not None:
+        frames = load_frames(command.frames)
+        if command.sequences is not None and command.sequences > len(frames):
+            raise ValueError(f"sequences must be <= {len(frames)}, those of {command.frames}; got {command.sequences}")
+        return frames[: command.sequences], str(command.frames)
+    length = max(2, command.prime + command.steps)
+    seed = TEST_SEED if command.seed is None else command.seed
+    balls = bouncing_ball_sequences(range(command.sequences or 1), seed=seed, sequence_length=length)
+    return balls.frames, "the test sequences" if command.seed is None else f"bouncing balls, seed {seed}"
+
+
+def _write_arrays(target: Path, arrays: dict[str, Tensor]) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, **cast(Any, {name: array.numpy() for name, array in arrays.items()}))
+    write_atomically(target, content.getvalue())
 
 
 def _check_writable(target: Path) -> None:
@@ -238,7 +370,7 @@ def _presets(arguments: list[str]) -> None:
 
 
 def _info(arguments: list[str]) -> None:
-    folder = Path(_parse(InfoCommand, arguments, "info").model)
+    folder = find_model(_parse(InfoCommand, arguments, "info").model)
     model = load(folder)
     run = load_run_config(folder) if (folder / RUN_FILE).exists() else None
     config = model.config
@@ -257,10 +389,12 @@ def _info(arguments: list[str]) -> None:
 def _predictor(name: str) -> Predictor[Any, Any]:
     if name in BASELINES:
         return baseline(name)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"model must be a folder or one of {', '.join(BASELINES)}; got {name!r}")
-    model: VideoPredictor = load(folder)
+    try:
+        model: VideoPredictor = load(name)
+    except FileNotFoundError as error:
+        if Path(name).is_dir():
+            raise
+        raise FileNotFoundError(f"{error}; baselines: {', '.join(BASELINES)}") from None
     return model
 
 
@@ -309,6 +443,7 @@ _PHRASES = (  # what tyro says, and the same in our words
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "dream": _dream,
     "presets": _presets,
     "info": _info,
 }

@@ -1,24 +1,28 @@
-"""The whole predictor: frames in, frames out, and its folder on disk (config.json and weights.safetensors)."""
+"""The whole predictor, a stack and its rectifier: frames in, frames out, and its folder on disk."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from torchrsm.checkpoint import load_tensors, make_folder, save_tensors, write_atomically
 from torchrsm.config import Config, first_error
 from torchrsm.functional import Grid
 from torchrsm.kernels import EngineName
 from torchrsm.layer import LayerConfig, LayerPrediction, LayerState
+from torchrsm.predictor import rollout
+from torchrsm.rectifier import RectifierConfig, make_rectifier
+from torchrsm.shipped import CONFIG_FILE, find_model
 from torchrsm.stack import RSMStack
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "weights.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 FORMAT = "torchrsm-model-1"
 
 
@@ -33,6 +37,7 @@ class ModelConfig(Config):
         pad_value: value of the border.
         fresh_feedback: a layer hears what the layer above has chosen for this very step; else, as published, what it
             chose for the last.
+        rectifier: makes the stack's prediction, an average, one sharp frame; None for none.
     """
 
     layers: tuple[LayerConfig, ...] = Field(min_length=1)
@@ -42,6 +47,7 @@ class ModelConfig(Config):
     pad: int = Field(default=0, ge=0)
     pad_value: float = Field(default=0.5, ge=0, le=1)
     fresh_feedback: bool = False
+    rectifier: RectifierConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -66,7 +72,7 @@ class Prediction(NamedTuple):
     """A predicted frame.
 
     Attributes:
-        frame: ``[b, c, h, w]`` in 0..1, what is shown and fed back.
+        frame: ``[b, c, h, w]`` in 0..1, what is shown and fed back; rectified if the model has a rectifier.
         raw: ``[b, c, h, w]``, what the stack predicts: the average of all futures.
         layers: what each layer predicts; it carries the graphs for `VideoPredictor.losses`.
     """
@@ -97,6 +103,17 @@ class VideoPredictor(nn.Module):
             fresh_feedback=config.fresh_feedback,
             engine=engine,
         )
+        self.rectifier = (
+            None
+            if config.rectifier is None
+            else make_rectifier(
+                config.rectifier,
+                config.channels,
+                [layer.cells for layer in config.layers],
+                config.pad,
+                config.pad_value,
+            )
+        )
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> tuple[LayerState, ...]:
         """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.
@@ -114,11 +131,42 @@ class VideoPredictor(nn.Module):
 
     def predict(self, state: tuple[LayerState, ...]) -> Prediction:
         """Predict the next frame of each stream from all that the state has seen."""
+        prediction = self.predict_raw(state)
+        with torch.no_grad():
+            return prediction._replace(frame=self.rectify(prediction))
+
+    def predict_raw(self, state: tuple[LayerState, ...]) -> Prediction:
+        """Predict as `predict` does, without the rectifier: ``frame`` is the same as ``raw``."""
         layers = self.stack.predict(state)
         decoded = self.stack.layers[0].decode(layers[0]).detach()
         p, (h, w) = self.config.pad, layers[0].input_grid
         raw = decoded[:, p : h - p, p : w - p].permute(0, 3, 1, 2)
         return Prediction(raw, raw, layers)
+
+    def rectify(self, prediction: Prediction) -> Tensor:
+        """Return the rectified frame ``[b, c, h, w]`` of a prediction, with the graph of the rectifier alone.
+
+        Without a rectifier it is the raw prediction.
+        """
+        if self.rectifier is None:
+            return prediction.raw
+        return self.rectifier(prediction.raw, [layer.cells for layer in prediction.layers])  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def rollout(self, state: tuple[LayerState, ...], steps: int) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """Imagine what comes next: predict, and take each prediction for the frame that came.
+
+        Args:
+            state: what the streams have seen, for instance after `observe` on the frames that prime the dream.
+            steps: how many frames to imagine, >= 1.
+
+        Returns:
+            The frames, ``[b, steps, c, h, w]`` in 0..1, and the state after them, from which a rollout can go on.
+
+        Raises:
+            ValueError: ``steps`` is below 1.
+        """
+        return rollout(self, state, steps)
 
     def losses(self, prediction: Prediction, frame: Tensor, learn: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the error of each layer, a scalar each, on graphs that share nothing.
@@ -136,12 +184,19 @@ class VideoPredictor(nn.Module):
         """Return the state after a frame ``[b, c, h, w]``, true or fed back."""
         return self.stack.observe(self._padded(frame), prediction.layers, state)
 
+    def last_frame(self, state: tuple[LayerState, ...]) -> Tensor:
+        """Return the frame that was observed last, ``[b, c, h, w]``, values below the input threshold as 0."""
+        seen, p = state[0].input, self.config.pad
+        assert isinstance(seen, Tensor)
+        height, width = seen.shape[1:3]
+        return seen[:, p : height - p, p : width - p, : self.config.channels].permute(0, 3, 1, 2)
+
     def _padded(self, frame: Tensor) -> Tensor:
         p = self.config.pad
         return nn.functional.pad(frame.detach(), (p, p, p, p), value=self.config.pad_value).permute(0, 2, 3, 1)
 
     def save(self, folder: Path | str) -> None:
-        """Write ``config.json`` and ``weights.safetensors`` to a folder, which is made if need be.
+        """Write ``config.json`` and ``model.safetensors`` to a folder, which is made if need be.
 
         Raises:
             OSError: the folder cannot be made or written.
@@ -152,37 +207,79 @@ class VideoPredictor(nn.Module):
         self.save_weights(folder)
 
     def save_weights(self, folder: Path) -> None:
-        """Write ``weights.safetensors`` alone, atomically."""
+        """Write ``model.safetensors`` alone, atomically."""
         save_tensors(folder / WEIGHTS_FILE, self.state_dict(), {"format": FORMAT})
 
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Do what `save` does, under the name that Hugging Face's libraries use; the folder is laid out as theirs."""
+        self.save(folder)
 
-def load(folder: Path | str, engine: EngineName = "auto") -> VideoPredictor:
-    """Load a model from a folder that `VideoPredictor.save` or a training run wrote; it comes in evaluation mode.
+    @staticmethod
+    def from_pretrained(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor:
+        """Do what `load` does, under the name that Hugging Face's libraries use; nothing is fetched from a network."""
+        return load(name_or_folder, engine)
 
-    Nothing in the folder is executed: settings are JSON, weights safetensors.
+
+def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor:
+    """Load a model; it comes in evaluation mode.
+
+    Nothing in the folder is executed: settings are JSON, weights safetensors. Nothing is fetched from a network.
+
+    Args:
+        name_or_folder: a folder that `VideoPredictor.save` or a training run wrote, or the name of a shipped model
+            (`torchrsm.shipped_models`); a folder that exists goes before a name.
+        engine: which implementation computes the step.
 
     Raises:
-        FileNotFoundError: there is no such folder, or a file in it is missing.
-        ValueError: a file is truncated or foreign, a setting unknown, a weight of the wrong shape or not finite.
+        FileNotFoundError: there is neither such a folder nor such a shipped model, or a file in it is missing.
+        ValueError: a file is truncated or foreign, a setting unknown or out of range, a weight of the wrong shape or
+            not finite, or the settings ask for many more weights than the file holds.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no model folder {folder}")
-    if not (folder / CONFIG_FILE).is_file():
+    folder = find_model(name_or_folder)
+    settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    if not settings.is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no {CONFIG_FILE}")
     try:
-        config = ModelConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
+        config = ModelConfig.model_validate_json(settings.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {first_error(error)}") from error
-    tensors, header = load_tensors(folder / WEIGHTS_FILE)
+        raise ValueError(f"{settings}: {first_error(error)}") from error
+    tensors, header = load_tensors(weights)
     if header.get("format") != FORMAT:
-        raise ValueError(f"{folder / WEIGHTS_FILE} must have the format {FORMAT}; got {header.get('format')}")
-    model = VideoPredictor(config, engine)
-    load_weights(model, tensors, str(folder / WEIGHTS_FILE))
+        raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")
+    try:
+        with _Allowance(tensors):
+            model = VideoPredictor(config, engine)
+    except OverflowError as error:
+        raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error
+    load_weights(model, tensors, str(weights))
     return model.eval()
 
 
-def load_weights(model: VideoPredictor, tensors: Mapping[str, Tensor], source: str) -> None:
+class _Allowance(TorchFunctionMode):
+    """Stops a model from being built before it takes much more memory, or time, than the weights of a file need.
+
+    A size in settings may be anything, and to build a model is to allocate it. Whether the weights fit exactly is
+    checked afterwards; the allowance is wide, so that a model which is only a little off gets that better message.
+    """
+
+    _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = 2 * len(tensors) + 100
+        self.elements = 4 * sum(tensor.numel() for tensor in tensors.values()) + 100_000
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._FACTORIES:
+            size = args[0] if args and isinstance(args[0], tuple | list) else (kwargs or {}).get("size", args)
+            self.tensors -= 1
+            self.elements -= math.prod(size)
+            if self.tensors < 0 or self.elements < 0:
+                raise OverflowError(f"got settings that ask for many more weights, one of them {tuple(size)}")
+        return func(*args, **(kwargs or {}))
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into a model.
 
     Raises:

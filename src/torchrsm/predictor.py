@@ -58,6 +58,31 @@ class Predictor(Protocol[PredictionT, StateT]):
         ...
 
 
+@torch.no_grad()
+def rollout(predictor: Predictor[Any, StateT], state: StateT, steps: int) -> tuple[Tensor, StateT]:
+    """Let a predictor imagine what comes next: each predicted frame is observed as if it had come.
+
+    Args:
+        predictor: the system.
+        state: what its streams have seen.
+        steps: frames to imagine, >= 1.
+
+    Returns:
+        The frames, ``[batch, steps, channels, height, width]``, and the state after them.
+
+    Raises:
+        ValueError: ``steps`` is below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1; got {steps}")
+    frames = []
+    for _ in range(steps):
+        prediction = predictor.predict(state)
+        frames.append(prediction.frame)
+        state = predictor.observe(prediction.frame, prediction, state)
+    return torch.stack(frames, 1), state
+
+
 def restart(state: StateT, fresh: StateT, starts: Tensor) -> StateT:
     """Replace the states of the streams in which a new sequence starts.
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torchrsm.layer import LayerConfig
-from torchrsm.learning import LearningConfig
+from torchrsm.learning import LearningConfig, RectifyingConfig
 from torchrsm.model import ModelConfig
+from torchrsm.rectifier import CompactConfig, PaperConfig
 from torchrsm.training import RunConfig, TrainingConfig
 
 _PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
 _PAPER_LAYER_2 = LayerConfig(groups=128, cells_per_group=8, active_groups=5, kernel_size=3)
-_PAPER_STEPS = 200_000
+_PAPER_STEPS = 200_000  # of the stack
+_PAPER_RECTIFIER_STEPS = 50_000
+_PAPER_STEPS_IN_ALL = _PAPER_STEPS + _PAPER_RECTIFIER_STEPS
 
 
 def paper() -> RunConfig:
-    """Return the published two layers and their settings; docs/reproduction.md says what these leave open."""
+    """Return the published two layers, rectifier and settings; docs/reproduction.md says what these leave open."""
     return RunConfig(
         name="paper",
-        model=ModelConfig(layers=(_PAPER_LAYER_1, _PAPER_LAYER_2), height=30, width=30, pad=2),
+        model=ModelConfig(layers=(_PAPER_LAYER_1, _PAPER_LAYER_2), height=30, width=30, pad=2, rectifier=PaperConfig()),
         learning=LearningConfig(learning_rates=(5e-4,)),
-        training=TrainingConfig(steps=_PAPER_STEPS, batch_size=256),
+        rectifying=RectifyingConfig(share=_PAPER_RECTIFIER_STEPS / _PAPER_STEPS_IN_ALL),
+        training=TrainingConfig(steps=_PAPER_STEPS_IN_ALL, batch_size=256),
     )
 
 
@@ -36,7 +40,7 @@ def paper_fast() -> RunConfig:
     below = below.model_copy(update={"decoder_deviation": 0.3})
     return RunConfig(
         name="paper_fast",
-        model=run.model.model_copy(update={"layers": (below, above)}),
+        model=run.model.model_copy(update={"layers": (below, above), "rectifier": None}),
         learning=LearningConfig(learning_rates=(6e-3, 3e-3), schedule="cosine", epsilon=1e-12),
         training=TrainingConfig(minutes=25, batch_size=256),
     )
@@ -50,8 +54,8 @@ def paper_fast_1l() -> RunConfig:
 def balls() -> RunConfig:
     """Return the best for two cores; its weights fit frames of any size and any number of balls."""
     below = LayerConfig(
-        groups=128,
-        active_groups=6,
+        groups=200,
+        active_groups=10,
         kernel_size=7,
         recurrent_kernel_size=3,
         input_decay=0.7,
@@ -77,9 +81,19 @@ def balls() -> RunConfig:
     )
     return RunConfig(
         name="balls",
-        model=ModelConfig(layers=(below, above), pad=2, fresh_feedback=True),
+        model=ModelConfig(layers=(below, above), pad=2, fresh_feedback=True, rectifier=CompactConfig()),
         learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
-        training=TrainingConfig(minutes=10, batch_size=16),
+        rectifying=RectifyingConfig(
+            learning_rate=2e-3,
+            matrix_learning_rate=5e-3,
+            schedule="cosine",
+            gradient_norm=0.02,
+            loop_share=0.25,
+            loop_steps=60,
+            loop_error=2.0,
+            motion_weight=0.004,
+        ),
+        training=TrainingConfig(minutes=30, batch_size=16),
     )
 
 
@@ -107,6 +121,7 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
         name=f"{run.name}_1l",
         model=run.model.model_copy(update={"layers": run.model.layers[:1], "fresh_feedback": False}),
         learning=run.learning.model_copy(update={"learning_rates": rates}),
+        rectifying=run.rectifying,
         stream=run.stream,
         training=run.training,
     )

@@ -32,18 +32,21 @@ def choose_engine(name: EngineName, device: torch.device) -> Engine:
     return _fused if device.type == "cpu" and name != "reference" else _reference
 
 
-def set_threads(count: int) -> None:
-    """Use this many threads in the fused kernel, and one in torch.
+def set_threads(count: int, torch_threads: int = 1) -> None:
+    """Say how many threads the fused kernel and torch use.
 
-    Sums over the batch are taken in one part for each thread, so runs repeat bit by bit for the same count only. A
-    second torch thread would spin between its short tasks on the core that the kernel needs.
+    Sums over the batch are taken in one part for each thread of the kernel, so runs repeat bit by bit for the same
+    count only. Where the kernel has more than one thread torch should have one: a second torch thread spins between its
+    short tasks on the core that the kernel needs. Where torch does most of the work (a rectifier) it is the other way
+    round.
 
     Raises:
-        ValueError: ``count`` below 1.
+        ValueError: a number below 1.
     """
-    if count < 1:
-        raise ValueError(f"threads must be >= 1; got {count}")
-    torch.set_num_threads(1)
+    for name, value in (("threads", count), ("torch_threads", torch_threads)):
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1; got {value}")
+    torch.set_num_threads(torch_threads)
     _fused.threads = count
 
 

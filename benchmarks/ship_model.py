@@ -1,0 +1,93 @@
+"""Puts a trained run among the shipped models: its settings, its weights, and a card with how it was made and scores.
+
+python benchmarks/ship_model.py runs/balls-seed-0 benchmarks/results/balls-seed-0.json --name balls
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from torchrsm import load
+from torchrsm.checkpoint import write_atomically
+from torchrsm.training import load_run_config, training_summary
+
+MODELS = Path(__file__).parent.parent / "models"
+
+
+def card(name: str, run: Path, scores: dict[str, object]) -> str:
+    """Return the text of a model's card."""
+    config, training = load_run_config(run), training_summary(run)
+    assert training is not None
+    assert config.rectifying is not None
+    budget = config.training
+    how = f"--minutes {budget.minutes:g}" if budget.minutes else f"--steps {budget.steps}"
+    error, raw, rollout = scores["frame_squared_error"], scores["raw_frame_squared_error"], scores["rollout"]
+    windows = rollout["physics"]["windows"]
+
+    def write(summary: dict[str, float]) -> str:
+        return f"{summary['mean']:.3f} ± {summary['sd']:.3f}"
+
+    rows = [f"| {window} | {write(error[window])} | {write(raw[window])} |" for window in error]
+    physics = [
+        f"| {w['first']}..{w['last']} | {w['right_count']:.4f} | {w['mass']:.3f} | {w['kinetic_energy']:.3f} |"
+        f" {w['outside']:.4f} | {w['overlap']:.4f} | {w['reflection_degrees']:.1f} |"
+        for w in windows
+    ]
+    r = config.rectifying
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            "Predicts and imagines video of bouncing balls: a stack of two RSM layers and a rectifier. Its weights fit",
+            "frames of any size; it has seen 30 x 30 pixels with three balls.",
+            "",
+            f"    torchrsm train {config.name} --out DIR {how} --threads {training['threads']}"
+            f" --seed {training['seed']}",
+            "",
+            f"{training['minutes']:g} minutes on {training['threads']} core(s): {training['steps']:,} steps,",
+            f"{training['frames']:,} frames, none seen twice. The stack had {1 - r.share:.0%} of the time, then the",
+            f"rectifier {r.share:.0%}. In the last {1 - r.loop_from:.0%} of the rectifier's time {r.loop_share:.0%} of",
+            f"its streams dreamt, for up to {r.loop_steps} steps, with the motion loss. Both the next-frame scores and",
+            "the dreams below are of these same weights.",
+            "",
+            f"## Scores on the {scores['sequences']} test sequences",
+            "",
+            f"SHA-256 of the frames: `{scores['frames_sha256']}`",
+            "",
+            "Squared error per frame, mean ± standard deviation over sequences:",
+            "",
+            "| frames | rectified | raw |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"Dreams of {rollout['steps']} steps after {rollout['prime']} true frames (the world: 3 balls, mass 1,"
+            " 2.25 px²):",
+            "",
+            "| steps | three balls | mass | kinetic energy, px² | outside | overlap | reflection, degrees |",
+            "|---|---|---|---|---|---|---|",
+            *physics,
+            "",
+            f"Median lifetime {rollout['physics']['lifetime']:g} of {rollout['steps']} steps;"
+            f" {rollout['physics']['never_ended']:.1%} live to the end.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("scores", type=Path)
+    parser.add_argument("--name", required=True)
+    arguments = parser.parse_args()
+    folder = MODELS / arguments.name
+    load(arguments.run).save_pretrained(folder)
+    text = card(arguments.name, arguments.run, json.loads(arguments.scores.read_text()))
+    write_atomically(folder / "card.md", text.encode())
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()
