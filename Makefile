@@ -1,14 +1,15 @@
 # Needs make and Python 3.11 or newer; everything else goes to .venv.
 
 PYTHON ?= python3
-MINUTES ?= 3
+MINUTES ?= 36
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
+TRAINED := runs/balls
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test clean
+.PHONY: help install demo train test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,14 +25,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## train "balls" from nothing for MINUTES=3, score it, draw it; a former runs/demo is deleted
+demo: $(STAMP) ## score the shipped model on the test sequences, let it dream, draw both; a former runs/demo is deleted
 	rm -rf $(DEMO)
-	$(BIN)/torchrsm train balls --out $(DEMO) --minutes $(MINUTES)
-	$(BIN)/torchrsm evaluate $(DEMO) --json $(DEMO)/scores.json --strip $(DEMO)/strip.png
+	mkdir -p $(DEMO)
+	$(BIN)/torchrsm dream balls --sequences 2 --out $(DEMO)/dream.mp4
+	$(BIN)/torchrsm dream balls --out $(DEMO)/dream.png
+	$(BIN)/torchrsm evaluate balls --rollout-steps 150 --json $(DEMO)/scores.json --strip $(DEMO)/strip.png --plot $(DEMO)/physics.png
 	@echo
-	@echo "model    $(DEMO)"
-	@echo "scores   $(DEMO)/scores.json"
-	@echo "picture  $(DEMO)/strip.png (prediction red, truth blue, both magenta)"
+	@echo "In $(DEMO): dream.mp4 and dream.png (prediction red, truth blue, both magenta),"
+	@echo "scores.json (the table above and more), strip.png (next frames), physics.png (the dreams, step by step)."
+
+train: $(STAMP) ## make the shipped model again from nothing, in MINUTES=36, and score it; goes to runs/balls
+	$(BIN)/torchrsm train balls --out $(TRAINED) --minutes $(MINUTES)
+	$(BIN)/torchrsm evaluate $(TRAINED) --rollout-steps 150 --json $(TRAINED)/scores.json
 
 test: $(STAMP) ## check style and types, run the tests with their coverage
 	$(BIN)/ruff check .

@@ -12,7 +12,21 @@ from torch import nn
 
 from torchrsm import evaluation
 from torchrsm.baselines import CopyLast
-from torchrsm.evaluation import Evaluator, NextFrameScores, bouncing_ball_frames, frames_sha256, predict_sequences
+from torchrsm.evaluation import (
+    Evaluator,
+    NextFrameScores,
+    RolloutScores,
+    bouncing_ball_frames,
+    evaluate_rollouts,
+    frames_sha256,
+    imagine,
+    predict_sequences,
+    simulator_tracked_error,
+)
+from torchrsm.layer import LayerConfig
+from torchrsm.model import ModelConfig, VideoPredictor
+from torchrsm.rectifier import CompactConfig
+from torchrsm.streams.bouncing_balls import bouncing_ball_sequences
 
 
 class Predicted(NamedTuple):
@@ -395,3 +409,227 @@ def test_copy_last_on_the_test_sequences_is_the_published_figure():
     assert scores.sequences == 200
     assert scores.frame_squared_error.all_predictable.mean == pytest.approx(11.85, abs=0.3)
     assert scores.frame_squared_error.all_predictable.sd == pytest.approx(0.28, abs=0.06)
+
+
+# --- Before the rectifier ---------------------------------------------------------------------------------------------
+
+
+def two_models():
+    """The same stack without a rectifier and with one; none of their weights is 0."""
+    torch.manual_seed(0)
+    layer = LayerConfig(
+        groups=8, active_groups=2, normalisation="location", activation="sigmoid", output_bias="channel"
+    )
+    plain = VideoPredictor(ModelConfig(layers=(layer,), pad=1)).eval()
+    rectifier = CompactConfig(width=4, blocks=1)
+    rectified = VideoPredictor(ModelConfig(layers=(layer,), pad=1, rectifier=rectifier)).eval()
+    with torch.no_grad():
+        plain.stack.layers[0].recurrent.mul_(20)
+        plain.stack.layers[0].bias.normal_()
+        for weight in rectified.rectifier.parameters():
+            weight.normal_(0, 0.3)
+    rectified.stack.load_state_dict(plain.stack.state_dict())
+    return plain, rectified
+
+
+def test_a_rectified_model_is_scored_before_and_after():
+    plain, rectified = two_models()
+    frames = random_frames(3, 12, 1, 12, 12)
+    before, after = (Evaluator(frames, batch_size=2).evaluate(model) for model in (plain, rectified))
+    assert before.raw_frame_squared_error is None
+    assert after.raw_frame_squared_error == before.frame_squared_error
+    assert after.frame_squared_error.all_predictable != before.frame_squared_error.all_predictable
+    errors = (predict_sequences(rectified, frames).frames[:, 1:] - frames[:, 1:]).square().sum((2, 3, 4)).mean(1)
+    assert after.frame_squared_error.all_predictable.mean == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert "raw squared error" not in before.table()
+    raw = after.raw_frame_squared_error.all_predictable
+    line = next(line.split() for line in after.table().splitlines() if line.startswith("raw squared error"))
+    assert line == ["raw", "squared", "error", "2..12", f"{raw.mean:.3f}", "±", f"{raw.sd:.3f}"]
+    assert NextFrameScores.model_validate_json(after.to_json()) == after
+
+
+def test_predicted_sequences_hold_the_raw_frames():
+    plain, rectified = two_models()
+    frames = random_frames(2, 5, 1, 12, 12)
+    without, with_ = predict_sequences(plain, frames), predict_sequences(rectified, frames)
+    assert without.raw is None
+    assert predict_sequences(CopyLast(), frames).raw is None
+    assert torch.equal(with_.raw, without.frames)
+    assert with_.frames.shape == with_.raw.shape
+    assert (with_.frames - with_.raw).abs().max() > 0.01
+
+
+# --- Imagined frames --------------------------------------------------------------------------------------------------
+
+
+def test_imagining_is_the_plain_loop():
+    for model in two_models():
+        frames = random_frames(3, 5, 1, 12, 12)
+        with torch.no_grad():
+            state = model.initial_state((3, 1, 12, 12))
+            for frame in frames.unbind(1):
+                state = model.observe(frame, model.predict(state), state)
+            expected = []
+            for _ in range(4):
+                prediction = model.predict(state)
+                expected.append(prediction.frame)
+                state = model.observe(prediction.frame, prediction, state)
+        assert torch.equal(imagine(model, frames, 4), torch.stack(expected, 1))
+        assert torch.equal(imagine(model, frames, 2), torch.stack(expected[:2], 1))
+        torch.testing.assert_close(imagine(model, frames, 4, batch_size=2), torch.stack(expected, 1))
+
+
+def test_imagining_leaves_frames_and_modes_as_they_were():
+    class Vandal(CopyLast):
+        def observe(self, frame, prediction, state):
+            seen = super().observe(frame.clone(), prediction, state)
+            frame.fill_(0.5)
+            return seen
+
+    frames = random_frames(3, 4, 1, 11, 11)
+    kept = frames.clone()
+    imagine(Vandal(), frames, 3)
+    assert torch.equal(frames, kept)
+    dream = imagine(CopyLast(), frames, 3, batch_size=2)
+    assert torch.equal(dream, frames[:, -1:].expand(-1, 3, -1, -1, -1))
+    module = Module()
+    module.inner[0].eval()
+    imagine(module, frames, 2)
+    assert module.seen == {(True, False, False, False, False)}
+    assert [part.training for part in module.modules()] == [True, True, False, True]
+
+
+def test_imagining_refuses_bad_arguments():
+    frames = random_frames(2, 3, 1, 11, 11)
+    with pytest.raises(ValueError, match="batch_size must be >= 1, received 0"):
+        imagine(CopyLast(), frames, 2, batch_size=0)
+    with pytest.raises(ValueError, match="steps must be >= 1; got 0"):
+        imagine(CopyLast(), frames, 0)
+
+
+class Seer:
+    """Knows the whole video and shows it, whatever it is told."""
+
+    def __init__(self, video):
+        self.video = video
+
+    def initial_state(self, shape):
+        assert tuple(shape) == (len(self.video), *self.video.shape[2:])
+        return (torch.zeros(len(self.video), dtype=torch.int64),)
+
+    def predict(self, state):
+        return Predicted(self.video[:, int(state[0][0])])
+
+    def observe(self, frame, prediction, state):
+        return (state[0] + 1,)
+
+
+def true_video(sequences=4, length=200):
+    return bouncing_ball_sequences(sequences, seed=evaluation.VALIDATION_SEED, sequence_length=length).frames
+
+
+def test_the_true_world_is_a_perfect_dream():
+    video = true_video()
+    scores = evaluate_rollouts(Seer(video), video[:, :100])
+    assert (scores.prime, scores.steps, scores.simulator) == (50, 150, None)
+    physics = scores.physics
+    assert [tracked.step for tracked in physics.tracked] == [1, 5, 10, 20, 30]
+    assert all(tracked.median == tracked.mean == 0 and tracked.share == 1 for tracked in physics.tracked)
+    assert physics.never_ended == 1
+    assert physics.lifetime == 150
+    assert [(w.first, w.last) for w in physics.windows] == [(1, 50), (101, 150), (1, 150)]
+    for window in physics.windows:
+        assert window.right_count == 1
+        assert window.mass == pytest.approx(1, abs=0.02)
+        assert window.kinetic_energy == pytest.approx(2.25, abs=0.01)
+        assert window.outside == window.overlap == 0
+
+
+def test_a_dream_one_frame_late_is_as_far_off_as_the_balls_move():
+    """The dream is put beside the frames that follow the priming, not one earlier or later."""
+    video = true_video(6, 60)
+    late = evaluate_rollouts(Seer(video.roll(1, 1)), video, prime=20, steps=30)
+    assert all(0.3 < tracked.median < 1.5 for tracked in late.physics.tracked)
+
+
+def test_a_dream_that_stands_still_is_found_out():
+    video = true_video(6, 100)
+    scores = evaluate_rollouts(CopyLast(), video, prime=50, steps=60, batch_size=4)
+    physics = scores.physics
+    assert physics.windows[-1].kinetic_energy == pytest.approx(0, abs=1e-6)
+    assert physics.windows[-1].right_count == 1  # what it shows is sharp
+    assert physics.windows[-1].bounce_rate < 0.1
+    assert physics.lifetime <= 5
+    assert physics.never_ended == 0
+    errors = [tracked.median for tracked in physics.tracked]
+    assert 0.3 < errors[0] < 1.5  # what balls move in a frame
+    assert errors[0] < errors[1] < errors[2]
+    assert errors[-1] > 3
+
+
+def test_dreams_go_on_where_the_true_frames_end():
+    video = true_video(3, 60)
+    tracked = evaluate_rollouts(CopyLast(), video, prime=50, steps=20).physics.tracked
+    assert [error.step for error in tracked] == [1, 5, 10]
+    scores = evaluate_rollouts(CopyLast(), video, prime=60, steps=20)
+    assert scores.physics.tracked == ()
+    assert "tracked error" not in scores.table()
+
+
+@pytest.mark.parametrize("prime", [0, -1, 6])
+def test_a_priming_beyond_the_sequence_is_refused(prime):
+    with pytest.raises(ValueError, match=f"prime must be in 1..5, the frames of a sequence; received {prime}"):
+        evaluate_rollouts(CopyLast(), torch.zeros(2, 5, 1, 30, 30), prime=prime, steps=3)
+
+
+def test_rollouts_refuse_bad_arguments():
+    frames = torch.zeros(2, 5, 1, 30, 30)
+    with pytest.raises(ValueError, match="steps must be >= 1; got 0"):
+        evaluate_rollouts(CopyLast(), frames, prime=2, steps=0)
+    with pytest.raises(ValueError, match="batch_size must be >= 1, received 0"):
+        evaluate_rollouts(CopyLast(), frames, prime=2, steps=3, batch_size=0)
+    with pytest.raises(ValueError, match="lie in 0..1 and be finite"):
+        evaluate_rollouts(CopyLast(), frames + 2, prime=2, steps=3)
+
+
+def test_the_world_itself_loses_the_true_balls():
+    """A few hundredths of a pixel at first, and many times that after the bounces."""
+    errors = simulator_tracked_error("validation", 40)
+    assert [error.step for error in errors] == [1, 5, 10, 20, 30]
+    medians = [error.median for error in errors]
+    # The mean length of a vector with normal parts of deviation 0.03.
+    assert medians[0] == pytest.approx(0.03 * math.sqrt(math.pi / 2), abs=0.008)
+    assert medians == sorted(medians)
+    assert 1.5 * medians[0] < medians[-1] < 4
+    assert all(error.share == 1 for error in errors)
+    assert simulator_tracked_error("validation", 40) == errors
+    assert simulator_tracked_error("test", 40) != errors
+
+
+def test_the_simulator_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="split must be one of test, validation, received 'train'"):
+        simulator_tracked_error("train")
+    with pytest.raises(ValueError, match="sequences must be >= 1, received 0"):
+        simulator_tracked_error("test", 0)
+
+
+def test_rollout_scores_in_table_and_json():
+    video = true_video(3, 100)
+    simulator = simulator_tracked_error("validation", 3)
+    scores = evaluate_rollouts(CopyLast(), video, simulator=simulator)
+    table = scores.table()
+    assert all(len(line) <= 120 for line in table.splitlines())
+    assert table.startswith("3 dreams of 150 steps after 50 true frames")
+    lines = [line.split() for line in table.splitlines()]
+    assert ["world", "1..50", "101..150", "1..150"] in lines
+    assert ["kinetic", "energy,", "px²", "2.25", "0.000", "0.000", "0.000"] in lines
+    assert ["tracked", "error,", "px", "(median)", "1", "5", "10", "20", "30"] in lines
+    for name, errors in (("of the dream", scores.physics.tracked), ("off at the start", simulator)):
+        line = next(line for line in table.splitlines() if name in line)
+        assert line.split()[-5:] == [f"{error.median:.3f}" for error in errors]
+    assert RolloutScores.model_validate_json(scores.model_dump_json()) == scores
+    both = Evaluator(video).evaluate(CopyLast()).model_copy(update={"rollout": scores})
+    assert table in both.table()
+    assert all(len(line) <= 120 for line in both.table().splitlines())
+    assert NextFrameScores.model_validate_json(both.to_json()) == both
+    assert json.loads(both.to_json())["rollout"]["physics"]["tracked"][0]["step"] == 1

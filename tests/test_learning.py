@@ -1,13 +1,22 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
 from torchrsm.layer import LayerConfig
-from torchrsm.learning import LearningConfig, LocalLearning
+from torchrsm.learning import (
+    RECTIFIER_LOSSES,
+    LearningConfig,
+    LocalLearning,
+    RectifierLearning,
+    RectifyingConfig,
+    motion_loss,
+)
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
+from torchrsm.rectifier import CompactConfig
 from torchrsm.streams import BouncingBalls
 
 
@@ -161,3 +170,330 @@ def test_a_tiny_model_learns(engine):
         errors.append((prediction.frame - batch.frames).square().mean().item())
     errors = torch.tensor(errors)
     assert errors[-30:].mean() < 0.5 * errors[5:35].mean()
+
+
+# --- The rectifier's learning -----------------------------------------------------------------------------------------
+
+STREAMS = 4
+
+
+def rectified_model(rectifier=None):
+    torch.manual_seed(0)
+    layers = (LayerConfig(groups=8, active_groups=2, output_bias="channel"),) * 2
+    config = ModelConfig(layers=layers, pad=1, rectifier=rectifier or CompactConfig(width=8, blocks=2))
+    return VideoPredictor(config).eval()
+
+
+def begin(model=None, **settings):
+    model = model or rectified_model()
+    return RectifierLearning(model, RectifyingConfig(**settings), 64)
+
+
+def some_prediction(model):
+    """A prediction of the stack, and frames that a rectifier can find in it."""
+    state = model.initial_state((STREAMS, 1, 8, 8))
+    model.stack.layers[0].decoder.data.normal_()
+    model.stack.layers[0].bias.data.normal_()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        with torch.no_grad():
+            prediction = model.predict_raw(state)
+        state = model.observe(torch.rand(STREAMS, 1, 8, 8, generator=generator), prediction, state)
+    raw = torch.rand(STREAMS, 1, 8, 8, generator=generator)
+    return prediction._replace(frame=raw, raw=raw), (raw > 0.5).float()
+
+
+def teach(learning, prediction, frame, progress=1.0, learn=None, last=None, alone=None):
+    return learning.step(
+        prediction,
+        frame,
+        torch.ones(STREAMS, dtype=torch.bool) if learn is None else torch.tensor(learn),
+        progress,
+        torch.zeros_like(frame) if last is None else last,
+        torch.zeros(STREAMS, dtype=torch.int64) if alone is None else torch.tensor(alone),
+    )
+
+
+def copies(module):
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def moved(module, before):
+    return [name for name, value in module.state_dict().items() if not torch.equal(value, before[name])]
+
+
+@pytest.mark.parametrize("matrix_learning_rate", [None, 2e-2])
+def test_a_rectifier_learns(matrix_learning_rate):
+    learning = begin(learning_rate=1e-2, matrix_learning_rate=matrix_learning_rate)
+    prediction, frame = some_prediction(learning.model)
+    errors = [teach(learning, prediction, frame).losses[0].item() for _ in range(60)]
+    assert errors[0] == pytest.approx((prediction.raw - frame).square().mean().item(), rel=0.02)
+    assert errors[-1] < 0.2 * errors[0]
+
+
+def test_the_stack_hears_nothing_of_a_rectifier_s_losses():
+    learning = begin(motion_weight=1.0)
+    model = learning.model
+    prediction, frame = some_prediction(model)
+    before = copies(model.stack)
+    for _ in range(3):
+        teach(learning, prediction, frame, alone=[0, 0, 1, 1])
+        assert all(parameter.grad is None for parameter in model.stack.parameters())
+    assert moved(model.stack, before) == []
+    assert len(moved(model.rectifier, {k: torch.zeros_like(v) for k, v in copies(model.rectifier).items()})) > 5
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def test_a_step_s_losses_are_their_formulas():
+    """Both frames are seen through the same noise, and the discriminator judges what was generated before the step."""
+    learning = begin(motion_weight=0.5, noise_deviation=0.3, real_label=0.8, adversarial_weight=0.1)
+    prediction, frame = some_prediction(learning.model)
+    last, learn, alone = torch.rand(STREAMS, 1, 8, 8), [True, True, True, False], [0, 0, 2, 0]
+    settings = {"learn": learn, "alone": alone, "last": last}
+    teach(learning, prediction, frame, **settings)  # so that the generator is none that changes nothing
+    rectified = learning.model.rectify(prediction).detach()
+    d = {name: value.double().numpy() for name, value in copies(learning.discriminator).items()}
+    torch.manual_seed(7)
+    got = teach(learning, prediction, frame, **settings)
+    torch.manual_seed(7)
+    follows = [0, 1]  # the dream is too far from what comes, 64 pixels of random values
+    noise = 0.3 * torch.randn(2, 1, 8, 8).double().numpy()
+    x, y, condition = (v[follows].double().numpy() for v in (rectified, frame, prediction.raw))
+
+    def logits(images):
+        seen = (images + noise).reshape(2, 64) @ d["frame.weight"].T + d["frame.bias"]
+        given = condition.reshape(2, 64) @ d["condition.weight"].T + d["condition.bias"]
+        both = np.concatenate([seen, given], 1)
+        return (np.where(both > 0, both, 0.2 * both) @ d["unit.weight"].T + d["unit.bias"])[:, 0]
+
+    real, generated = logits(y), logits(x)
+    own = ((rectified[2] - last[2]).double().numpy() ** 2).sum()
+    world = ((frame - last).double().numpy()[:2] ** 2).sum() / 2
+    expected = (
+        ((x - y) ** 2).mean(),
+        softplus(-generated).mean(),
+        (0.8 * softplus(-real) + 0.2 * softplus(real)).mean() + softplus(generated).mean(),
+        (own / world - 1) ** 2,
+    )
+    assert ((rectified[2] - frame[2]) ** 2).sum() > 2
+    assert [loss.item() for loss in got.losses] == pytest.approx(expected, rel=1e-4)
+    assert len(RECTIFIER_LOSSES) == len(got.losses)
+    assert torch.equal(got.frame, rectified)
+    assert not got.frame.requires_grad
+    assert not any(loss.requires_grad for loss in got.losses)
+
+
+def gradient(settings, **step):
+    """The generator's gradient, where none of its weights is 0."""
+    learning = begin(**settings)
+    prediction, frame = some_prediction(learning.model)
+    with torch.no_grad():
+        for weight in learning.model.rectifier.parameters():
+            weight.normal_(0, 0.1)
+    torch.manual_seed(3)
+    teach(learning, prediction, frame, **step)
+    return torch.cat([weight.grad.flatten() for weight in learning.model.rectifier.parameters()])
+
+
+def test_the_terms_are_weighed():
+    """Of the same generator: lambda times the adversarial gradient is added to that of the squared error."""
+    still = {"learning_rate": 1e-30, "discriminator_learning_rate": 1e-30}
+    plain, once, twice = (gradient({**still, "adversarial_weight": w}) for w in (0.0, 0.01, 0.02))
+    assert (once - plain).abs().max() > 1e-6
+    torch.testing.assert_close(twice - plain, 2 * (once - plain), rtol=1e-3, atol=1e-6)
+    dream = {"alone": [0, 0, 9, 9], "last": torch.full((STREAMS, 1, 8, 8), 0.5)}
+    still["adversarial_weight"] = 0.0
+    plain, once, twice = (gradient({**still, "motion_weight": w}, **dream) for w in (0.0, 0.01, 0.02))
+    assert (once - plain).abs().max() > 1e-6
+    torch.testing.assert_close(twice - plain, 2 * (once - plain), rtol=1e-3, atol=1e-6)
+
+
+def test_without_an_adversarial_term_the_discriminator_stays():
+    learning = begin(adversarial_weight=0.0)
+    prediction, frame = some_prediction(learning.model)
+    before, random = copies(learning.discriminator), torch.get_rng_state()
+    losses = teach(learning, prediction, frame).losses
+    assert moved(learning.discriminator, before) == []
+    assert all(parameter.grad is None for parameter in learning.discriminator.parameters())
+    assert torch.equal(torch.get_rng_state(), random)  # no noise is drawn
+    assert losses[0] > 0
+    assert [loss.item() for loss in losses[1:]] == [0, 0, 0]
+
+
+def test_the_discriminator_learns_to_tell_the_frames_apart():
+    learning = begin(learning_rate=1e-9, discriminator_learning_rate=0.05)
+    prediction, frame = some_prediction(learning.model)
+    losses = [teach(learning, prediction, frame).losses for _ in range(100)]
+    assert losses[-1][2] < 0.7 * losses[0][2]
+    assert losses[-1][1] > losses[0][1]  # which is bad for the generator
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_long_gradient_is_shortened(share):
+    settings = {"learning_rate": 1e-30, "adversarial_weight": 0.0}
+    free = gradient(settings)
+    limit = share * free.norm().item()
+    assert limit > 0
+    torch.testing.assert_close(gradient({**settings, "gradient_norm": limit}), share * free, rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(gradient({**settings, "gradient_norm": 1.1 / share * limit}), free)
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adam_the_rest():
+    learning = begin(matrix_learning_rate=1e-2)
+    adam, muon, descent = learning.optimisers
+    assert [type(o) for o in learning.optimisers] == [torch.optim.Adam, torch.optim.Muon, torch.optim.SGD]
+    names = {id(weight): name for name, weight in learning.model.rectifier.named_parameters()}
+    given = [sorted(names[id(w)] for w in o.param_groups[0]["params"]) for o in (adam, muon)]
+    assert given[1] == [f"blocks.{block}.{layer}.weight" for block in (0, 1) for layer in (1, 3)]
+    assert sorted(given[0] + given[1]) == sorted(names.values())
+    discriminator = {id(weight) for weight in learning.discriminator.parameters()}
+    assert {id(weight) for weight in descent.param_groups[0]["params"]} == discriminator
+
+
+def test_without_a_rate_for_matrices_adam_has_all():
+    learning = begin()
+    assert [type(o) for o in learning.optimisers] == [torch.optim.Adam, torch.optim.SGD]
+    assert len(learning.optimisers[0].param_groups[0]["params"]) == len(list(learning.model.rectifier.parameters()))
+
+
+def test_the_rates_follow_the_schedule():
+    settings = {"schedule": "cosine", "warmup_share": 0.5, "final_share": 0.1}
+    rates = {"learning_rate": 1e-3, "matrix_learning_rate": 2e-3, "discriminator_learning_rate": 3e-3}
+    learning = begin(**settings, **rates)
+    prediction, frame = some_prediction(learning.model)
+    for progress, factor in ((0.25, 0.5), (0.5, 1.0), (0.75, 0.55), (1.0, 0.1)):
+        teach(learning, prediction, frame, progress)
+        adam, muon, descent = (o.param_groups[0]["lr"] for o in learning.optimisers)
+        assert (adam, muon) == pytest.approx((factor * 1e-3, factor * 2e-3))
+        assert descent == 3e-3
+
+
+def test_streams_that_begin_are_not_learned():
+    """What comes to them changes nothing: no loss and no weight."""
+    ends = []
+    for value in (0.0, 1.0):
+        learning = begin(learning_rate=1e-2, motion_weight=0.1)
+        prediction, frame = some_prediction(learning.model)
+        frame[1] = value
+        torch.manual_seed(0)
+        losses = teach(learning, prediction, frame, learn=[True, False, True, True]).losses
+        ends.append((losses, copies(learning.model), copies(learning.discriminator)))
+    assert all(map(torch.equal, ends[0][0], ends[1][0]))
+    for one, other in zip(ends[0][1:], ends[1][1:], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_where_nothing_can_be_learned_nothing_changes():
+    learning = begin(loop_error=1e-6, motion_weight=0.1)
+    prediction, frame = some_prediction(learning.model)
+    before, judge = copies(learning.model), copies(learning.discriminator)
+    for settings in ({"learn": [False] * 4}, {"alone": [1] * 4}):  # all begin; all dream of something else
+        result = teach(learning, prediction, frame, **settings)
+        assert [loss.item() for loss in result.losses] == [0, 0, 0, 0]
+        torch.testing.assert_close(result.frame, prediction.raw, rtol=0, atol=2e-3)
+    assert moved(learning.model, before) == []
+    assert moved(learning.discriminator, judge) == []
+
+
+@pytest.mark.parametrize(("loop_error", "follows"), [(1e-6, [0, 1]), (100.0, [0, 1, 2, 3])])
+def test_a_dream_far_from_what_comes_has_no_target(loop_error, follows):
+    learning = begin(loop_error=loop_error)
+    prediction, frame = some_prediction(learning.model)
+    result = teach(learning, prediction, frame, alone=[0, 0, 1, 3])
+    expected = (result.frame - frame)[follows].square().mean().item()
+    assert result.losses[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_motion_is_that_of_numpy():
+    generator = torch.Generator().manual_seed(0)
+    rectified, last = (torch.rand(3, 2, 4, 5, generator=generator) for _ in range(2))
+    motion = torch.tensor(6.5)
+    own = ((rectified.double().numpy() - last.double().numpy()) ** 2).reshape(3, -1).sum(1)
+    expected = ((own / 6.5 - 1) ** 2).mean()
+    assert motion_loss(rectified, last, motion).item() == pytest.approx(expected, rel=1e-5)
+    assert motion_loss(rectified[:1], last[:1], torch.tensor(own[0])).item() == pytest.approx(0, abs=1e-9)
+    assert motion_loss(last, last, motion) == 1  # what stands still is as wrong as what moves sqrt(2) times as far
+
+
+def test_motion_s_gradient_makes_a_slow_dream_move_more():
+    rectified = torch.full((1, 1, 2, 2), 0.1, requires_grad=True)
+    motion_loss(rectified, torch.zeros(1, 1, 2, 2), torch.tensor(1.0)).backward()
+    assert (rectified.grad < 0).all()
+
+
+def test_motion_needs_a_dream_and_the_world():
+    for alone in ([0, 0, 0, 0], [1, 2, 3, 1]):
+        learning = begin(motion_weight=1.0, loop_error=100.0)
+        assert teach(learning, *some_prediction(learning.model), alone=alone).losses[3] == 0
+    assert teach(begin(), *some_prediction(rectified_model()), alone=[0, 0, 1, 1]).losses[3] == 0  # its weight is 0
+
+
+# --- What a stack hears -----------------------------------------------------------------------------------------------
+
+
+def hear(alone, errors=(0.5,) * STREAMS, learn=(True,) * STREAMS, progress=1.0, **settings):
+    """Whether each stream hears itself, and for how long it then has; ``errors`` are squared errors of a frame."""
+    learning = begin(**{"loop_share": 0.5, "loop_steps": 3, "loop_error": 1.0, **settings})
+    frame = torch.full((STREAMS, 1, 8, 8), 0.25)
+    rectified = frame + (torch.tensor(errors) / 64).sqrt().view(-1, 1, 1, 1)
+    heard, count = learning.heard(frame, rectified, torch.tensor(learn), progress, torch.tensor(alone))
+    own = [torch.equal(heard[n], rectified[n]) for n in range(STREAMS)]
+    assert own == [not torch.equal(heard[n], frame[n]) for n in range(STREAMS)]
+    assert count.dtype == torch.int64
+    return own, count.tolist()
+
+
+def test_a_share_of_the_streams_dreams():
+    assert hear([0] * 4) == ([True, True, False, False], [1, 1, 0, 0])
+    assert hear([0] * 4, loop_share=0.25) == ([True, False, False, False], [1, 0, 0, 0])
+    assert hear([0] * 4, loop_share=0.0) == ([False] * 4, [0] * 4)
+    assert hear([0] * 4, loop_share=0.9) == ([True] * 4, [1] * 4)  # rounded
+
+
+def test_dreams_begin_with_their_time():
+    assert hear([0] * 4, progress=0.49, loop_from=0.5) == ([False] * 4, [0] * 4)
+    assert hear([0] * 4, progress=0.5, loop_from=0.5) == ([True, True, False, False], [1, 1, 0, 0])
+
+
+def test_a_dream_begins_near_to_what_comes_and_goes_on_from_there():
+    assert hear([0, 0, 0, 0], (0.9, 1.1, 0.9, 1.1)) == ([True, False, False, False], [1, 0, 0, 0])
+    assert hear([1, 1, 0, 0], (0.9, 8.0, 0.9, 8.0)) == ([True, True, False, False], [2, 2, 0, 0])
+
+
+def test_a_dream_ends_after_its_steps():
+    assert hear([2, 3, 0, 0]) == ([True, False, False, False], [3, 0, 0, 0])
+    alone, lengths = [0] * 4, []
+    for _ in range(9):
+        alone = hear(alone)[1]
+        lengths.append(alone[0])
+    assert lengths == [1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+def test_a_dream_ends_where_a_sequence_begins():
+    assert hear([2, 2, 0, 0], learn=(False, True, True, True)) == ([False, True, False, False], [0, 3, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share": 1.0}, "share\n.*less than 1"),
+        ({"learning_rate": 0.0}, "learning_rate\n.*greater than 0"),
+        ({"matrix_learning_rate": -1.0}, "matrix_learning_rate\n.*greater than 0"),
+        ({"adversarial_weight": -1e-4}, "adversarial_weight\n.*greater than or equal to 0"),
+        ({"real_label": 1.1}, "real_label\n.*less than or equal to 1"),
+        ({"noise_deviation": -0.1}, "noise_deviation\n.*greater than or equal to 0"),
+        ({"gradient_norm": 0.0}, "gradient_norm\n.*greater than 0"),
+        ({"loop_share": 1.0}, "loop_share\n.*less than 1"),
+        ({"loop_from": 1.0}, "loop_from\n.*less than 1"),
+        ({"loop_error": math.inf}, "loop_error\n.*finite"),
+        ({"loop_steps": 0}, "loop_steps\n.*greater than 0"),
+        ({"motion_weight": math.nan}, "motion_weight\n.*finite"),
+        ({"lambda": 1.0}, "lambda\n.*not permitted"),
+    ],
+)
+def test_rectifying_refuses_bad_settings(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        RectifyingConfig(**settings)

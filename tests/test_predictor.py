@@ -1,8 +1,10 @@
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import pytest
 import torch
 
-from torchrsm.predictor import restart
+from torchrsm.predictor import restart, rollout
 
 
 class State(NamedTuple):
@@ -53,3 +55,56 @@ def test_restart_ends_the_reach_of_what_is_not_finite():
     old = state(1)
     old.frame[0] = float("nan")
     assert restart(old, state(-1), torch.tensor([True, False, False])).frame.isfinite().all()
+
+
+# --- Rollout ----------------------------------------------------------------------------------------------------------
+
+
+class Fading:
+    """Predicts the frame it has seen last, paler by a factor that is a parameter; remembers the number of frames."""
+
+    def __init__(self):
+        self.factor = torch.nn.Parameter(torch.tensor(0.5))
+
+    def initial_state(self, shape):
+        return torch.zeros(shape), torch.zeros(shape[0])
+
+    def predict(self, state):
+        return SimpleNamespace(frame=self.factor * state[0])
+
+    def observe(self, frame, prediction, state):
+        assert prediction.frame.shape == frame.shape
+        return frame, state[1] + 1
+
+
+def test_rollout_takes_each_prediction_for_the_frame_that_came():
+    start = (torch.rand(3, 2, 4, 5), torch.full((3,), 7.0))
+    kept = start[0].clone()
+    frames, end = rollout(Fading(), start, 4)
+    assert frames.shape == (3, 4, 2, 4, 5)
+    for step in range(4):
+        assert torch.equal(frames[:, step], start[0] * 0.5 ** (step + 1))
+    assert torch.equal(end[0], frames[:, -1])
+    assert (end[1] == 11).all()
+    assert torch.equal(start[0], kept)
+
+
+def test_rollout_carries_no_graph():
+    frames, end = rollout(Fading(), (torch.rand(1, 1, 2, 2), torch.zeros(1)), 2)
+    assert not frames.requires_grad
+    assert not end[0].requires_grad
+
+
+def test_a_rollout_goes_on_from_where_it_ended():
+    start = (torch.rand(2, 1, 3, 3), torch.zeros(2))
+    whole, end = rollout(Fading(), start, 5)
+    first, middle = rollout(Fading(), start, 2)
+    second, same_end = rollout(Fading(), middle, 3)
+    assert torch.equal(torch.cat((first, second), 1), whole)
+    assert all(map(torch.equal, end, same_end))
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_rollout_refuses_no_steps(steps):
+    with pytest.raises(ValueError, match=f"steps must be >= 1; got {steps}"):
+        rollout(Fading(), (torch.zeros(1, 1, 2, 2), torch.zeros(1)), steps)

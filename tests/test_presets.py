@@ -24,14 +24,18 @@ def test_a_preset_is_one_complete_run(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_trains(tmp_path, name):
     run = preset(name)
-    training = run.training.model_copy(update={"steps": 4, "minutes": None, "batch_size": 2, "threads": 1})
+    # Eight steps: a second layer hears its first cells at the third.
+    training = run.training.model_copy(update={"steps": 8, "minutes": None, "batch_size": 2, "threads": 1})
     trainer = Trainer(run.model_copy(update={"training": training}), tmp_path)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     model = trainer.run()
-    assert trainer.step == 4
-    for layer in range(len(run.model.layers)):
-        decoder = f"stack.layers.{layer}.decoder"
-        assert not torch.equal(before[decoder], model.get_parameter(decoder))
+    assert trainer.step == 8
+    learned = [f"stack.layers.{layer}.decoder" for layer in range(len(run.model.layers))]
+    if run.rectifying is not None:
+        # Only the last layer: those below it may start at 0.
+        learned.append([name for name, _ in model.named_parameters() if name.startswith("rectifier")][-1])
+    for name in learned:
+        assert not torch.equal(before[name], model.get_parameter(name)), name
     assert load(tmp_path).config == run.model
 
 
@@ -75,7 +79,36 @@ def test_paper_is_what_was_published():
     learning = {"learning_rates": (5e-4,), "schedule": "constant", "betas": (0.9, 0.999), "epsilon": 1e-8}
     assert {name: run["learning"][name] for name in learning} == learning
     assert run["stream"] == {"balls": 3, "radius": 1.2, "resolution": 30, "sequence_length": 100}
-    assert (run["training"]["steps"], run["training"]["batch_size"]) == (200_000, 256)
+    assert (run["training"]["steps"], run["training"]["batch_size"]) == (200_000 + 50_000, 256)
+    assert run["model"]["rectifier"] == {"kind": "paper"}
+    assert run["rectifying"] == {
+        "share": 50_000 / 250_000,
+        "learning_rate": 5e-4,
+        "adversarial_weight": 2e-4,
+        "discriminator_learning_rate": 5e-4,
+        "real_label": 0.9,
+        "noise_deviation": 0.1,
+        "schedule": "constant",
+        # and nothing of what is not theirs
+        "warmup_share": 0.02,
+        "final_share": 0.02,
+        "matrix_learning_rate": None,
+        "gradient_norm": None,
+        "loop_share": 0,
+        "loop_from": 0.5,
+        "loop_error": 2.0,
+        "loop_steps": 1,
+        "motion_weight": 0,
+    }
+
+
+def test_the_paper_s_stack_has_exactly_its_steps(tmp_path):
+    """The boundary between the phases is a share; at these numbers it falls on step 200,000."""
+    trainer = Trainer(preset("paper"), tmp_path, stream=BouncingBalls(1))
+    phases = {}
+    for trainer.step in (0, 199_999, 200_000, 249_999):
+        phases[trainer.step] = trainer.phase
+    assert phases == {0: "stack", 199_999: "stack", 200_000: "rectifier", 249_999: "rectifier"}
 
 
 def test_paper_has_the_published_grids():
@@ -118,6 +151,15 @@ def test_balls_fits_frames_of_any_size_and_any_number_of_balls():
             assert prediction.frame.shape == (2, 1, height, width)
             assert prediction.frame.isfinite().all()
             assert all(loss.isfinite() for loss in losses)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_rectifier_that_learns_has_its_settings(name):
+    run = preset(name)
+    assert (run.model.rectifier is None) == (run.rectifying is None) == (name not in RECTIFIED)
+
+
+RECTIFIED = ("paper", "paper_1l", "balls", "balls_1l")
 
 
 def test_tiny_has_every_mechanism_of_paper():

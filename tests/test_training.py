@@ -4,13 +4,15 @@ import os
 import resource
 import signal
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from warm_kernels import tiny_run
+from warm_kernels import rectified_run, tiny_run
 
 from torchrsm import NonFiniteError, Trainer, kernels, load
-from torchrsm.checkpoint import load_tensors, save_tensors
+from torchrsm.checkpoint import flatten, load_tensors, save_tensors
 from torchrsm.streams import ArrayStream, BouncingBalls
 from torchrsm.training import (
     CHECKPOINT_FILE,
@@ -241,7 +243,313 @@ def test_a_resumed_run_keeps_its_number_of_threads(tmp_path):
         settings = (tmp_path / "run" / RUN_FILE).read_text().replace('"threads": 2', '"threads": null')
         (tmp_path / "run" / RUN_FILE).write_text(settings)
         kernels.set_threads(1)
-        Trainer(tiny_run(steps=5, threads=None), tmp_path / "run", resume=True)
-        assert kernels.threads() == 2
+        resumed = Trainer(tiny_run(steps=5, threads=None), tmp_path / "run", resume=True)
+        assert resumed.threads == 2
     finally:
         kernels.set_threads(before)
+
+
+# --- Two phases -------------------------------------------------------------------------------------------------------
+
+PARTS = {METRICS_FILE: ("phase", "step", "frame_squared_error", "losses"), TIMING_FILE: ("step", "seconds")}
+
+
+@pytest.mark.parametrize(("share", "boundary"), [(0.5, 10), (0.25, 15), (0.1, 18), (0.9, 2)])
+def test_the_budget_is_split_between_the_phases(tmp_path, share, boundary):
+    seen = []
+    Trainer(rectified_run({"share": share}, steps=20, log_steps=4), tmp_path / "run").run(seen.append)
+    lines = records(tmp_path / "run")
+    expected = sorted({4, 8, 12, 16, 20, boundary})
+    assert [line["step"] for line in lines] == expected == [record.step for record in seen]
+    phases = ["stack" if step <= boundary else "rectifier" for step in expected]
+    assert [line["phase"] for line in lines] == phases == [record.phase for record in seen]
+    losses = [2 if phase == "stack" else 4 for phase in phases]  # one a layer, then the rectifier's
+    assert [len(line["losses"]) for line in lines] == losses == [len(record.losses) for record in seen]
+    for name, parts in PARTS.items():
+        for line in (tmp_path / "run" / name).read_text().splitlines():
+            assert tuple(json.loads(line)) == parts
+
+
+def test_a_share_of_nothing_leaves_the_rectifier_as_it_was(tmp_path):
+    trainer = Trainer(rectified_run({"share": 0.0}, steps=4), tmp_path / "run")
+    before = {name: weight.clone() for name, weight in trainer.model.rectifier.state_dict().items()}
+    model = trainer.run()
+    assert [line["phase"] for line in records(tmp_path / "run")] == ["stack"]
+    assert all(torch.equal(weight, before[name]) for name, weight in model.rectifier.state_dict().items())
+
+
+def test_each_phase_teaches_its_part_alone(tmp_path):
+    trainer = Trainer(rectified_run({"share": 0.5}, steps=20, log_steps=1), tmp_path / "run")
+    weights, dreams = {}, []
+
+    def watch(record) -> None:
+        weights[record.step] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        assert not any(tensor.requires_grad for tensor in flatten("state", trainer.state).values())
+        if record.phase == "rectifier":
+            assert all(parameter.grad is None for parameter in trainer.model.stack.parameters())
+            dreams.append(trainer.alone.tolist())
+
+    trainer.run(watch)
+    for first, last, moving in ((1, 10, "stack."), (10, 20, "rectifier.")):
+        for name, value in weights[first].items():
+            if not name.startswith(moving):
+                assert torch.equal(value, weights[last][name]), name
+        changed = [name for name, value in weights[first].items() if not torch.equal(value, weights[last][name])]
+        assert {name.split(".")[0] + "." for name in changed} == {moving}
+        assert len(changed) > 5
+    assert max(max(alone) for alone in dreams) > 1
+    assert all(alone[2:] == [0, 0] for alone in dreams)  # half of the streams dream
+    assert all(steps <= 4 for alone in dreams for steps in alone)
+
+
+def test_the_recorded_error_of_the_second_phase_is_that_of_the_rectified_frames(tmp_path):
+    frames = torch.rand(4, 6, 12, 12)
+    Trainer(tiny_run(steps=30), tmp_path / "stack").run()
+    still = {"learning_rate": 1e-30, "matrix_learning_rate": None, "loop_share": 0.0}
+    config = rectified_run(still, steps=6, log_steps=6, stack_from=str(tmp_path / "stack"))
+    trainer = Trainer(config, tmp_path / "run", stream=ArrayStream(frames, 4))
+    with torch.no_grad():
+        trainer.model.rectifier.tail.bias.normal_()
+    model = trainer.run()
+    state, errors = model.initial_state((4, 1, 12, 12)), []
+    for t in range(6):
+        prediction = model.predict(state)
+        errors.append((prediction.frame - frames[:, t, None]).square().sum((1, 2, 3)))
+        state = model.observe(frames[:, t, None], prediction, state)
+    (line,) = records(tmp_path / "run")
+    expected = torch.stack(errors[1:]).mean().item()
+    assert line["frame_squared_error"] == pytest.approx(expected, rel=1e-5)
+    assert line["losses"][0] == pytest.approx(expected / 144, rel=1e-5)
+    assert abs(expected - 144 / 12) > 1
+
+
+def test_dreams_are_not_in_the_recorded_error(tmp_path):
+    """Where all streams but one dream, the record is that of the one: changing the others' frames changes nothing."""
+    Trainer(tiny_run(steps=30), tmp_path / "stack").run()
+    frames, errors = torch.rand(4, 6, 12, 12), []
+    for number, late in enumerate((0.0, 1.0)):
+        frames[:3, 3:] = late
+        still = {"learning_rate": 1e-30, "loop_share": 0.75, "loop_from": 0.0, "loop_steps": 9, "motion_weight": 0.0}
+        config = rectified_run(still, steps=6, log_steps=3, stack_from=str(tmp_path / "stack"))
+        Trainer(config, tmp_path / f"run-{number}", stream=ArrayStream(frames.clone(), 4)).run()
+        errors.append([line["frame_squared_error"] for line in records(tmp_path / f"run-{number}")])
+    assert errors[0] == errors[1]
+
+
+def test_a_rectifier_is_saved_with_the_model(tmp_path):
+    model = Trainer(rectified_run(steps=6), tmp_path / "run").run()
+    again = load(tmp_path / "run")
+    state = model.initial_state((2, 1, 12, 12))
+    assert torch.equal(model.predict(state).frame, again.predict(state).frame)
+    assert load_run_config(tmp_path / "run") == rectified_run(steps=6)
+
+
+def test_the_rectifier_lowers_the_error_of_the_record(tmp_path):
+    config = rectified_run({"share": 0.6, "loop_share": 0.0, "learning_rate": 1e-2}, steps=250, log_steps=50)
+    Trainer(config, tmp_path / "run").run()
+    stack, rectifier = (
+        [line["frame_squared_error"] for line in records(tmp_path / "run") if line["phase"] == phase]
+        for phase in ("stack", "rectifier")
+    )
+    assert rectifier[-1] < 0.8 * rectifier[0]
+    assert rectifier[-1] < 0.8 * stack[-1]
+
+
+class Enough(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("stop", [4, 10, 14, 19])
+def test_a_run_resumes_bit_by_bit_in_either_phase(tmp_path, stop):
+    """Stopped in the first phase, exactly between the two, and in the second, while streams dream."""
+    whole, eager = (rectified_run(steps=20, log_steps=1, checkpoint_seconds=s) for s in (30, 0))
+    Trainer(whole, tmp_path / "whole").run()
+
+    def end(record) -> None:
+        if record.step == stop + 1:  # a step after the checkpoint
+            raise Enough
+
+    with pytest.raises(Enough):
+        Trainer(eager, tmp_path / "stopped").run(end)
+    resumed = Trainer(eager, tmp_path / "stopped", resume=True)
+    assert resumed.step == stop
+    assert resumed.phase == ("stack" if stop < 10 else "rectifier")
+    if stop > 10:
+        assert resumed.alone.any()
+        assert not any(resumed.model.rectifier.tail.weight.flatten() == 0)
+    resumed.run()
+    expected, got = (load_tensors(tmp_path / name / CHECKPOINT_FILE)[0] for name in ("whole", "stopped"))
+    assert expected.keys() == got.keys()
+    assert any(name.startswith("discriminator.") for name in got)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
+    assert records(tmp_path / "whole") == records(tmp_path / "stopped")
+
+
+def test_what_an_optimiser_remembers_lies_as_its_weight_does(tmp_path):
+    """Fused steps go through the memory of both side by side, and files know no layout."""
+    Trainer(rectified_run(steps=6), tmp_path / "run").run()
+    resumed = Trainer(rectified_run(steps=6), tmp_path / "run", resume=True)
+    strange = 0
+    for optimiser in resumed.rectifier_learning.optimisers:
+        for weight, entry in optimiser.state.items():
+            for value in entry.values():
+                if value.dim() == 4:
+                    assert value.stride() == weight.stride()
+                    strange += not weight.is_contiguous()
+    assert strange >= 4  # both averages of the first and the last convolution
+
+
+def test_resuming_needs_the_same_rectifying(tmp_path):
+    Trainer(rectified_run(steps=2), tmp_path / "run").run()
+    for settings, message in (
+        ({"learning_rate": 1e-3}, r"begun with rectifying.learning_rate = 0.002; it cannot go on with 0.001"),
+        ({"loop_steps": 5}, r"begun with rectifying.loop_steps = 4; it cannot go on with 5"),
+        ({"matrix_learning_rate": None}, r"begun with rectifying.matrix_learning_rate = 0.005; .* with None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(rectified_run(settings, steps=2), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"begun with model.rectifier.blocks = 1; it cannot go on with None"):
+        Trainer(tiny_run(steps=2), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("rectifier", "rectifying", "message"),
+    [
+        (None, {}, "must be given only with a rectifier that learns; got settings with the rectifier 'none'"),
+        ({"kind": "sharpening"}, {}, "only with a rectifier that learns; got settings with the rectifier 'sharpening'"),
+        ({"kind": "compact"}, None, "given with this rectifier that learns; got none with the rectifier 'compact'"),
+        ({"kind": "paper"}, None, "given with this rectifier that learns; got none with the rectifier 'paper'"),
+    ],
+)
+def test_a_rectifier_and_its_learning_go_together(rectifier, rectifying, message):
+    settings = tiny_run(steps=1).model_dump()
+    settings["model"]["rectifier"], settings["rectifying"] = rectifier, rectifying
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(settings)
+
+
+def test_a_fixed_rectifier_needs_no_learning(tmp_path):
+    settings = tiny_run(steps=4).model_dump()
+    settings["model"]["rectifier"] = {"kind": "sharpening"}
+    model = Trainer(RunConfig.model_validate(settings), tmp_path / "run").run()
+    prediction = model.predict(model.initial_state((1, 1, 12, 12)))
+    assert prediction.frame.shape == prediction.raw.shape
+    assert [line["phase"] for line in records(tmp_path / "run")] == ["stack"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_rectifier_stops_the_run_and_leaves_the_last_checkpoint(tmp_path, value):
+    trainer = Trainer(rectified_run(steps=20, log_steps=1, checkpoint_seconds=0), tmp_path / "run")
+
+    def spoil(record) -> None:
+        if record.step == 14:
+            with torch.no_grad():
+                trainer.model.rectifier.head.bias[0] = value
+
+    with pytest.raises(NonFiniteError, match="the rectifier's squared error is nan at step 15; the last") as caught:
+        trainer.run(spoil)
+    assert str(tmp_path / "run" / CHECKPOINT_FILE) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 1e39}, r"the weights (head|cells|tail|blocks)\S* are not finite"),
+        ({"discriminator_learning_rate": 3e38}, r"the weights (frame|condition|unit)\S* are not finite"),
+    ],
+)
+def test_a_rate_beyond_reason_never_reaches_a_checkpoint(tmp_path, settings, message):
+    config = rectified_run(settings, steps=20, checkpoint_seconds=0)
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        Trainer(config, tmp_path / "run").run()
+    resumed = Trainer(config, tmp_path / "run", resume=True)  # would refuse weights that are not finite
+    assert resumed.step >= 10
+    assert f"at step {resumed.step + 1}; the last good checkpoint" in str(caught.value)
+
+
+# --- A stack that has learned already ---------------------------------------------------------------------------------
+
+
+def test_a_stack_can_be_taken_as_it_is(tmp_path):
+    given = Trainer(tiny_run(steps=30, seed=5), tmp_path / "stack").run()
+    config = rectified_run(steps=6, log_steps=3, stack_from=str(tmp_path / "stack"))
+    model = Trainer(config, tmp_path / "run").run()
+    assert [line["phase"] for line in records(tmp_path / "run")] == ["rectifier"] * 2
+    for name, weight in given.stack.state_dict().items():
+        assert torch.equal(weight, model.stack.state_dict()[name])
+    assert model.rectifier.tail.weight.any()
+    for name in ("model.safetensors", "config.json"):  # it is needed no more
+        (tmp_path / "stack" / name).unlink()
+    assert Trainer(config, tmp_path / "run", resume=True).step == 6
+
+
+def test_a_stack_of_another_form_is_refused(tmp_path):
+    settings = tiny_run(steps=1).model_dump()
+    settings["model"]["pad"] = 1
+    Trainer(RunConfig.model_validate(settings), tmp_path / "stack").run()
+    config = rectified_run(steps=6, stack_from=str(tmp_path / "stack"))
+    with pytest.raises(
+        ValueError, match=r"stack_from must be .* the same stack; pad of .*stack is 1, that of the run 2"
+    ):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stack_is_taken_for_a_rectifier_only():
+    settings = tiny_run(steps=1).model_dump()
+    settings["training"]["stack_from"] = "somewhere"
+    with pytest.raises(ValueError, match="stack_from needs a rectifier that learns.*; got 'somewhere'"):
+        RunConfig.model_validate(settings)
+
+
+# --- Warm-up ----------------------------------------------------------------------------------------------------------
+
+
+def everything(trainer):
+    """All that a step reads, and the generator of random numbers."""
+    tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    for n, optimiser in enumerate(trainer.learning.optimisers):
+        for m, entry in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{n}.{m}.{key}": value for key, value in entry.items()}
+    tensors |= flatten("state", trainer.state)
+    return {name: value.clone() for name, value in tensors.items()} | {"random": torch.get_rng_state()}
+
+
+@pytest.mark.parametrize("steps", [0, 3, 8])
+def test_the_warm_up_leaves_no_trace(tmp_path, steps):
+    trainer = Trainer(rectified_run(steps=10, log_steps=1), tmp_path / "run")
+    checked = []
+
+    def check(record) -> None:
+        if record.step == steps:
+            before = everything(trainer)
+            trainer._warm_up()
+            after = everything(trainer)
+            assert before.keys() == after.keys()
+            assert [name for name in before if not torch.equal(before[name], after[name])] == []
+            assert all(parameter.grad is None for parameter in trainer.model.parameters())
+            checked.append(steps)
+
+    if steps:
+        trainer.run(check)
+    else:
+        check(SimpleNamespace(step=0))
+    assert checked == [steps]
+
+
+def test_a_budget_in_minutes_does_not_pay_for_the_warm_up(tmp_path, monkeypatch):
+    trainer = Trainer(rectified_run(steps=None, minutes=0.5 / 60), tmp_path / "run")
+    compile_, began = trainer._warm_up, time.monotonic()
+
+    def slow() -> None:
+        time.sleep(1)
+        compile_()
+
+    monkeypatch.setattr(trainer, "_warm_up", slow)
+    phases = []
+    trainer.run(lambda record: phases.append(record.phase))
+    assert time.monotonic() - began > 1.5
+    assert 0.5 <= trainer.seconds < 1
+    assert phases[0] == "stack"
+    assert phases[-1] == "rectifier"

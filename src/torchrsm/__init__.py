@@ -1,12 +1,12 @@
 """torchrsm: Recurrent Sparse Memory, a predictor of streams that learns on line with local errors."""
 
-from torchrsm import streams
+from torchrsm import physics, streams
 from torchrsm.baselines import BASELINES, baseline
 from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED, Evaluator, bouncing_ball_frames
 from torchrsm.layer import LayerConfig, RSMLayer
-from torchrsm.learning import LearningConfig, LocalLearning
+from torchrsm.learning import LearningConfig, LocalLearning, RectifierLearning, RectifyingConfig
 from torchrsm.model import ModelConfig, Prediction, VideoPredictor, load
-from torchrsm.predictor import Predictor, restart
+from torchrsm.predictor import Predictor, restart, rollout
 from torchrsm.presets import PRESETS, preset
 from torchrsm.shipped import shipped_models
 from torchrsm.stack import RSMStack
@@ -27,6 +27,8 @@ __all__ = [
     "Predictor",
     "RSMLayer",
     "RSMStack",
+    "RectifierLearning",
+    "RectifyingConfig",
     "RunConfig",
     "Trainer",
     "TrainingConfig",
@@ -34,8 +36,10 @@ __all__ = [
     "baseline",
     "bouncing_ball_frames",
     "load",
+    "physics",
     "preset",
     "restart",
+    "rollout",
     "shipped_models",
     "streams",
 ]

@@ -80,7 +80,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} is a safetensors file that torchrsm did not write: it has no '{_HEADER}' header")
     try:
         header = json.loads(metadata[_HEADER])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its '{_HEADER}' header is no JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path}: its '{_HEADER}' header must be a JSON object; got {type(header).__name__}")

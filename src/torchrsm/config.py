@@ -21,5 +21,11 @@ def first_error(error: ValidationError) -> str:
         return f"{where}unknown setting"
     if first["type"] == "value_error":
         return where + message
-    received = "" if first["type"] in ("json_invalid", "missing") else f"; got {first['input']!r}"
+    received = "" if first["type"] in ("json_invalid", "missing") else f"; got {_short(first['input'])}"
     return f"{where}{message[0].lower()}{message[1:]}{received}"
+
+
+def _short(value: object) -> str:
+    """Write a value in at most a line: a whole file may have come where a number was due."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

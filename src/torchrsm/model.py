@@ -33,7 +33,7 @@ class ModelConfig(Config):
         layers: from the layer that reads the frames upwards.
         channels: channels of a frame.
         height, width: of a frame; needed only where the weights depend on them, else any size will do.
-        pad: rows and columns of border around each frame, which make the walls visible to a convolution.
+        pad: rows and columns of border around each frame, up to 256, which make the walls visible to a convolution.
         pad_value: value of the border.
         fresh_feedback: a layer hears what the layer above has chosen for this very step; else, as published, what it
             chose for the last.
@@ -44,7 +44,7 @@ class ModelConfig(Config):
     channels: int = Field(default=1, gt=0)
     height: int | None = Field(default=None, gt=0)
     width: int | None = Field(default=None, gt=0)
-    pad: int = Field(default=0, ge=0)
+    pad: int = Field(default=0, ge=0, le=256)
     pad_value: float = Field(default=0.5, ge=0, le=1)
     fresh_feedback: bool = False
     rectifier: RectifierConfig | None = None

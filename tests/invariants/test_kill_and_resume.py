@@ -5,18 +5,21 @@ import random
 import time
 from pathlib import Path
 
+import pytest
 import torch
-from warm_kernels import tiny_run
+from warm_kernels import rectified_run, tiny_run
 
 from torchrsm import Trainer
 from torchrsm.checkpoint import load_tensors
 from torchrsm.training import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE
 
-KILLS = 50
+KILLS = {"stack": 50, "stack and rectifier": 20}
+STEPS = {"stack": 150, "stack and rectifier": 80}
 
 
-def train(folder: Path, steps: int) -> None:
-    config = tiny_run(steps=steps, threads=2, checkpoint_seconds=0.05, log_steps=7)
+def train(folder: Path, steps: int, learns: str = "stack") -> None:
+    run = tiny_run if learns == "stack" else rectified_run
+    config = run(steps=steps, threads=2, checkpoint_seconds=0.05, log_steps=7)
     Trainer(config, folder, resume=(folder / RUN_FILE).exists()).run()
 
 
@@ -54,25 +57,26 @@ def test_runs_repeat_and_stop_and_resume_bit_by_bit(tmp_path: Path) -> None:
     assert_identical(tmp_path / "one", tmp_path / "stopped")
 
 
-def test_random_kills_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("learns", KILLS)
+def test_random_kills_change_nothing(tmp_path: Path, learns: str) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["warm_kernels"])
     moments = random.Random(1)
-    steps, kills, folders = 150, 0, []
-    while kills < KILLS:
+    steps, kills, folders = STEPS[learns], 0, []
+    while kills < KILLS[learns]:
         folder = tmp_path / f"killed-{len(folders)}"
         folders.append(folder)
         while True:
-            life = context.Process(target=train, args=(folder, steps))
+            life = context.Process(target=train, args=(folder, steps, learns))
             life.start()
-            life.join(moments.uniform(0.05, 0.6) if kills < KILLS else None)
+            life.join(moments.uniform(0.05, 0.6) if kills < KILLS[learns] else None)
             if not life.is_alive():
                 assert life.exitcode == 0
                 break
             life.kill()
             life.join()
             kills += 1
-    train(tmp_path / "whole", steps)
+    train(tmp_path / "whole", steps, learns)
     for folder in folders:
         assert_identical(folder, tmp_path / "whole")
 

@@ -7,6 +7,7 @@ from torchrsm.functional import Cells, Grid, to_dense
 from torchrsm.layer import LayerConfig
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
+from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig
 
 SHAPE = (3, 1, 10, 8)  # of a batch of frames
 STEPS = 5
@@ -324,3 +325,138 @@ def test_free_running_is_observing_ones_own_prediction(model):
         state = model.observe(prediction.frame, prediction, state)
         assert prediction.frame.isfinite().all()
     assert prediction.layers[0].input_grid == Grid(SHAPE[2] + 2, SHAPE[3] + 2)
+
+
+# --- The rectifier ----------------------------------------------------------------------------------------------------
+
+RECTIFIERS = {
+    "compact": CompactConfig(width=6, blocks=1),
+    "compact, prediction alone": CompactConfig(width=6, blocks=1, sees_cells=False),
+    "paper": PaperConfig(),
+    "sharpening": SharpeningConfig(gain=3.0),
+}
+
+
+@pytest.fixture(params=RECTIFIERS)
+def rectified(request):
+    model = build(PUBLISHED, fresh_feedback=True, rectifier=RECTIFIERS[request.param])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.rectifier.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1 * (weight.dim() < 4 or not weight.any()))
+    return model
+
+
+def test_a_rectified_frame_is_fed_back_and_the_raw_one_is_kept(rectified):
+    for prediction in watch(rectified, video())[0]:
+        assert prediction.frame.shape == prediction.raw.shape
+        assert (prediction.frame - prediction.raw).abs().max() > 0.01
+        assert prediction.frame.min() >= 0
+        assert prediction.frame.max() <= 1
+
+
+def test_a_rectifier_changes_nothing_in_the_stack(rectified):
+    """What the stack predicts and remembers of the frames that come is that of the same stack without one."""
+    plain = build(PUBLISHED, fresh_feedback=True)
+    plain.stack.load_state_dict(rectified.stack.state_dict())
+    (expected, end), (got, same_end) = watch(plain, video()), watch(rectified, video())
+    assert equal(end, same_end)
+    for a, b in zip(expected, got, strict=True):
+        assert equal(visible(a), visible(b))
+        assert torch.equal(a.frame, b.raw)
+
+
+def test_no_gradient_enters_the_stack_from_the_rectifier(rectified):
+    _, state = watch(rectified, video())
+    prediction = rectified.predict_raw(state)
+    frame = rectified.rectify(prediction)
+    if not list(rectified.rectifier.parameters()):
+        assert not frame.requires_grad
+        return
+    (frame - video()[0]).square().mean().backward()
+    assert all(parameter.grad is None for parameter in rectified.stack.parameters())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in rectified.rectifier.parameters())
+    # Nor does the next step hear of it, where what is fed back carries the graph.
+    prediction = rectified.predict_raw(state)
+    frame = rectified.rectify(prediction)
+    assert frame.requires_grad
+    state = rectified.observe(frame, prediction, state)
+    assert not any(tensor.requires_grad for tensor in tensors(state))
+    assert not rectified.predict(state).frame.requires_grad
+
+
+def test_a_stack_learns_the_same_with_a_rectifier(rectified):
+    prediction = watch(rectified, video())[0][-1]
+    for loss in rectified.losses(prediction, video()[0]):
+        loss.backward()
+    assert all(parameter.grad is None for parameter in rectified.rectifier.parameters())
+    assert all(parameter.grad.any() for parameter in rectified.stack.parameters())
+
+
+def test_a_rectified_prediction_knows_nothing_of_its_frame_or_of_later_ones(rectified):
+    frames = video()
+    changed = frames.clone()
+    changed[3] = 1 - changed[3]
+    before, after = watch(rectified, frames)[0], watch(rectified, changed)[0]
+    for t in range(4):
+        assert torch.equal(before[t].frame, after[t].frame)
+    assert not torch.equal(before[4].frame, after[4].frame)
+
+
+def test_rectified_elements_of_a_batch_are_alone_and_in_order(rectified):
+    order = torch.tensor([2, 0, 1])
+    changed = video()
+    changed[:, 1] = 1 - changed[:, 1]
+    runs = [watch(rectified, frames)[0] for frames in (video(), video()[:, order], changed)]
+    for plain, permuted, other in zip(*runs, strict=True):
+        torch.testing.assert_close(permuted.frame, plain.frame[order], rtol=0, atol=1e-6)
+        assert torch.equal(other.frame[[0, 2]], plain.frame[[0, 2]])
+
+
+def test_a_rectifier_has_no_memory(rectified):
+    """The same prediction gives the same frame, whatever was rectified in between."""
+    prediction, state = watch(rectified, video())[0][-1], watch(rectified, video(seed=1))[1]
+    rectified.predict(state)
+    assert torch.equal(rectified.rectify(prediction), prediction.frame)
+
+
+# --- Rollout ----------------------------------------------------------------------------------------------------------
+
+
+def check_rollout(model):
+    state = watch(model, video())[1]
+    frames, end = model.rollout(state, 7)
+    expected, loop = [], state
+    for _ in range(7):
+        prediction = model.predict(loop)
+        expected.append(prediction.frame)
+        loop = model.observe(prediction.frame, prediction, loop)
+    assert torch.equal(frames, torch.stack(expected, 1))
+    assert equal(end, loop)
+    first, middle = model.rollout(state, 3)
+    second, same_end = model.rollout(middle, 4)
+    assert torch.equal(torch.cat((first, second), 1), frames)
+    assert equal(same_end, end)
+    assert not frames.requires_grad
+    assert frames.std(dim=1).max() > 0  # it does not stand still
+
+
+def test_a_rollout_is_the_loop_and_goes_on_where_it_ended(model):
+    check_rollout(model)
+
+
+def test_a_rectified_rollout_is_the_loop_and_goes_on_where_it_ended(rectified):
+    check_rollout(rectified)
+
+
+def test_the_last_frame_is_what_was_observed(model):
+    frames = video()
+    assert torch.equal(model.last_frame(watch(model, frames)[1]), frames[-1])
+    assert not model.last_frame(model.initial_state(SHAPE)).any()
+
+
+def test_the_last_frame_is_that_above_the_threshold():
+    model = build((layer(input_decay=0.7, input_threshold=0.3),))
+    frames = video()
+    expected = torch.where(frames[-1] > 0.3, frames[-1], 0.0)
+    assert torch.equal(model.last_frame(watch(model, frames)[1]), expected)

@@ -316,10 +316,25 @@ def test_set_threads_counts_for_the_kernel_alone():
         kernels.set_threads(before)
 
 
+def test_set_threads_counts_for_torch_where_asked():
+    before = kernels.threads()
+    try:
+        kernels.set_threads(1, torch_threads=2)
+        assert (kernels.threads(), torch.get_num_threads()) == (1, 2)
+        kernels.set_threads(2)
+        assert (kernels.threads(), torch.get_num_threads()) == (2, 1)
+    finally:
+        kernels.set_threads(before)
+
+
 @pytest.mark.parametrize("count", [0, -1])
 def test_set_threads_refuses(count):
-    with pytest.raises(ValueError, match=f"threads must be >= 1; got {count}"):
-        kernels.set_threads(count)
+    before = kernels.threads(), torch.get_num_threads()
+    with pytest.raises(ValueError, match=f"^threads must be >= 1; got {count}"):
+        kernels.set_threads(count, torch_threads=3)
+    with pytest.raises(ValueError, match=f"^torch_threads must be >= 1; got {count}"):
+        kernels.set_threads(3, torch_threads=count)
+    assert (kernels.threads(), torch.get_num_threads()) == before  # all or nothing
 
 
 # --- Choice -----------------------------------------------------------------------------------------------------------

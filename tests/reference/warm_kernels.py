@@ -3,6 +3,9 @@
 import tempfile
 
 from torchrsm import Trainer, preset
+from torchrsm.learning import RectifyingConfig
+from torchrsm.rectifier import CompactConfig
+from torchrsm.training import RunConfig
 
 
 def tiny_run(**training):
@@ -10,6 +13,31 @@ def tiny_run(**training):
     return run.model_copy(update={"training": run.training.model_copy(update=training)})
 
 
+def rectified_run(rectifying=None, **training):
+    """`tiny_run` with a small rectifier that learns with all that there is, dreams included."""
+    run = tiny_run(**training)
+    settings = {
+        "learning_rate": 2e-3,
+        "matrix_learning_rate": 5e-3,
+        "schedule": "cosine",
+        "gradient_norm": 0.5,
+        "loop_share": 0.5,
+        "loop_from": 0.1,
+        "loop_error": 1000.0,
+        "loop_steps": 4,
+        "motion_weight": 0.01,
+        **(rectifying or {}),
+    }
+    return RunConfig(
+        name=run.name,
+        model=run.model.model_copy(update={"rectifier": CompactConfig(width=8, blocks=1)}),
+        learning=run.learning,
+        rectifying=RectifyingConfig(**settings),
+        stream=run.stream,
+        training=run.training,
+    )
+
+
 with tempfile.TemporaryDirectory() as folder:
     # One thread: a thread pool would not survive the fork.
-    Trainer(tiny_run(steps=1, threads=1), folder).run()
+    Trainer(rectified_run(steps=2, threads=1), folder).run()

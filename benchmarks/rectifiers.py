@@ -1,0 +1,91 @@
+"""Compares rectifiers on the stack of one trained run: none, a sharpening filter, and several weights of lambda.
+
+    python benchmarks/rectifiers.py runs/balls-seed-0 --minutes 4 --out runs/rectifiers [--only NAME ...]
+
+Each that learns has the same minutes on one thread and the settings of the run but for what its name says; the filter's
+gain and level are chosen on validation sequences. Scores, dreams of 150 steps among them, go to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+from torchrsm import Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, kernels, load
+from torchrsm.checkpoint import write_atomically
+from torchrsm.evaluation import evaluate_rollouts
+from torchrsm.rectifier import SharpeningConfig
+from torchrsm.training import load_run_config, training_summary
+
+ALONE = {"loop_share": 0.0, "motion_weight": 0.0}  # no dreams while it learns
+CHANGES: dict[str, dict[str, float]] = {
+    "lambda-0": {**ALONE, "adversarial_weight": 0.0},
+    "lambda-2e-4": {**ALONE, "adversarial_weight": 2e-4},
+    "lambda-2e-3": {**ALONE, "adversarial_weight": 2e-3},
+    "lambda-2e-2": {**ALONE, "adversarial_weight": 2e-2},
+    "dreams": {},
+}
+GAINS, LEVELS = (1.0, 1.25, 1.5, 2.0, 3.0), (0.4, 0.5, 0.6)
+
+
+def with_rectifier(model: VideoPredictor, rectifier: SharpeningConfig | None) -> VideoPredictor:
+    """Return a model of the same stack with another rectifier, which has no weights."""
+    other = VideoPredictor(model.config.model_copy(update={"rectifier": rectifier}))
+    other.stack.load_state_dict(model.stack.state_dict())
+    return other.eval()
+
+
+def sharpened(model: VideoPredictor, sequences: int = 20) -> VideoPredictor:
+    """Return the model with the filter that is best on validation sequences."""
+    evaluator = Evaluator(bouncing_ball_frames("validation", sequences), similarity=False)
+    errors = {}
+    for gain, level in itertools.product(GAINS, LEVELS):
+        candidate = with_rectifier(model, SharpeningConfig(gain=gain, level=level))
+        errors[gain, level] = evaluator.evaluate(candidate).frame_squared_error.all_predictable.mean
+    gain, level = min(errors, key=lambda pair: errors[pair])
+    print(f"sharpening: gain {gain:g}, level {level:g} is best on validation", flush=True)
+    return with_rectifier(model, SharpeningConfig(gain=gain, level=level))
+
+
+def trained(source: Path, folder: Path, minutes: float, changes: Mapping[str, float]) -> VideoPredictor:
+    """Train another rectifier on the stack of a run."""
+    run = load_run_config(source)
+    assert run.rectifying is not None
+    training = run.training.model_copy(
+        update={"minutes": minutes, "steps": None, "threads": 1, "stack_from": str(source)}
+    )
+    rectifying = run.rectifying.model_copy(update=dict(changes))
+    run = run.model_copy(update={"training": training, "rectifying": rectifying})
+    return Trainer(run, folder).run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=["none", "sharpening", *CHANGES])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    kernels.set_threads(1)
+    model = load(arguments.run)
+    frames = bouncing_ball_frames("test")
+    for name in arguments.only or ["none", "sharpening", *CHANGES]:
+        folder = arguments.out / name
+        if name in CHANGES:
+            rectified = trained(arguments.run, folder, arguments.minutes, CHANGES[name])
+        else:
+            rectified = with_rectifier(model, None) if name == "none" else sharpened(model)
+            rectified.save(folder)
+        scores = Evaluator(frames, similarity=False).evaluate(rectified, model=str(folder))
+        rollout = evaluate_rollouts(rectified, frames)
+        scores = scores.model_copy(update={"rollout": rollout, "training": training_summary(folder)})
+        write_atomically(arguments.results / f"rectifier-{name}.json", (scores.to_json() + "\n").encode())
+        error = scores.frame_squared_error.all_predictable
+        print(f"{name}: {error}, median lifetime {rollout.physics.lifetime:g}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
