@@ -6,6 +6,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
 TRAINED := runs/balls
+ifneq ($(wildcard $(TRAINED)/run.json),)
+RESUME := --resume
+endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,8 +38,8 @@ demo: $(STAMP) ## score the shipped model on the test sequences, let it dream, d
 	@echo "In $(DEMO): dream.mp4 and dream.png (prediction red, truth blue, both magenta),"
 	@echo "scores.json (the table above and more), strip.png (next frames), physics.png (the dreams, step by step)."
 
-train: $(STAMP) ## make the shipped model again from nothing, in MINUTES=36, and score it; goes to runs/balls
-	$(BIN)/torchrsm train balls --out $(TRAINED) --minutes $(MINUTES)
+train: $(STAMP) ## make the shipped model again from nothing in runs/balls, in MINUTES=36 on one core, and score it
+	$(BIN)/torchrsm train balls --out $(TRAINED) --minutes $(MINUTES) --threads 1 --seed 0 $(RESUME)
 	$(BIN)/torchrsm evaluate $(TRAINED) --rollout-steps 150 --json $(TRAINED)/scores.json
 
 test: $(STAMP) ## check style and types, run the tests with their coverage

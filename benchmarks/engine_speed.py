@@ -39,7 +39,7 @@ class Loop:
         """Learn from one frame of each stream."""
         frames, starts, _ = next(self.stream)
         state = restart(self.state, self.fresh, starts)
-        prediction = self.model.predict(state)
+        prediction = self.model.predict_raw(state)
         self.learning.step(self.model.losses(prediction, frames, ~starts), prediction, 0.5)
         self.state = self.model.observe(frames, prediction, state)
         return prediction
@@ -115,7 +115,7 @@ def main() -> None:
     with torch.no_grad():
         for _ in range(10):
             begun = time.perf_counter()
-            fused.model.predict(fused.state)
+            fused.model.predict_raw(fused.state)
             times.append(time.perf_counter() - begun)
     reached, possible = work / statistics.median(times), peak(threads)
     result = {

@@ -121,9 +121,9 @@ def test_every_command_has_help(capsys, command, flags):
 def test_every_setting_of_a_run_is_a_flag(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
-        main(["train", "tiny", "--help"])
+        main(["train", "balls", "--help"])
     flags = set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
-    settings = flatten_settings(preset("tiny").model_dump(mode="json"))
+    settings = flatten_settings(preset("balls").model_dump(mode="json"))
     del settings["name"]  # the preset's own
     single = {re.sub(r"(rates|betas)\.\d$", r"\1", name).removeprefix("training.") for name in settings}
     assert flags >= {"--" + name.replace("_", "-") for name in single}
@@ -292,8 +292,8 @@ def test_info_describes_a_run_and_a_model(tmp_path, run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), ["command must be one of train, evaluate, presets, info; got none"]),
-        (("fly",), ["command must be one of train, evaluate, presets, info; got fly"]),
+        ((), ["command must be one of train, evaluate, dream, presets, info; got none"]),
+        (("fly",), ["command must be one of train, evaluate, dream, presets, info; got fly"]),
         (("train",), [f"needs a preset first, one of {PRESET_NAMES}; got none"]),
         (("train", "--out", "run"), [f"needs a preset first, one of {PRESET_NAMES}; got --out"]),
         (("train", "ball", "--out", "run"), [f"preset must be one of {PRESET_NAMES}; got 'ball'"]),
@@ -301,7 +301,7 @@ def test_info_describes_a_run_and_a_model(tmp_path, run, capsys):
         (("info",), ["info: missing MODEL"]),
         (("info", "nothing"), ["no model folder nothing"]),
         (("evaluate",), ["evaluate: missing MODEL"]),
-        (("evaluate", "nothing"), ["model must be a folder or one of copy-last; got 'nothing'"]),
+        (("evaluate", "nothing"), ["no model folder nothing; shipped by name: balls; baselines: copy-last"]),
         (("evaluate", "."), [f". is no model folder: it has no {CONFIG_FILE}"]),
         (("evaluate", "copy-last", "more"), ["evaluate: unknown: more"]),
         (("evaluate", "copy-last", "--sequences", "1"), ["sequences", "greater than or equal to 2; got 1"]),

@@ -18,9 +18,9 @@ SOURCE = ROOT / "src" / "torchrsm"
 # The way that imports go: each part imports only from those before it.
 ORDER = (
     ("config", "checkpoint", "functional", "predictor", "metrics", "shipped", "streams"),
-    ("kernels", "physics", "baselines", "media"),
-    ("layer", "rectifier", "evaluation"),
-    ("stack",),
+    ("kernels", "physics", "baselines"),
+    ("layer", "rectifier", "evaluation", "media"),
+    ("stack", "video"),
     ("model",),
     ("learning",),
     ("training",),

@@ -159,7 +159,7 @@ def test_a_rectifier_that_learns_has_its_settings(name):
     assert (run.model.rectifier is None) == (run.rectifying is None) == (name not in RECTIFIED)
 
 
-RECTIFIED = ("paper", "paper_1l", "balls", "balls_1l")
+RECTIFIED = ("paper", "paper_1l", "paper_rectifier", "balls", "balls_1l")
 
 
 def test_tiny_has_every_mechanism_of_paper():

@@ -27,7 +27,7 @@ def terminal(monkeypatch):
 
 
 def test_a_record_in_one_line():
-    assert describe(record(1234)) == "step 1,234  error 3.142/frame  12,346 frames/s"
+    assert describe(record(1234)) == "stack step 1,234  error 3.142/frame  12,346 frames/s"
 
 
 def test_without_a_terminal_a_line_now_and_then_and_the_last(capsys):
@@ -35,8 +35,8 @@ def test_without_a_terminal_a_line_now_and_then_and_the_last(capsys):
         for step in (100, 200, 300, 400):
             report(record(step))
     assert capsys.readouterr().out.splitlines() == [
-        "balls  25%    1.5 min  step 100  error 3.142/frame  12,346 frames/s",
-        "balls 100%    1.5 min  step 400  error 3.142/frame  12,346 frames/s",
+        "balls  25%    1.5 min  stack step 100  error 3.142/frame  12,346 frames/s",
+        "balls 100%    1.5 min  stack step 400  error 3.142/frame  12,346 frames/s",
     ]
 
 
@@ -48,7 +48,7 @@ def test_a_line_comes_again_after_its_time(capsys, monkeypatch):
         time.sleep(0.06)
         report(record(200))
         report(record(201))
-    assert [line.split()[5] for line in capsys.readouterr().out.splitlines()] == ["100", "200"]
+    assert [line.split()[6] for line in capsys.readouterr().out.splitlines()] == ["100", "200"]
 
 
 def test_a_line_is_written_at_once(monkeypatch):

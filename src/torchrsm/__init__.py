@@ -2,12 +2,13 @@
 
 from torchrsm import physics, streams
 from torchrsm.baselines import BASELINES, baseline
-from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED, Evaluator, bouncing_ball_frames
+from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED, Evaluator, bouncing_ball_frames, evaluate_rollouts
 from torchrsm.layer import LayerConfig, RSMLayer
 from torchrsm.learning import LearningConfig, LocalLearning, RectifierLearning, RectifyingConfig
 from torchrsm.model import ModelConfig, Prediction, VideoPredictor, load
 from torchrsm.predictor import Predictor, restart, rollout
 from torchrsm.presets import PRESETS, preset
+from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig
 from torchrsm.shipped import shipped_models
 from torchrsm.stack import RSMStack
 from torchrsm.training import NonFiniteError, RunConfig, Trainer, TrainingConfig
@@ -17,12 +18,14 @@ __all__ = [
     "PRESETS",
     "TEST_SEED",
     "VALIDATION_SEED",
+    "CompactConfig",
     "Evaluator",
     "LayerConfig",
     "LearningConfig",
     "LocalLearning",
     "ModelConfig",
     "NonFiniteError",
+    "PaperConfig",
     "Prediction",
     "Predictor",
     "RSMLayer",
@@ -30,11 +33,13 @@ __all__ = [
     "RectifierLearning",
     "RectifyingConfig",
     "RunConfig",
+    "SharpeningConfig",
     "Trainer",
     "TrainingConfig",
     "VideoPredictor",
     "baseline",
     "bouncing_ball_frames",
+    "evaluate_rollouts",
     "load",
     "physics",
     "preset",

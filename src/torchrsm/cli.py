@@ -26,6 +26,7 @@ from torchrsm.baselines import BASELINES, baseline
 from torchrsm.checkpoint import write_atomically
 from torchrsm.config import Config, first_error
 from torchrsm.evaluation import (
+    FRAMES_IN_A_SEQUENCE,
     TEST_SEED,
     Evaluator,
     RolloutScores,
@@ -36,10 +37,11 @@ from torchrsm.evaluation import (
     predict_sequences,
     simulator_tracked_error,
 )
+from torchrsm.learning import RECTIFIER_LOSSES
 from torchrsm.media import physics_panels, plot_by_step, save_image, strip, two_row_picture
 from torchrsm.metrics import SIMILARITY_WINDOW
 from torchrsm.model import VideoPredictor, load
-from torchrsm.physics import summarise_physics
+from torchrsm.physics import check_world, summarise_physics
 from torchrsm.predictor import Predictor
 from torchrsm.presets import PRESETS, preset
 from torchrsm.progress import reporting
@@ -50,7 +52,6 @@ from torchrsm.video import dream_frames, save_video
 
 _T = TypeVar("_T")
 
-FRAMES_IN_A_SEQUENCE = 100  # of the fixed sequences
 DREAM_SUFFIXES = (".mp4", ".gif", ".png", ".npz")
 FILM_SEQUENCES = 4
 
@@ -89,7 +90,7 @@ class EvaluateCommand(Config):
     """Score the next-frame predictions of a model: squared error per frame, PSNR and SSIM.
 
     Attributes:
-        model: folder of a model or a run, or the name of a baseline.
+        model: folder of a model or a run, or the name of a shipped model or a baseline.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1; else the fixed test sequences.
         split: which fixed sequences; `validation` is for choosing between models.
         sequences: how many of the fixed sequences.
@@ -108,7 +109,7 @@ class EvaluateCommand(Config):
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     strip: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     rollout_steps: Annotated[int, Field(ge=0)] = 0
-    prime: Annotated[int, Field(ge=1, le=FRAMES_IN_A_SEQUENCE)] = 50
+    prime: Annotated[int, Field(ge=1, lt=FRAMES_IN_A_SEQUENCE)] = 50
     plot: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
 
     @model_validator(mode="after")
@@ -138,7 +139,7 @@ class DreamCommand(Config):
             dream), .npz for the numbers of all (arrays `prime`, `dream` and, as far as it is known, `truth`).
         prime: true frames that the model sees first.
         steps: frames to imagine.
-        sequences: how many; the first ones.
+        sequences: how many, the first ones; None for one, or for all of a file.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
@@ -171,10 +172,10 @@ class PresetsCommand(Config):
 
 
 class InfoCommand(Config):
-    """Describe a model folder or a run: its layers, weights and training.
+    """Describe a model: its layers, weights and training.
 
     Attributes:
-        model: the folder.
+        model: folder of a model or a run, or the name of a shipped model.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -261,8 +262,10 @@ def _tensorboard(writer_type: Any, trainer: Trainer) -> Any:
         def write(record: Any) -> None:
             writer.add_scalar("frame_squared_error", record.frame_squared_error, record.step)
             writer.add_scalar("frames_per_second", record.frames_per_second, record.step)
-            for number, loss in enumerate(record.losses, 1):
-                writer.add_scalar(f"loss/layer_{number}", loss, record.step)
+            layers = [f"loss/layer_{number}" for number in range(1, len(record.losses) + 1)]
+            names = layers if record.phase == "stack" else [f"rectifier/{name}" for name in RECTIFIER_LOSSES]
+            for name, loss in zip(names, record.losses, strict=True):
+                writer.add_scalar(name, loss, record.step)
 
         yield write
 
@@ -312,6 +315,8 @@ def _dream(arguments: list[str]) -> None:
     frames, source = _frames_to_prime_on(command)
     if frames.shape[1] < command.prime:
         raise ValueError(f"prime must be <= {frames.shape[1]}, the frames of a sequence; got {command.prime}")
+    if command.json_file is not None:
+        check_world(frames)
     before, truth = frames[:, : command.prime], frames[:, command.prime : command.prime + command.steps]
     dream = imagine(predictor, before, command.steps)
     if command.out.suffix.lower() == ".npz":
@@ -381,6 +386,9 @@ def _info(arguments: list[str]) -> None:
         weights = sum(p.numel() for p in layer.parameters())
         print(f"  layer {number}: {s.groups} groups x {s.cells_per_group} cells, {s.active_groups} win, ", end="")
         print(f"{s.kernel_size}x{s.kernel_size} stride {s.stride}, {weights:,} weights")
+    if model.rectifier is not None and config.rectifier is not None:
+        weights = sum(p.numel() for p in model.rectifier.parameters())
+        print(f"  rectifier: {config.rectifier.kind}, {weights:,} weights")
     if run is not None:
         budget = f"{run.training.steps:,} steps" if run.training.steps else f"{run.training.minutes:g} minutes"
         print(f"  run: preset {run.name}, budget {budget}, batch {run.training.batch_size}, seed {run.training.seed}")
@@ -404,7 +412,7 @@ def _parse(kind: type[_T], arguments: list[str], name: str, default: Any = None)
     known = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(output):
-            return cast(_T, tyro.cli(kind, args=arguments, prog=f"torchrsm {name}", **known))
+            return cast(_T, tyro.cli(kind, args=arguments, prog=f"torchrsm {name}", config=_TYRO, **known))
     except SystemExit as end:
         if end.code in (0, None):
             raise
@@ -425,6 +433,9 @@ def _one_line(end: SystemExit, box: str, name: str) -> str:
         text = re.sub(words, better, text)
     return f"{name}: {text}; see torchrsm {name} --help"
 
+
+# What kind of rectifier there is, and whether there is one, is the preset's to say; the flags are its settings.
+_TYRO = (tyro.conf.AvoidSubcommands,)
 
 _PHRASES = (  # what tyro says, and the same in our words
     (r"^Missing from [^:]*: ((?:--\S+ )?\S+) (.*?)\.? \(required\).*", r"missing \1 (\2)"),

@@ -37,6 +37,9 @@ VALIDATION_SEED = 20190529
 PERFECT_DECIBELS = 100.0
 """The most decibels a frame counts for: a root mean squared error of 1e-5. Keeps a mean with perfect frames finite."""
 
+FRAMES_IN_A_SEQUENCE = 100
+"""Frames of each fixed sequence."""
+
 SIMULATOR_NOISE = 0.03
 """Deviation, px, of the positions that the simulator starts with where it is put beside a dream."""
 
@@ -356,8 +359,13 @@ def simulator_tracked_error(split: Split, sequences: int = 200, *, prime: int = 
 
     Each coordinate of each ball of the last frame of the priming gets Gaussian noise of that deviation (fixed seed);
     velocities are right. What comes out is judged from its pixels as a dream is.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
     _check_split(split, sequences)
+    if not 1 <= prime < FRAMES_IN_A_SEQUENCE:
+        raise ValueError(f"prime must be in 1..{FRAMES_IN_A_SEQUENCE - 1}, received {prime}")
     world = bouncing_ball_sequences(range(sequences), seed=TEST_SEED if split == "test" else VALIDATION_SEED)
     steps = max(TRACKED_STEPS)
     side = world.frames.shape[-1]

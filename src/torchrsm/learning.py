@@ -216,8 +216,9 @@ class RectifierLearning:
         awake = learn & (alone == 0)
         if config.motion_weight and bool(dreams.any()) and bool(awake.any()):
             world = (frame - last)[awake].square().sum((1, 2, 3)).mean()
-            motion = motion_loss(rectified[dreams], last[dreams], world)
-            total = total + config.motion_weight * motion
+            if float(world) > 0:  # a still world asks for nothing
+                motion = motion_loss(rectified[dreams], last[dreams], world)
+                total = total + config.motion_weight * motion
         self.model.zero_grad()
         total.backward()
         if config.gradient_norm is not None:

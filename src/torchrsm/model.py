@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -18,7 +18,7 @@ from torchrsm.functional import Grid
 from torchrsm.kernels import EngineName
 from torchrsm.layer import LayerConfig, LayerPrediction, LayerState
 from torchrsm.predictor import rollout
-from torchrsm.rectifier import RectifierConfig, make_rectifier
+from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig, make_rectifier
 from torchrsm.shipped import CONFIG_FILE, find_model
 from torchrsm.stack import RSMStack
 
@@ -47,7 +47,7 @@ class ModelConfig(Config):
     pad: int = Field(default=0, ge=0, le=256)
     pad_value: float = Field(default=0.5, ge=0, le=1)
     fresh_feedback: bool = False
-    rectifier: RectifierConfig | None = None
+    rectifier: Annotated[CompactConfig | PaperConfig | SharpeningConfig | None, Field(discriminator="kind")] = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

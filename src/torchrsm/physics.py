@@ -283,6 +283,15 @@ def match_balls(detections: Detections, geometry: WorldGeometry = WORLD) -> Floa
     return tracks
 
 
+def check_world(frames: Tensor, geometry: WorldGeometry = WORLD) -> None:
+    """Check that videos can be of a world, before the work of making them.
+
+    Raises:
+        ValueError: frames have a wrong shape, type or value.
+    """
+    _images(frames, geometry)
+
+
 def frame_mass(frames: Tensor, geometry: WorldGeometry = WORLD) -> FloatArray:
     """Return the mass of each frame, ``[n, t]``: its pixel sum in units of all balls' (110.7). Truth: 1, from 0.98.
 

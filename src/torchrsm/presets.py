@@ -93,7 +93,19 @@ def balls() -> RunConfig:
             loop_error=2.0,
             motion_weight=0.004,
         ),
-        training=TrainingConfig(minutes=30, batch_size=16),
+        training=TrainingConfig(minutes=36, batch_size=16),
+    )
+
+
+def paper_rectifier() -> RunConfig:
+    """Return `balls` with the published rectifier and its settings."""
+    run = balls()
+    return run.model_copy(
+        update={
+            "name": "paper_rectifier",
+            "model": run.model.model_copy(update={"rectifier": PaperConfig()}),
+            "rectifying": RectifyingConfig(),
+        }
     )
 
 
@@ -128,7 +140,8 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset for preset in (balls, balls_1l, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
+    preset.__name__: preset
+    for preset in (balls, balls_1l, paper_rectifier, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
 }
 
 

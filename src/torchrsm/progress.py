@@ -16,9 +16,8 @@ LINE_SECONDS = 10.0
 
 def describe(record: Record) -> str:
     """Return the error and the speed of a record in one short line."""
-    return (
-        f"step {record.step:,}  error {record.frame_squared_error:.3f}/frame  {record.frames_per_second:,.0f} frames/s"
-    )
+    error, speed = f"{record.frame_squared_error:.3f}/frame", f"{record.frames_per_second:,.0f} frames/s"
+    return f"{record.phase} step {record.step:,}  error {error}  {speed}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ Source: algorithm.md, section 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -59,7 +59,7 @@ class SharpeningConfig(Config):
     level: float = Field(default=0.5, gt=0, lt=1)
 
 
-RectifierConfig = Annotated[CompactConfig | PaperConfig | SharpeningConfig, Field(discriminator="kind")]
+RectifierConfig = CompactConfig | PaperConfig | SharpeningConfig
 
 
 class SharpeningFilter(nn.Module):
@@ -179,7 +179,7 @@ Rectifier = SharpeningFilter | CompactGenerator | PaperGenerator
 
 
 def make_rectifier(
-    config: CompactConfig | PaperConfig | SharpeningConfig,
+    config: RectifierConfig,
     channels: int,
     layer_cells: Sequence[int],
     pad: int,

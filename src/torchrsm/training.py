@@ -259,6 +259,13 @@ class Trainer:
             ValueError: the stream gives frames outside of 0..1.
             KeyboardInterrupt: the run was interrupted; its checkpoint is saved.
         """
+        threads = kernels.threads(), torch.get_num_threads()
+        try:
+            return self._run(report)
+        finally:
+            kernels.set_threads(*threads)
+
+    def _run(self, report: Callable[[Record], None]) -> VideoPredictor:
         self._warm_up()
         with _signals() as stopping, self._logs() as logs:
             since = checked = time.monotonic()  # of the last record, of the last checkpoint

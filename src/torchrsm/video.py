@@ -97,7 +97,7 @@ def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: f
     Args:
         frames: ``[t, height, width, 3]`` RGB; an odd height or width loses its last line in an MP4.
         path: the file; no folder is made.
-        frames_per_second: above 0; a GIF knows hundredths of a second only.
+        frames_per_second: above 0, up to 1000; of a GIF, which knows hundredths of a second only, 1 to 50.
 
     Raises:
         ValueError: another suffix, or frames of another shape or type, or none.
@@ -110,6 +110,8 @@ def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: f
         raise ValueError(f"frames must be uint8 [time, height, width, 3], received {frames.dtype} {list(frames.shape)}")
     if not 0 < frames_per_second <= 1000:
         raise ValueError(f"frames_per_second must be in 0..1000, above 0; received {frames_per_second}")
+    if path.suffix.lower() == ".gif" and not 1 <= frames_per_second <= 50:
+        raise ValueError(f"frames_per_second of a GIF must be in 1..50, received {frames_per_second}")
     write = _mp4 if path.suffix.lower() == ".mp4" else _gif
     write_atomically(path, write(frames, frames_per_second))
 
@@ -134,8 +136,8 @@ def _gif(frames: NDArray[np.uint8], frames_per_second: float) -> bytes:
     content = io.BytesIO()
     # One palette for all, taken from a few frames set side by side, so that colours do not flicker.
     some = np.concatenate(frames[:: max(1, len(frames) // 8)], axis=1)
-    palette = Image.fromarray(some).quantize(64, dither=Image.Dither.NONE)
+    palette = Image.fromarray(some).quantize(256, dither=Image.Dither.NONE)
     first, *rest = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    milliseconds = max(20, 10 * round(100 / frames_per_second))
+    milliseconds = 10 * round(100 / frames_per_second)
     first.save(content, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0, optimize=False)
     return content.getvalue()
