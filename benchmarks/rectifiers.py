@@ -24,7 +24,6 @@ ALONE = {"loop_share": 0.0, "motion_weight": 0.0}  # no dreams while it learns
 CHANGES: dict[str, dict[str, float]] = {
     "lambda-0": {**ALONE, "adversarial_weight": 0.0},
     "lambda-2e-4": {**ALONE, "adversarial_weight": 2e-4},
-    "lambda-2e-3": {**ALONE, "adversarial_weight": 2e-3},
     "lambda-2e-2": {**ALONE, "adversarial_weight": 2e-2},
     "dreams": {},
 }

@@ -28,7 +28,6 @@ ROWS = [
     ("the same, raw", SEEDS[0], RAW, "3.72 ± 0.30"),
     ("RSM, one layer, rectified (`balls_1l`)", "balls_1l.json", RECTIFIED, "0.80 ± 0.07"),
     ("the same, raw", "balls_1l.json", RAW, "-"),
-    ("RSM, two layers, 15 minutes in all, rectified (`balls`)", "balls-15-minutes.json", RECTIFIED, "0.41 ± 0.05"),
     ("RSM, the published two layers, raw (`paper_fast`)", "paper_fast.json", RECTIFIED, "3.72 ± 0.30"),
     ("RSM, the published first layer alone, raw (`paper_fast_1l`)", "paper_fast_1l.json", RECTIFIED, "-"),
 ]
@@ -38,7 +37,6 @@ RECTIFIERS = [
     ("fixed sharpening filter", "rectifier-sharpening.json"),
     ("lambda = 0", "rectifier-lambda-0.json"),
     ("lambda = 0.0002", "rectifier-lambda-2e-4.json"),
-    ("lambda = 0.002", "rectifier-lambda-2e-3.json"),
     ("lambda = 0.02", "rectifier-lambda-2e-2.json"),
     ("lambda = 0.0002, dreams and motion loss", "rectifier-dreams.json"),
 ]
@@ -99,7 +97,7 @@ def _dreams() -> str:
     rollout = short["rollout"]
     named = [(f"{w['first']}..{w['last']}", w) for w in rollout["physics"]["windows"]]
     if long:
-        windows = long["rollout"]["physics"]["windows"]
+        windows = long["physics"]["windows"]
         named += [(f"{w['first']}..{w['last']}", w) for w in windows[-2:]]
     rows = [
         ("frames with exactly three balls", "1", "right_count", "{:.4f}"),
@@ -122,11 +120,11 @@ def _dreams() -> str:
         f"| {label} | {world} | " + " | ".join("-" if w[key] is None else form.format(w[key]) for _, w in named) + " |"
         for label, world, key, form in rows
     ]
-    for result in filter(None, (short, long)):
-        physics, steps = result["rollout"]["physics"], result["rollout"]["steps"]
+    for dreams in filter(None, (rollout, long)):
+        physics, steps = dreams["physics"], dreams["steps"]
         lines += [
             "",
-            f"Dreams of {steps:,} steps: median lifetime {physics['lifetime']:,.0f} steps,"
+            f"{physics['sequences']} dreams of {steps:,} steps: median lifetime {physics['lifetime']:,.0f} steps,"
             f" {physics['never_ended']:.1%} live to the end.",
         ]
     tracked, simulator = rollout["physics"]["tracked"], rollout["simulator"] or []

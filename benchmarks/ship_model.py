@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from torchrsm import load
 from torchrsm.checkpoint import write_atomically
@@ -16,7 +17,7 @@ from torchrsm.training import load_run_config, training_summary
 MODELS = Path(__file__).parent.parent / "models"
 
 
-def card(name: str, run: Path, scores: dict[str, object]) -> str:
+def card(name: str, run: Path, scores: dict[str, Any]) -> str:
     """Return the text of a model's card."""
     config, training = load_run_config(run), training_summary(run)
     assert training is not None
@@ -71,6 +72,12 @@ def card(name: str, run: Path, scores: dict[str, object]) -> str:
             "",
             f"Median lifetime {rollout['physics']['lifetime']:g} of {rollout['steps']} steps;"
             f" {rollout['physics']['never_ended']:.1%} live to the end.",
+            "",
+            "## Limits",
+            "",
+            "It has seen nothing but this world. What is left of the error is mostly bounces; a dream follows the true",
+            "balls for about ten steps, then it is a video of its own. Frames of another size, or with other balls, are",
+            "read, but nothing was measured on them.",
             "",
         ]
     )

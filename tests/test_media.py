@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from torchrsm import media
 from torchrsm.media import overlay, plot_error_by_frame, save_image, strip
 
 BACKGROUND = (22, 23, 28)
@@ -225,3 +226,60 @@ def test_plot_refuses_what_cannot_be_drawn(tmp_path):
         plot_error_by_frame({}, tmp_path / "plot.png")
     with pytest.raises(ValueError, match=r"scores of 'x' must hold at least one error > 0, received \[None, 0.0\]"):
         plot_error_by_frame({"x": [None, 0.0]}, tmp_path / "plot.png")
+
+
+def test_the_two_rows_show_prediction_and_dream():
+    truth, dreamt = torch.zeros(6, 1, 8, 8), torch.zeros(9, 1, 8, 8)
+    truth[:, :, :4], dreamt[:, :, 4:] = 1, 1
+    picture = np.asarray(media.two_row_picture(truth, truth, dreamt, 3, steps=(2, 5, 8), frame_pixels=64))
+    colours = {tuple(int(x) for x in colour) for colour in picture.reshape(-1, 3)}
+    assert {(255, 0, 255), (255, 0, 0), (0, 102, 255), (255, 255, 255)} <= colours
+    one = np.asarray(media.two_row_picture(truth, truth, dreamt, 3, steps=(2,), frame_pixels=64))
+    assert picture.shape[1] - one.shape[1] == 2 * (64 + 6)
+    # Step 8 is beyond the truth: nothing above, the dream as it is below.
+    last = picture[:, -18 - 64 : -18]
+    assert not (last[: last.shape[0] // 2 - 20] == 255).all(-1).any()
+    assert (last == 255).all(-1).any()
+
+
+@pytest.mark.parametrize(
+    ("known", "steps", "settings", "message"),
+    [
+        (3, 5, {"prime": 5}, r"prime must be in 1\.\.4, received 5"),
+        (6, 5, {"prime": 2}, r"received \[6, 1, 8, 8\] and \[5, 1, 8, 8\]"),
+        (3, 5, {"prime": 2, "steps": (6,)}, r"steps must be one or more of 1\.\.5, received \[6\]"),
+    ],
+)
+def test_two_rows_must_go_together(known, steps, settings, message):
+    truth, dreamt = torch.zeros(known, 1, 8, 8), torch.zeros(steps, 1, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        media.two_row_picture(truth, truth, dreamt, **settings)
+
+
+def test_panels_of_a_dream_are_drawn(tmp_path):
+    panels = [
+        media.Panel("energy", {"dream": [1.0, None, 2.0], "other": [1, 2]}, world=2.25, limits=(0, 4)),
+        media.Panel("alive", {"dream": [1.0, 0.5]}),
+    ]
+    media.plot_by_step(panels, tmp_path / "panels.png")
+    with Image.open(tmp_path / "panels.png") as picture:
+        assert picture.size[0] > picture.size[1]
+    with pytest.raises(ValueError, match="panels must hold at least one, received none"):
+        media.plot_by_step([], tmp_path / "none.png")
+
+
+def test_the_error_by_minute_is_drawn(tmp_path):
+    target = tmp_path / "curve.png"
+    media.plot_error_by_minute({"a": ([1, 2, 3], [9.0, 2.0, 0.5])}, target, marks={"published": 0.41})
+    with Image.open(target) as picture:
+        assert len(picture.convert("RGB").getcolors(10**6)) > 10
+    for curves, message in (
+        ({}, "curves must hold at least one, received none"),
+        (
+            {"a": ([1, 2], [1.0])},
+            r"as many minutes as errors, which are > 0; received 2 and \[1\.0\]",
+        ),
+        ({"a": ([1], [0.0])}, r"received 1 and \[0\.0\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            media.plot_error_by_minute(curves, target)
