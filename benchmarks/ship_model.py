@@ -75,9 +75,9 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
             "",
             "## Limits",
             "",
-            "It has seen nothing but this world. What is left of the error is mostly bounces; a dream follows the true",
-            "balls for about ten steps, then it is a video of its own. Frames of another size, or with other balls, are",
-            "read, but nothing was measured on them.",
+            "It has seen nothing but this world. What is left of the error is mostly bounces; a dream follows the",
+            "true balls for about ten steps, then it is a video of its own. Frames of another size, or with other",
+            "balls, are read, but nothing was measured on them.",
             "",
         ]
     )

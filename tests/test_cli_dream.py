@@ -41,11 +41,11 @@ def test_numbers_of_all_sequences_are_those_of_the_rollout(tmp_path, run, frames
     assert dream(run, "--frames", path, "--prime", 4, "--steps", 7, "--out", tmp_path / "d.npz") == 0
     assert f"2 dream(s) of 7 steps after 4 frames of {path}: {tmp_path / 'd.npz'}" in capsys.readouterr().out
     with np.load(tmp_path / "d.npz") as arrays:
-        assert sorted(arrays) == ["dream", "prime", "truth"]
+        assert sorted(arrays) == ["frames", "prime", "truth"]
         assert np.array_equal(arrays["prime"][:, :, 0], array[:, :4])
         assert np.array_equal(arrays["truth"][:, :, 0], array[:, 4:9])
         expected = imagine(load(run), torch.from_numpy(array)[:, :4, None], 7)
-        assert np.array_equal(arrays["dream"], expected.numpy())
+        assert np.array_equal(arrays["frames"], expected.numpy())
 
 
 def test_films_and_pictures_are_made(tmp_path, frames):

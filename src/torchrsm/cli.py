@@ -136,7 +136,7 @@ class DreamCommand(Config):
         model: folder of a model or a run, the name of a shipped model, or of a baseline.
         out: .mp4 or .gif for a film of up to four of the sequences (prediction red, truth blue, both magenta), .png for
             the two-row picture of the first (above: each frame predicted from the true ones before it; below: the
-            dream), .npz for the numbers of all (arrays `prime`, `dream` and, as far as it is known, `truth`).
+            dream), .npz for the numbers of all (arrays `frames`, the dream, `prime` and, as far as known, `truth`).
         prime: true frames that the model sees first.
         steps: frames to imagine.
         sequences: how many, the first ones; None for one, or for all of a file.
@@ -320,7 +320,7 @@ def _dream(arguments: list[str]) -> None:
     before, truth = frames[:, : command.prime], frames[:, command.prime : command.prime + command.steps]
     dream = imagine(predictor, before, command.steps)
     if command.out.suffix.lower() == ".npz":
-        arrays = {"prime": before, "dream": dream, **({"truth": truth} if truth.shape[1] else {})}
+        arrays = {"prime": before, "frames": dream, **({"truth": truth} if truth.shape[1] else {})}
         _write_arrays(command.out, arrays)
     else:
         film = before[:FILM_SEQUENCES]
