@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_the_console_script_is_main():
 def test_help_lists_the_commands(capsys, flag):
     assert main([flag]) == 0
     output = capsys.readouterr().out
-    assert all(f"\n  {command} " in output for command in ("train", "evaluate", "presets", "info"))
+    assert all(f"\n  {command} " in output for command in ("train", "evaluate", "dream", "presets", "info"))
     assert "copy-last" in output
 
 
@@ -103,7 +104,11 @@ def test_help_lists_the_commands(capsys, flag):
     [
         (["train"], ["--out DIR", "--steps", "--minutes", "--seed", "--resume", "--tensorboard"]),
         (["train", "tiny"], ["--out DIR", "--steps", "--minutes", "--seed", "--resume", "--tensorboard"]),
-        (["evaluate"], ["MODEL", "--frames", "--json", "--strip", "--split", "--sequences"]),
+        (
+            ["evaluate"],
+            ["MODEL", "--frames", "--json", "--strip", "--split", "--sequences", "--rollout-steps", "--plot"],
+        ),
+        (["dream"], ["MODEL", "--out FILE", "--prime", "--steps", "--sequences", "--frames", "--seed", "--json"]),
         (["info"], ["MODEL"]),
         (["presets"], ["--help"]),
     ],
@@ -298,6 +303,15 @@ def test_info_describes_a_run_and_a_model(tmp_path, run, capsys):
         (("train", "--out", "run"), [f"needs a preset first, one of {PRESET_NAMES}; got --out"]),
         (("train", "ball", "--out", "run"), [f"preset must be one of {PRESET_NAMES}; got 'ball'"]),
         (("presets", "all"), ["presets: unknown: all"]),
+        (("dream",), ["dream: missing"]),
+        (("dream", "copy-last"), ["dream: missing --out FILE"]),
+        (("dream", "--out", "d.gif"), ["dream: missing MODEL"]),
+        (
+            ("dream", "nothing", "--out", "d.gif"),
+            ["no model folder nothing; shipped by name: ", "baselines: copy-last"],
+        ),
+        (("dream", "copy-last", "--out", "d.gif", "--frames", "f.npy"), ["f.npy", "existing .npy or .npz file"]),
+        (("dream", "copy-last", "--out", "d.gif", "--steps", "many"), ["--steps must be INT; got 'many'"]),
         (("info",), ["info: missing MODEL"]),
         (("info", "nothing"), ["no model folder nothing"]),
         (("evaluate",), ["evaluate: missing MODEL"]),
@@ -535,6 +549,50 @@ def test_output_that_cannot_be_written_is_refused_before_the_evaluation(
     (tmp_path / "folder").mkdir()
     monkeypatch.setattr(cli, "Evaluator", None)  # whatever calls it fails otherwise
     assert refused("evaluate", run, "--frames", frames[1], *arguments, says=says) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--out", "no/dream.gif"), ["cannot write no/dream.gif: there is no folder no"]),
+        (("--out", "folder.npz"), ["cannot write folder.npz: it is a folder"]),
+        (("--out", "dream"), ["out must end in .mp4, .gif, .png, .npz; got 'dream'"]),
+        (("--out", "dream.npz", "--json", "no/physics.json"), ["cannot write no/physics.json: there is no folder no"]),
+        (("--out", "dream.npz", "--json", "dream.npz"), ["out and json must be two files; got 'dream.npz' for both"]),
+        (("--out", "dream.npz", "--json", "physics.json"), ["the shape [n, t, 1, 30, 30]", "[3, 12, 1, 12, 12]"]),
+        (("--out", "dream.GIF", "--frames-per-second", 60), ["of a GIF must be in 1..50; got 60"]),
+        (("--out", "dream.mp4", "--frames-per-second", 0), ["frames_per_second", "0.001; got 0.0"]),
+        (("--out", "dream.gif", "--prime", 13), ["prime must be <= 12, the frames of a sequence; got 13"]),
+        (("--out", "dream.gif", "--sequences", 4), ["sequences must be <= 3, those of ", "got 4"]),
+    ],
+)
+def test_bad_dreams_are_refused_before_the_dream(tmp_path, run, frames, refused, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.npz").mkdir()
+    monkeypatch.setattr(cli, "imagine", None)  # whatever calls it fails otherwise
+    common = () if "--prime" in arguments else ("--prime", 4)
+    assert refused("dream", run, "--frames", frames[1], *common, *arguments, says=says) == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.npz"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png"])
+def test_a_trained_model_dreams_in_pictures(tmp_path, run, frames, capsys, suffix):
+    target = tmp_path / f"dream{suffix}"
+    arguments = ["--frames", frames[1], "--prime", 9, "--steps", 5, "--out", target]  # two steps beyond the truth
+    assert main(["dream", str(run), *(str(argument) for argument in arguments)]) == 0
+    assert f"3 dream(s) of 5 steps after 9 frames of {frames[1]}: {target}\n" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [target]
+    if suffix == ".mp4":
+        with av.open(target) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 14
+            return
+    with Image.open(target) as picture:
+        assert (picture.format, getattr(picture, "n_frames", 1)) == (("GIF", 14) if suffix == ".gif" else ("PNG", 1))
+
+
+def test_the_world_of_other_frames_is_not_judged(run, refused):
+    says = ["frames of 12 x 12; got 30 x 30"]
+    refused("evaluate", run, "--sequences", 2, "--rollout-steps", 3, says=says)
 
 
 def test_an_interrupted_evaluation_ends_with_130(frames, refused, monkeypatch):

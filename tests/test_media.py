@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from torchrsm import media
+from torchrsm import bouncing_ball_frames, media
 from torchrsm.media import overlay, plot_error_by_frame, save_image, strip
+from torchrsm.physics import summarise_physics
 
 BACKGROUND = (22, 23, 28)
 
@@ -151,7 +152,12 @@ def test_strip_refuses_what_is_not_one_sequence(shape):
 
 def picture_and_plot():
     image = Image.new("RGB", (8, 6), (10, 20, 30))
-    return [lambda path: save_image(image, path), lambda path: plot_error_by_frame({"balls": [None, 2.0, 1.0]}, path)]
+    return [
+        lambda path: save_image(image, path),
+        lambda path: plot_error_by_frame({"balls": [None, 2.0, 1.0]}, path),
+        lambda path: media.plot_by_step([media.Panel("alive", {"dream": [1.0, 0.5]})], path),
+        lambda path: media.plot_error_by_minute({"balls": ([1.0, 2.0], [2.0, 1.0])}, path),
+    ]
 
 
 @pytest.mark.parametrize("write", picture_and_plot())
@@ -242,18 +248,71 @@ def test_the_two_rows_show_prediction_and_dream():
     assert (last == 255).all(-1).any()
 
 
+def test_each_column_of_the_two_rows_is_its_frame():
+    generator = torch.Generator().manual_seed(0)
+    truth, predicted = torch.rand(2, 5, 1, 12, 12, generator=generator)
+    dreamt = torch.rand(7, 1, 12, 12, generator=generator)
+    steps = [6, 2, 5]
+    pixels = np.asarray(media.two_row_picture(truth, predicted, dreamt, 3, steps=steps, frame_pixels=72))
+    above, below = -18 - 72 - 6 - 72, -18 - 72
+    for index, step in enumerate(reversed(steps)):
+        left = pixels.shape[1] - 18 - 72 - index * 78
+        drawn = [pixels[top : top + 72 : 6, left : left + 72 : 6] for top in (above + len(pixels), below + len(pixels))]
+        if step <= 5:
+            assert (drawn[0] == overlay(predicted[step - 1], truth[step - 1])).all()
+            assert (drawn[1] == overlay(dreamt[step - 1], truth[step - 1])).all()
+        else:
+            assert (drawn[0] == BACKGROUND).all()
+            assert (drawn[1] == np.rint(255 * dreamt[step - 1, 0].double().numpy())[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("prime", "steps", "expected"),
+    # Two of the priming, then ten further and further apart, as many as there are.
+    [(50, 100, 2 + 10), (1, 3, 1 + 3), (2, 1, 2 + 1), (4, 6, 2 + 5)],
+)
+def test_the_two_rows_choose_their_columns(prime, steps, expected):
+    ramp = torch.linspace(0.1, 1, prime + steps).view(-1, 1, 1, 1).expand(-1, 1, 12, 12)
+    picture = media.two_row_picture(ramp[:1], ramp[:1], ramp, prime, frame_pixels=72)
+    _, columns = blocks(picture)
+    assert len(columns) == expected
+    levels = [max(picture.getpixel((left + 5, picture.height - 18 - 5))) for left, _ in columns]
+    assert levels == sorted(set(levels))
+    assert levels[-1] == 255
+
+
+def test_the_two_rows_take_a_title():
+    frames = torch.zeros(4, 3, 8, 8)
+    plain = media.two_row_picture(frames, frames, frames, 2)
+    titled = media.two_row_picture(frames, frames, frames, 2, title="a dream")
+    assert titled.size == (plain.size[0], plain.size[1] + 34)
+
+
 @pytest.mark.parametrize(
     ("known", "steps", "settings", "message"),
     [
         (3, 5, {"prime": 5}, r"prime must be in 1\.\.4, received 5"),
+        (3, 5, {"prime": 0}, r"prime must be in 1\.\.4, received 0"),
+        (3, 5, {"prime": 2, "steps": ()}, r"steps must be one or more of 1\.\.5, received \[\]"),
+        (3, 5, {"prime": 2, "steps": (0,)}, r"steps must be one or more of 1\.\.5, received \[0\]"),
+        (0, 5, {"prime": 2}, r"received \[0, 1, 8, 8\] and \[5, 1, 8, 8\]"),
         (6, 5, {"prime": 2}, r"received \[6, 1, 8, 8\] and \[5, 1, 8, 8\]"),
         (3, 5, {"prime": 2, "steps": (6,)}, r"steps must be one or more of 1\.\.5, received \[6\]"),
+        (3, 5, {"prime": 2, "frame_pixels": 8}, r"frame_pixels must be >= 16, received 8"),
     ],
 )
 def test_two_rows_must_go_together(known, steps, settings, message):
     truth, dreamt = torch.zeros(known, 1, 8, 8), torch.zeros(steps, 1, 8, 8)
     with pytest.raises(ValueError, match=message):
         media.two_row_picture(truth, truth, dreamt, **settings)
+
+
+def test_two_rows_must_be_of_one_world():
+    frames = torch.zeros(3, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"received \[3, 1, 8, 8\] and \[3, 1, 8, 7\]"):
+        media.two_row_picture(frames, frames, frames[..., :7], 1)
+    with pytest.raises(ValueError, match=r"the same shape .*, received \[2, 1, 8, 8\] and \[3, 1, 8, 8\]"):
+        media.two_row_picture(frames, frames[:2], frames, 1)
 
 
 def test_panels_of_a_dream_are_drawn(tmp_path):
@@ -268,11 +327,70 @@ def test_panels_of_a_dream_are_drawn(tmp_path):
         media.plot_by_step([], tmp_path / "none.png")
 
 
+def coloured(path):
+    """Return how many pixels of a picture are of a curve's colour, not grey."""
+    with Image.open(path) as picture:
+        return int((np.ptp(np.asarray(picture.convert("RGB"), dtype=int), axis=-1) > 100).sum())
+
+
+def test_a_value_between_two_gaps_is_seen(tmp_path):
+    for name, line in (("gaps", [None] * 7), ("one", [None, None, None, 0.5, None, None, None])):
+        media.plot_by_step([media.Panel("energy", {"dream": line}, limits=(0, 1))], tmp_path / f"{name}.png")
+    assert coloured(tmp_path / "gaps.png") == 0
+    assert coloured(tmp_path / "one.png") > 0
+
+
+def test_one_panel_more_than_a_row_holds_begins_another(tmp_path):
+    panel, sizes = media.Panel("alive", {"dream": [1.0, 0.5]}), []
+    for number in (1, 3, 4):
+        media.plot_by_step([panel] * number, tmp_path / "panels.png")
+        with Image.open(tmp_path / "panels.png") as picture:
+            sizes.append(picture.size)
+    (width, height), three, four = sizes
+    assert three == (3 * width, height)
+    assert four == (3 * width, 2 * height)
+
+
+def test_the_physics_of_the_world_is_where_the_panels_say(tmp_path):
+    physics = summarise_physics(bouncing_ball_frames("validation", 4)[:, :40])
+    panels = {panel.title.split(",")[0].split(" (")[0]: panel for panel in media.physics_panels(physics)}
+    assert list(panels) == [
+        "kinetic energy",
+        "share with the right number of balls",
+        "mass",
+        "share alive",
+        "bounces in a step",
+        "pixels between 0.1 and 0.9",
+    ]
+    energy = panels["kinetic energy"]
+    assert energy.world == pytest.approx(1.5**2)
+    assert np.nanmedian([np.nan if e is None else e for e in energy.lines["dream"]]) == pytest.approx(2.25, rel=0.05)
+    for title in ("share with the right number of balls", "mass"):
+        assert panels[title].world == 1
+        assert panels[title].lines["dream"] == pytest.approx([1.0] * 40, abs=0.05)
+    assert all(len(panel.lines["dream"]) in (39, 40) for panel in panels.values())
+
+
+@pytest.mark.parametrize("frames", [torch.zeros(2, 20, 1, 30, 30), torch.ones(1, 20, 1, 30, 30), "noise"])
+def test_no_curve_of_a_broken_dream_leaves_its_panel(tmp_path, frames):
+    if isinstance(frames, str):
+        frames = torch.rand(2, 20, 1, 30, 30, generator=torch.Generator().manual_seed(0))
+    panels = media.physics_panels(summarise_physics(frames))
+    for panel in panels:
+        low, high = panel.limits
+        assert all(low <= value < high for line in panel.lines.values() for value in line if value is not None)
+    media.plot_by_step(panels, tmp_path / "panels.png")
+
+
 def test_the_error_by_minute_is_drawn(tmp_path):
     target = tmp_path / "curve.png"
     media.plot_error_by_minute({"a": ([1, 2, 3], [9.0, 2.0, 0.5])}, target, marks={"published": 0.41})
     with Image.open(target) as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > 10
+    media.plot_error_by_minute({"a": ([3.0], [1.0])}, tmp_path / "one.png")
+    in_legend = coloured(tmp_path / "one.png")
+    media.plot_error_by_minute({"a": ([3.0, 3.0], [1.0, 1.0])}, tmp_path / "two.png")  # a line without length
+    assert in_legend > coloured(tmp_path / "two.png") > 0
     for curves, message in (
         ({}, "curves must hold at least one, received none"),
         (

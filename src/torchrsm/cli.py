@@ -48,7 +48,7 @@ from torchrsm.progress import reporting
 from torchrsm.shipped import find_model, shipped_models
 from torchrsm.streams import bouncing_ball_sequences, load_frames
 from torchrsm.training import RUN_FILE, RunConfig, Trainer, load_run_config, training_summary
-from torchrsm.video import dream_frames, save_video
+from torchrsm.video import GIF_RATES, dream_frames, save_video
 
 _T = TypeVar("_T")
 
@@ -143,7 +143,7 @@ class DreamCommand(Config):
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
-        frames_per_second: of the film.
+        frames_per_second: of the film; of a GIF 1 to 50.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -154,7 +154,7 @@ class DreamCommand(Config):
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
-    frames_per_second: Annotated[float, Field(gt=0, le=240)] = 20.0
+    frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = 20.0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -164,6 +164,13 @@ class DreamCommand(Config):
             raise ValueError(
                 f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {self.frames}"
             )
+        slowest, fastest = GIF_RATES
+        if self.out.suffix.lower() == ".gif" and not slowest <= self.frames_per_second <= fastest:
+            raise ValueError(
+                f"frames_per_second of a GIF must be in {slowest}..{fastest}; got {self.frames_per_second:g}"
+            )
+        if self.json_file == self.out:
+            raise ValueError(f"out and json must be two files; got {str(self.out)!r} for both")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -271,9 +272,11 @@ def plot_by_step(panels: Sequence[Panel], path: str | Path) -> None:
         OSError: as `save_image`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     if not panels:
         raise ValueError("panels must hold at least one, received none")
+    last_step = max((len(line) for panel in panels for line in panel.lines.values()), default=1)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), dpi=130, layout="constrained")
@@ -281,7 +284,9 @@ def plot_by_step(panels: Sequence[Panel], path: str | Path) -> None:
         axes = figure.add_subplot(rows, columns, number)
         for name, line in panel.lines.items():
             values = np.array([np.nan if value is None else value for value in line], dtype=np.float64)
-            axes.plot(np.arange(1, len(values) + 1), values, label=name, linewidth=1.6)
+            # Dots as wide as the line show a value between two gaps, where there is no line.
+            dots: dict[str, Any] = {"marker": "o", "markersize": 1.6, "markeredgewidth": 0}
+            axes.plot(np.arange(1, len(values) + 1), values, label=name, linewidth=1.6, **dots)
         if panel.world is not None:
             axes.axhline(panel.world, color="0.45", linestyle="--", linewidth=1.2, label="world")
         if panel.limits is not None:
@@ -289,6 +294,8 @@ def plot_by_step(panels: Sequence[Panel], path: str | Path) -> None:
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel("step of the dream")
         _plain(axes)
+        axes.set_xlim(0, last_step + 1)  # the same for all, also for a line of gaps
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if len(panel.lines) + (panel.world is not None) > 1:
             axes.legend(frameon=False, fontsize=8)
     _write(Path(path), lambda file: figure.savefig(file, format="png"))
@@ -297,14 +304,15 @@ def plot_by_step(panels: Sequence[Panel], path: str | Path) -> None:
 def physics_panels(physics: PhysicsSummary) -> list[Panel]:
     """Return what `plot_by_step` needs to show the physics of dreams."""
     by_step, world = physics.by_step, physics.geometry
+    blurred = max(0.3, 1.05 * max(by_step.sharpness))
     energy = max([2 * world.energy, *(value for value in by_step.kinetic_energy if value is not None)])
     return [
         Panel("kinetic energy, px² (median)", {"dream": by_step.kinetic_energy}, world.energy, (0, 1.05 * energy)),
         Panel("share with the right number of balls", {"dream": by_step.right_count}, 1.0, (0, 1.05)),
-        Panel("mass (median)", {"dream": by_step.mass}, 1.0, (0, max(2.0, *by_step.mass))),
+        Panel("mass (median)", {"dream": by_step.mass}, 1.0, (0, max(2.0, 1.05 * max(by_step.mass)))),
         Panel("share alive", {"dream": by_step.alive}, None, (0, 1.05)),
-        Panel("bounces in a step (share)", {"dream": by_step.bounce_rate}, None, (0, 1)),
-        Panel("pixels between 0.1 and 0.9 (share)", {"dream": by_step.sharpness}, None, (0, 0.3)),
+        Panel("bounces in a step (share)", {"dream": by_step.bounce_rate}, None, (0, 1.05)),
+        Panel("pixels between 0.1 and 0.9 (share)", {"dream": by_step.sharpness}, None, (0, blurred)),
     ]
 
 
@@ -338,9 +346,9 @@ def plot_error_by_minute(
                 f"curve {name!r} must have as many minutes as errors, which are > 0; "
                 f"received {len(minutes)} and {list(errors)[:3]}"
             )
-        axes.plot(minutes, errors, label=name, linewidth=1.8)
-    for name, error in (marks or {}).items():
-        axes.axhline(error, color="0.45", linestyle="--", linewidth=1.2, label=f"{name}: {error:g}")
+        axes.plot(minutes, errors, label=name, linewidth=1.8, marker="o" if len(errors) == 1 else None)
+    for (name, error), style in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
+        axes.axhline(error, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}: {error:g}")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -17,6 +18,7 @@ from torchrsm.checkpoint import write_atomically
 from torchrsm.media import BACKGROUND, FAINT, TEXT, overlay, pictures
 
 FILM_SUFFIXES = (".mp4", ".gif")
+GIF_RATES = (1, 50)  # frames per second
 _PRIMING = (70, 140, 255)
 _DREAMING = (255, 95, 160)
 _MARGIN, _GAP, _BAR, _LABEL = 14, 8, 34, 20
@@ -58,17 +60,19 @@ def dream_frames(truth: Tensor, shown: Tensor, prime: int, *, frame_pixels: int 
 
     scale = max(1, round(frame_pixels / max(shown.shape[-2:])))
     height, width = scale * shown.shape[-2], scale * shown.shape[-1]
+    font = ImageFont.load_default(size=13)
+    column = max(width, *(math.ceil(font.getlength(name)) for name in names)) + _GAP  # wide enough for its name
     top = _MARGIN + _BAR + _LABEL
-    right = _MARGIN + 2 * width + _GAP + _MARGIN
+    right = _MARGIN + 2 * column - _GAP + _MARGIN
     bottom = top + n * (height + _GAP) - _GAP + _MARGIN
     film = np.empty((t, bottom + bottom % 2, right + right % 2, 3), np.uint8)
     for step in range(t):
         picture = Image.new("RGB", film.shape[2:0:-1], BACKGROUND)
         draw = ImageDraw.Draw(picture)
         _title(draw, step, prime, t, right)
-        for column, (name, frames) in enumerate(zip(names, panels, strict=True)):
-            x = _MARGIN + column * (width + _GAP)
-            draw.text((x, _MARGIN + _BAR), name, FAINT, ImageFont.load_default(size=13))
+        for number, (name, frames) in enumerate(zip(names, panels, strict=True)):
+            x = _MARGIN + number * column
+            draw.text((x, _MARGIN + _BAR), name, FAINT, font)
             for row in range(n):
                 frame = Image.fromarray(frames[row, step]).resize((width, height), Image.Resampling.NEAREST)
                 picture.paste(frame, (x, top + row * (height + _GAP)))
@@ -95,12 +99,13 @@ def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: f
     The file appears complete or not at all.
 
     Args:
-        frames: ``[t, height, width, 3]`` RGB; an odd height or width loses its last line in an MP4.
+        frames: ``[t, height, width, 3]`` RGB; an MP4's are 2 x 2 at least, and of an odd height or width the last line
+            is lost.
         path: the file; no folder is made.
-        frames_per_second: above 0, up to 1000; of a GIF, which knows hundredths of a second only, 1 to 50.
+        frames_per_second: 0.001 to 1000; of a GIF, which knows hundredths of a second only, 1 to 50.
 
     Raises:
-        ValueError: another suffix, or frames of another shape or type, or none.
+        ValueError: another suffix, frames of another shape or type, or none, or a rate out of its range.
         OSError: the folder is missing or cannot be written to; a file that was there is kept.
     """
     path = Path(path)
@@ -108,10 +113,13 @@ def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: f
         raise ValueError(f"the name of a film must end in {' or '.join(FILM_SUFFIXES)}, received {str(path)!r}")
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape or frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8 [time, height, width, 3], received {frames.dtype} {list(frames.shape)}")
-    if not 0 < frames_per_second <= 1000:
-        raise ValueError(f"frames_per_second must be in 0..1000, above 0; received {frames_per_second}")
-    if path.suffix.lower() == ".gif" and not 1 <= frames_per_second <= 50:
-        raise ValueError(f"frames_per_second of a GIF must be in 1..50, received {frames_per_second}")
+    if not 0.001 <= frames_per_second <= 1000:
+        raise ValueError(f"frames_per_second must be in 0.001..1000, received {frames_per_second}")
+    slowest, fastest = GIF_RATES
+    if path.suffix.lower() == ".gif" and not slowest <= frames_per_second <= fastest:
+        raise ValueError(f"frames_per_second of a GIF must be in {slowest}..{fastest}, received {frames_per_second}")
+    if path.suffix.lower() == ".mp4" and min(frames.shape[1:3]) < 2:
+        raise ValueError(f"frames of an MP4 must be 2 x 2 or larger, received {frames.shape[1]} x {frames.shape[2]}")
     write = _mp4 if path.suffix.lower() == ".mp4" else _gif
     write_atomically(path, write(frames, frames_per_second))
 
