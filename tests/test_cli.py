@@ -590,6 +590,24 @@ def test_a_trained_model_dreams_in_pictures(tmp_path, run, frames, capsys, suffi
         assert (picture.format, getattr(picture, "n_frames", 1)) == (("GIF", 14) if suffix == ".gif" else ("PNG", 1))
 
 
+def test_a_film_shows_predictions_then_the_dream_over_the_truth(tmp_path):
+    levels = np.array([1, 0, 0, 1, 0, 1, 1], np.float32)
+    np.save(tmp_path / "f.npy", np.broadcast_to(levels[None, :, None, None], (1, 7, 12, 12)))
+    target = tmp_path / "dream.gif"
+    arguments = ["--frames", str(tmp_path / "f.npy"), "--prime", "4", "--steps", "3", "--out", str(target)]
+    assert main(["dream", "copy-last", *arguments]) == 0
+    over, alone = [], []
+    with Image.open(target) as picture:
+        for index in range(picture.n_frames):
+            picture.seek(index)
+            pixels = picture.convert("RGB")
+            over.append(pixels.getpixel((14 + 120, pixels.height - 100)))
+            alone.append(pixels.getpixel((14 + 248 + 120, pixels.height - 100))[0] // 255)
+    assert alone == [0, 1, 0, 0, 1, 1, 1]  # the frame before, then the last one that was seen
+    colours = {(0, 0): (0, 0, 0), (1, 0): (255, 0, 0), (0, 1): (0, 102, 255), (1, 1): (255, 0, 255)}
+    assert over == [colours[shown, int(true)] for shown, true in zip(alone, levels, strict=True)]
+
+
 def test_the_world_of_other_frames_is_not_judged(run, refused):
     says = ["frames of 12 x 12; got 30 x 30"]
     refused("evaluate", run, "--sequences", 2, "--rollout-steps", 3, says=says)

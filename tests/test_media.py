@@ -269,7 +269,7 @@ def test_each_column_of_the_two_rows_is_its_frame():
 @pytest.mark.parametrize(
     ("prime", "steps", "expected"),
     # Two of the priming, then ten further and further apart, as many as there are.
-    [(50, 100, 2 + 10), (1, 3, 1 + 3), (2, 1, 2 + 1), (4, 6, 2 + 5)],
+    [(50, 100, 2 + 10), (1, 3, 1 + 3), (2, 1, 2 + 1), (4, 6, 2 + 6)],
 )
 def test_the_two_rows_choose_their_columns(prime, steps, expected):
     ramp = torch.linspace(0.1, 1, prime + steps).view(-1, 1, 1, 1).expand(-1, 1, 12, 12)

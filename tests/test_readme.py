@@ -62,7 +62,7 @@ def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
 
     for name in ("Trainer", "_predictor", "load", "find_model", "PRESETS"):
         monkeypatch.setattr(cli, name, type("Work", (), {"__init__": work, "items": work}))
-    for folder in ("runs/demo", "runs/balls", "benchmarks/results"):
+    for folder in ("runs/demo", "runs/balls", "benchmarks/results", "docs"):
         (in_a_folder / folder).mkdir(parents=True)
     with pytest.raises(Understood):
         cli.main(shlex.split(line))

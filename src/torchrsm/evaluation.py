@@ -101,9 +101,11 @@ class RolloutScores(BaseModel):
         if physics.tracked:
             lines += ["", f"{'tracked error, px (median)':<38}" + "".join(f"{t.step:>9}" for t in physics.tracked)]
             lines.append(f"{'  of the dream':<38}" + "".join(f"{_number(t.median):>9}" for t in physics.tracked))
-        if self.simulator:
+        if physics.tracked and self.simulator:
             name = f"  of the world, {SIMULATOR_NOISE} px off at the start"
-            lines.append(f"{name:<38}" + "".join(f"{_number(t.median):>9}" for t in self.simulator))
+            lines.append(
+                f"{name:<38}" + "".join(f"{_number(t.median):>9}" for t in self.simulator[: len(physics.tracked)])
+            )
         return "\n".join(lines)
 
 

@@ -176,6 +176,8 @@ def two_row_picture(
         )
     if not 1 <= prime < t:
         raise ValueError(f"prime must be in 1..{t - 1}, received {prime}")
+    if frame_pixels < 16:
+        raise ValueError(f"frame_pixels must be >= 16, received {frame_pixels}")
     if steps is None:
         later = np.unique(np.rint(prime + np.geomspace(1, t - prime, 10)).astype(int))
         steps = [*sorted({max(1, prime // 2), prime}), *later.tolist()]
