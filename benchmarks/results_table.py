@@ -156,7 +156,7 @@ def _rectifiers() -> str:
         return ""
     head = [
         f"Rectifiers on one stack, that of `balls`, seed 0 (`benchmarks/rectifiers.py`). Those that learn had"
-        f" {minutes:.1f} minutes on one core each, where the model above had 18; {dreams} dreams of 150 steps:",
+        f" {minutes:.1f} minutes on one core each; {dreams} dreams of 150 steps:",
         "",
         "| rectifier | all predictable | after 2 | three balls* | pixels 0.1..0.9* | energy, px²* | lifetime, steps |",
         "|---|---|---|---|---|---|---|",

@@ -34,6 +34,7 @@ from torchrsm.evaluation import (
     bouncing_ball_frames,
     evaluate_rollouts,
     imagine,
+    judge_dreams,
     predict_sequences,
     simulator_tracked_error,
 )
@@ -41,18 +42,18 @@ from torchrsm.learning import RECTIFIER_LOSSES
 from torchrsm.media import physics_panels, plot_by_step, save_image, strip, two_row_picture
 from torchrsm.metrics import SIMILARITY_WINDOW
 from torchrsm.model import VideoPredictor, load
-from torchrsm.physics import check_world, summarise_physics
+from torchrsm.physics import check_world
 from torchrsm.predictor import Predictor
 from torchrsm.presets import PRESETS, preset
 from torchrsm.progress import reporting
 from torchrsm.shipped import find_model, shipped_models
 from torchrsm.streams import bouncing_ball_sequences, load_frames
 from torchrsm.training import RUN_FILE, RunConfig, Trainer, load_run_config, training_summary
-from torchrsm.video import GIF_RATES, dream_frames, save_video
+from torchrsm.video import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 
 _T = TypeVar("_T")
 
-DREAM_SUFFIXES = (".mp4", ".gif", ".png", ".npz")
+DREAM_SUFFIXES = (*FILM_SUFFIXES, ".png", ".npz")
 FILM_SEQUENCES = 4
 
 USAGE = """\
@@ -329,18 +330,18 @@ def _dream(arguments: list[str]) -> None:
     if command.out.suffix.lower() == ".npz":
         arrays = {"prime": before, "frames": dream, **({"truth": truth} if truth.shape[1] else {})}
         _write_arrays(command.out, arrays)
+    elif command.out.suffix.lower() == ".png":
+        true = torch.cat([before[0], truth[0]])
+        predicted = predict_sequences(predictor, true[None]).frames[0]
+        dreamt = torch.cat([predicted[: command.prime], dream[0]])
+        save_image(two_row_picture(true, predicted, dreamt, command.prime), command.out)
     else:
         film = before[:FILM_SEQUENCES]
         shown = torch.cat([predict_sequences(predictor, film).frames, dream[:FILM_SEQUENCES]], 1)
         true = torch.cat([film, truth[:FILM_SEQUENCES]], 1)
-        if command.out.suffix.lower() == ".png":
-            predicted = predict_sequences(predictor, true[:1]).frames[0]
-            save_image(two_row_picture(true[0], predicted, shown[0], command.prime), command.out)
-        else:
-            save_video(dream_frames(true, shown, command.prime), command.out, command.frames_per_second)
+        save_video(dream_frames(true, shown, command.prime), command.out, command.frames_per_second)
     if command.json_file is not None:
-        physics = summarise_physics(dream, truth if truth.shape[1] else None, before)
-        scores = RolloutScores(prime=command.prime, steps=command.steps, physics=physics)
+        scores = judge_dreams(dream, frames, command.prime)
         write_atomically(command.json_file, (scores.model_dump_json(indent=2) + "\n").encode())
         print(scores.table())
     print(f"{len(dream)} dream(s) of {command.steps} steps after {command.prime} frames of {source}: {command.out}")

@@ -350,10 +350,16 @@ def evaluate_rollouts(
     _check_frames(frames)
     if not 1 <= prime <= frames.shape[1]:
         raise ValueError(f"prime must be in 1..{frames.shape[1]}, the frames of a sequence; received {prime}")
+    return judge_dreams(imagine(predictor, frames[:, :prime], steps, batch_size), frames, prime, simulator)
+
+
+def judge_dreams(
+    dream: Tensor, frames: Tensor, prime: int, simulator: tuple[TrackedError, ...] | None = None
+) -> RolloutScores:
+    """Judge dreams ``[n, steps, 1, 30, 30]`` that are there; the rest as `evaluate_rollouts`, which makes them."""
     before, truth = frames[:, :prime], frames[:, prime:]
-    dream = imagine(predictor, before, steps, batch_size)
     physics = summarise_physics(dream, truth if truth.shape[1] else None, before)
-    return RolloutScores(prime=prime, steps=steps, physics=physics, simulator=simulator)
+    return RolloutScores(prime=prime, steps=dream.shape[1], physics=physics, simulator=simulator)
 
 
 def simulator_tracked_error(split: Split, sequences: int = 200, *, prime: int = 50) -> tuple[TrackedError, ...]:
@@ -365,10 +371,10 @@ def simulator_tracked_error(split: Split, sequences: int = 200, *, prime: int = 
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_split(split, sequences)
+    seed = _seed(split, sequences)
     if not 1 <= prime < FRAMES_IN_A_SEQUENCE:
         raise ValueError(f"prime must be in 1..{FRAMES_IN_A_SEQUENCE - 1}, received {prime}")
-    world = bouncing_ball_sequences(range(sequences), seed=TEST_SEED if split == "test" else VALIDATION_SEED)
+    world = bouncing_ball_sequences(range(sequences), seed=seed)
     steps = max(TRACKED_STEPS)
     side = world.frames.shape[-1]
     noise = np.random.default_rng(0).normal(0, SIMULATOR_NOISE * 10 / side, world.positions[:, prime - 1].shape)
@@ -379,11 +385,13 @@ def simulator_tracked_error(split: Split, sequences: int = 200, *, prime: int = 
     return summarise_physics(frames, world.frames[:, prime : prime + steps], world.frames[:, :prime]).tracked
 
 
-def _check_split(split: Split, sequences: int) -> None:
+def _seed(split: Split, sequences: int) -> int:
+    """Return the seed of the fixed sequences, after a check of both."""
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, received {split!r}")
     if sequences < 1:
         raise ValueError(f"sequences must be >= 1, received {sequences}")
+    return TEST_SEED if split == "test" else VALIDATION_SEED
 
 
 def bouncing_ball_frames(split: Split, sequences: int = 200) -> Tensor:
@@ -399,9 +407,7 @@ def bouncing_ball_frames(split: Split, sequences: int = 200) -> Tensor:
     Raises:
         ValueError: the split is unknown, or there is no sequence.
     """
-    _check_split(split, sequences)
-    seed = TEST_SEED if split == "test" else VALIDATION_SEED
-    return bouncing_ball_sequences(range(sequences), seed=seed).frames
+    return bouncing_ball_sequences(range(sequences), seed=_seed(split, sequences)).frames
 
 
 def frames_sha256(frames: Tensor) -> str:

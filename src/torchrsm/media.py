@@ -225,7 +225,6 @@ def plot_error_by_frame(scores: Mapping[str, Sequence[float | None]], path: str 
         OSError: as `save_image`.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
 
     if not scores:
         raise ValueError("scores must hold at least one model, received none")
@@ -239,13 +238,7 @@ def plot_error_by_frame(scores: Mapping[str, Sequence[float | None]], path: str 
         if name == _REFERENCE:
             style = {"linewidth": 1.4, "linestyle": "--", "color": "0.45"}
         axes.plot(np.arange(1, len(errors) + 1), np.where(errors > 0, errors, np.nan), label=name, **style)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.set_xlabel("frame")
-    axes.set_ylabel("squared error per frame")
-    _plain(axes)
+    _of_errors(axes, "frame")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _write(Path(path), lambda file: figure.savefig(file, format="png"))
 
@@ -336,7 +329,6 @@ def plot_error_by_minute(
         OSError: as `save_image`.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
 
     if not curves:
         raise ValueError("curves must hold at least one, received none")
@@ -351,15 +343,22 @@ def plot_error_by_minute(
         axes.plot(minutes, errors, label=name, linewidth=1.8, marker="o" if len(errors) == 1 else None)
     for (name, error), style in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
         axes.axhline(error, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}: {error:g}")
+    _of_errors(axes, "minutes of training")
+    axes.legend(frameon=False)
+    _write(Path(path), lambda file: figure.savefig(file, format="png"))
+
+
+def _of_errors(axes: Any, against: str) -> None:
+    """Make the axes those of errors, logarithmic."""
+    from matplotlib.ticker import LogLocator
+
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
-    axes.set_xlabel("minutes of training")
+    axes.set_xlabel(against)
     axes.set_ylabel("squared error per frame")
     _plain(axes)
-    axes.legend(frameon=False)
-    _write(Path(path), lambda file: figure.savefig(file, format="png"))
 
 
 def _plain(axes: Any) -> None:

@@ -18,7 +18,7 @@ from torchrsm.functional import Grid
 from torchrsm.kernels import EngineName
 from torchrsm.layer import LayerConfig, LayerPrediction, LayerState
 from torchrsm.predictor import rollout
-from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig, make_rectifier
+from torchrsm.rectifier import RectifierConfig, make_rectifier
 from torchrsm.shipped import CONFIG_FILE, find_model
 from torchrsm.stack import RSMStack
 
@@ -47,7 +47,7 @@ class ModelConfig(Config):
     pad: int = Field(default=0, ge=0, le=256)
     pad_value: float = Field(default=0.5, ge=0, le=1)
     fresh_feedback: bool = False
-    rectifier: Annotated[CompactConfig | PaperConfig | SharpeningConfig | None, Field(discriminator="kind")] = None
+    rectifier: Annotated[RectifierConfig | None, Field(discriminator="kind")] = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -152,7 +152,6 @@ class VideoPredictor(nn.Module):
             return prediction.raw
         return self.rectifier(prediction.raw, [layer.cells for layer in prediction.layers])  # type: ignore[no-any-return]
 
-    @torch.no_grad()
     def rollout(self, state: tuple[LayerState, ...], steps: int) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Imagine what comes next: predict, and take each prediction for the frame that came.
 

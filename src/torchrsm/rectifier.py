@@ -133,15 +133,14 @@ class CompactGenerator(nn.Module):
         Returns:
             ``[b, c, h, w]`` in 0..1.
         """
-        (height, width), p = raw.shape[-2:], self.pad
-        padded = F.pad(raw, (p, p + width % 2, p, p + height % 2), value=self.pad_value)  # an even size
+        padded = _bordered(raw, self.pad, self.pad_value)
         x = self.head(F.pixel_unshuffle(padded, 2).contiguous(memory_format=torch.channels_last))
         for weight, layer in zip(self.cells, cells, strict=bool(self.cells)):
             x = x + _seen(weight, layer, x.shape[-2:])
         for block in self.blocks:
             x = x + block(x)
-        change = F.pixel_shuffle(self.tail(x), 2)[:, :, p : p + height, p : p + width]
-        return torch.sigmoid(_logit(raw) + change)
+        change = F.pixel_shuffle(self.tail(x), 2)
+        return torch.sigmoid(_logit(raw) + _inside(change, self.pad, raw))
 
 
 class PaperGenerator(nn.Module):
@@ -166,13 +165,12 @@ class PaperGenerator(nn.Module):
 
     def forward(self, raw: Tensor, cells: Sequence[Cells] = ()) -> Tensor:
         """Return the rectified frame ``[b, c, h, w]`` in 0..1 of a prediction of that shape."""
-        (height, width), p = raw.shape[-2:], self.pad
-        x = F.pad(raw, (p, p + width % 2, p, p + height % 2), value=self.pad_value)
+        x = _bordered(raw, self.pad, self.pad_value)
         for layer in self.encoder:
             x = F.leaky_relu(layer(x), _PAPER_SLOPE)
         for layer in self.decoder[:-1]:
             x = F.leaky_relu(layer(x), _PAPER_SLOPE)
-        return torch.sigmoid(self.decoder[-1](x))[:, :, p : p + height, p : p + width]
+        return _inside(torch.sigmoid(self.decoder[-1](x)), self.pad, raw)
 
 
 Rectifier = SharpeningFilter | CompactGenerator | PaperGenerator
@@ -230,6 +228,18 @@ def discriminator_loss(real: Tensor, generated: Tensor, real_label: float = 0.9)
 def adversarial_loss(generated: Tensor) -> Tensor:
     """Return the generator's mean cross-entropy, nats, a scalar: small where the discriminator takes it for real."""
     return F.binary_cross_entropy_with_logits(generated, torch.ones_like(generated))
+
+
+def _bordered(raw: Tensor, pad: int, value: float) -> Tensor:
+    """Put the border that the stack reads around a prediction, and one line more where its size is odd."""
+    height, width = raw.shape[-2:]
+    return F.pad(raw, (pad, pad + width % 2, pad, pad + height % 2), value=value)
+
+
+def _inside(padded: Tensor, pad: int, raw: Tensor) -> Tensor:
+    """Undo `_bordered`: cut the border off, down to the size of the prediction."""
+    height, width = raw.shape[-2:]
+    return padded[:, :, pad : pad + height, pad : pad + width]
 
 
 def _convolution(before: int, after: int) -> nn.Conv2d:

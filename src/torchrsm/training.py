@@ -270,12 +270,12 @@ class Trainer:
         with _signals() as stopping, self._logs() as logs:
             since = checked = time.monotonic()  # of the last record, of the last checkpoint
             started, last_step = since - self.seconds, self.step
+            begun: Phase | None = None
             while self.progress < 1.0 and not stopping:
                 phase, progress = self.phase, self.progress
-                if phase == "stack":
-                    kernels.set_threads(self.threads)
-                else:
-                    kernels.set_threads(1, torch_threads=self.threads)
+                if phase != begun:
+                    self._begin(phase)
+                    begun = phase
                 self._learn_one_frame(phase, progress)
                 now = time.monotonic()
                 self.seconds = now - started
@@ -291,6 +291,15 @@ class Trainer:
                 self._save(logs)
                 raise KeyboardInterrupt(f"stopped at step {self.step}; the checkpoint is saved")
         return self.model.eval()
+
+    def _begin(self, phase: Phase) -> None:
+        """Give the cores to what does most of the work in a phase, and freeze the stack where it does not learn."""
+        if phase == "stack":
+            kernels.set_threads(self.threads)
+            self.model.train()
+        else:
+            kernels.set_threads(1, torch_threads=self.threads)
+            self.model.eval()
 
     def _warm_up(self) -> None:
         """Compile what is compiled on first use, so that no budget in minutes pays for it."""
@@ -318,7 +327,6 @@ class Trainer:
     def _teach_stack(
         self, state: State, frames: Tensor, learn: Tensor, progress: float
     ) -> tuple[Tensor, Tensor, Prediction, list[float]]:
-        self.model.train()
         prediction = self.model.predict_raw(state)
         losses = self.model.losses(prediction, frames, learn)
         values = [float(loss.detach()) for loss in losses]
@@ -333,7 +341,6 @@ class Trainer:
         self, state: State, frames: Tensor, learn: Tensor, progress: float
     ) -> tuple[Tensor, Tensor, Prediction, list[float]]:
         assert self.rectifier_learning is not None
-        self.model.eval()
         with torch.no_grad():
             prediction = self.model.predict_raw(state)
         done = (progress - self._stack_share) / (1 - self._stack_share)

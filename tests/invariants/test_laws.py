@@ -175,11 +175,16 @@ def test_cells_win_again_where_none_else_remains(engine):
 # --- Causality, batches, beginnings -----------------------------------------------------------------------------------
 
 
-def test_a_prediction_knows_nothing_of_its_frame_or_of_later_ones(model):
+def watch_a_change(model):
+    """Return all predictions of a video, and of the same with frame 3 changed."""
     frames = video()
     changed = frames.clone()
     changed[3] = 1 - changed[3]
-    before, after = watch(model, frames)[0], watch(model, changed)[0]
+    return watch(model, frames)[0], watch(model, changed)[0]
+
+
+def test_a_prediction_knows_nothing_of_its_frame_or_of_later_ones(model):
+    before, after = watch_a_change(model)
     for t in range(4):
         assert equal(visible(before[t]), visible(after[t]))
     assert not torch.equal(before[4].raw, after[4].raw)
@@ -394,10 +399,7 @@ def test_a_stack_learns_the_same_with_a_rectifier(rectified):
 
 
 def test_a_rectified_prediction_knows_nothing_of_its_frame_or_of_later_ones(rectified):
-    frames = video()
-    changed = frames.clone()
-    changed[3] = 1 - changed[3]
-    before, after = watch(rectified, frames)[0], watch(rectified, changed)[0]
+    before, after = watch_a_change(rectified)
     for t in range(4):
         assert torch.equal(before[t].frame, after[t].frame)
     assert not torch.equal(before[4].frame, after[4].frame)
