@@ -15,7 +15,8 @@ from typing import Any
 
 from torchrsm.checkpoint import write_atomically
 from torchrsm.media import plot_error_by_minute
-from torchrsm.training import METRICS_FILE, TIMING_FILE, load_run_config, training_summary
+from torchrsm.runs import load_run_config
+from torchrsm.training import METRICS_FILE, TIMING_FILE, training_summary
 
 
 def curve(folder: Path, minutes: float = 0.5) -> dict[str, Any]:

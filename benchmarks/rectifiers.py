@@ -19,7 +19,8 @@ from torchrsm import Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, k
 from torchrsm.checkpoint import write_atomically
 from torchrsm.evaluation import evaluate_rollouts
 from torchrsm.rectifier import SharpeningConfig
-from torchrsm.training import load_run_config, training_summary
+from torchrsm.runs import RunConfig, load_run_config
+from torchrsm.training import training_summary
 
 ALONE = {"loop_share": 0.0, "motion_weight": 0.0}  # no dreams while it learns
 CHANGES: dict[str, dict[str, float]] = {
@@ -57,13 +58,14 @@ def sharpened(model: VideoPredictor, sequences: int = 10) -> VideoPredictor:
 def trained(source: Path, folder: Path, minutes: float, changes: Mapping[str, float]) -> VideoPredictor:
     """Train another rectifier on the stack of a run."""
     run = load_run_config(source)
+    assert isinstance(run, RunConfig)
     assert run.rectifying is not None
-    training = run.training.model_copy(
-        update={"minutes": minutes, "steps": None, "threads": 1, "stack_from": str(source)}
-    )
+    training = run.training.model_copy(update={"minutes": minutes, "steps": None, "threads": 1})
     rectifying = run.rectifying.model_copy(update=dict(changes))
-    run = run.model_copy(update={"training": training, "rectifying": rectifying})
-    return Trainer(run, folder).run()
+    changes = {"training": training, "rectifying": rectifying, "stack_from": str(source)}
+    model = Trainer(run.model_copy(update=changes), folder).run()
+    assert isinstance(model, VideoPredictor)
+    return model
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from torchrsm import load
 from torchrsm.checkpoint import write_atomically
-from torchrsm.training import load_run_config, training_summary
+from torchrsm.runs import load_run_config
+from torchrsm.training import training_summary
 
 MODELS = Path(__file__).parent.parent / "models"
 

@@ -23,8 +23,9 @@ from torchrsm import PRESETS, TEST_SEED, __version__, cli, load, preset
 from torchrsm.checkpoint import load_tensors, save_tensors
 from torchrsm.cli import main
 from torchrsm.evaluation import Evaluator, NextFrameScores
-from torchrsm.model import CONFIG_FILE, WEIGHTS_FILE
-from torchrsm.training import METRICS_FILE, flatten_settings, load_run_config
+from torchrsm.model_folder import CONFIG_FILE, WEIGHTS_FILE
+from torchrsm.runs import flatten_settings, load_run_config
+from torchrsm.training import METRICS_FILE
 
 RUN_FILES = {
     "run.json",
@@ -618,7 +619,7 @@ def test_an_interrupted_evaluation_ends_with_130(frames, refused, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr(cli, "baseline", interrupt)
+    monkeypatch.setattr(cli, "load", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         refused("evaluate", "copy-last", "--frames", frames[1], says=["interrupted"], code=130)

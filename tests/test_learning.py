@@ -464,12 +464,21 @@ def test_a_dream_begins_near_to_what_comes_and_goes_on_from_there():
 
 
 def test_a_dream_ends_after_its_steps():
-    assert hear([2, 3, 0, 0]) == ([True, False, False, False], [3, 0, 0, 0])
+    assert hear([2, 3, 0, 0]) == ([True, False, False, False], [3, -2, 0, 0])
     alone, lengths = [0] * 4, []
     for _ in range(9):
         alone = hear(alone)[1]
         lengths.append(alone[0])
-    assert lengths == [1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert lengths == [1, 2, 3, -2, -1, 0, 1, 2, 3]
+
+
+def test_a_stream_that_wakes_up_teaches_nothing():
+    learning = begin(adversarial_weight=0.0, motion_weight=1.0, loop_error=1e9)
+    prediction, frame = some_prediction(learning.model)
+    awake = teach(learning, prediction, frame, learn=[True, False, False, True]).losses[0]
+    learning = begin(adversarial_weight=0.0, motion_weight=1.0, loop_error=1e9)
+    assert teach(learning, prediction, frame, alone=[0, -2, -1, 0]).losses[0] == awake
+    assert teach(learning, prediction, frame, alone=[-1, -2, -1, -2]).losses == (0, 0, 0, 0)
 
 
 def test_a_dream_ends_where_a_sequence_begins():

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from torchrsm.checkpoint import load_tensors, save_tensors
 from torchrsm.layer import LayerConfig
-from torchrsm.model import ModelConfig, VideoPredictor, load, load_weights
+from torchrsm.model import ModelConfig, VideoPredictor, load
+from torchrsm.model_folder import load_weights
 from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig
 
 FREE = LayerConfig(groups=6, active_groups=2, kernel_size=3, output_bias="channel")

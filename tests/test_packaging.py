@@ -18,11 +18,13 @@ SOURCE = ROOT / "src" / "torchrsm"
 # The way that imports go: each part imports only from those before it.
 ORDER = (
     ("config", "checkpoint", "functional", "predictor", "metrics", "shipped", "streams"),
-    ("kernels", "physics", "baselines"),
-    ("layer", "rectifier", "evaluation", "media"),
+    ("kernels", "physics", "model_folder", "learner"),
+    ("layer", "rectifier", "evaluation", "media", "baselines"),
     ("stack", "video"),
     ("model",),
-    ("learning",),
+    ("learning", "systems"),
+    ("online_learner", "sequence_learner"),
+    ("runs",),
     ("training",),
     ("presets", "progress"),
     ("cli",),

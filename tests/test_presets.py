@@ -4,24 +4,32 @@ from warm_kernels import tiny_run
 
 from torchrsm import PRESETS, Trainer, VideoPredictor, load, preset
 from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED
+from torchrsm.runs import BaselineRunConfig, RunConfig
 from torchrsm.streams import BouncingBalls
-from torchrsm.training import RunConfig
+
+RSM = [name for name in PRESETS if isinstance(preset(name), RunConfig)]
+BASELINES = [name for name in PRESETS if isinstance(preset(name), BaselineRunConfig)]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_one_complete_run(name):
     run = preset(name)
     assert run.name == name
-    assert RunConfig.model_validate_json(run.model_dump_json()) == run
+    assert type(run).model_validate_json(run.model_dump_json()) == run
     # Copies with changes skip the validation; a preset must pass it.
-    assert RunConfig.model_validate(run.model_dump()) == run
+    assert type(run).model_validate(run.model_dump()) == run
     assert run.training.seed not in (TEST_SEED, VALIDATION_SEED)
+
+
+@pytest.mark.parametrize("name", RSM)
+def test_a_preset_fits_its_frames(name):
+    run = preset(name)
     assert len(run.learning.learning_rates) in (1, len(run.model.layers))
     size = (run.model.height, run.model.width)
     assert size in ((None, None), (run.stream.resolution, run.stream.resolution))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RSM)
 def test_a_preset_trains(tmp_path, name):
     run = preset(name)
     # Eight steps: a second layer hears its first cells at the third.
@@ -37,6 +45,24 @@ def test_a_preset_trains(tmp_path, name):
     for name in learned:
         assert not torch.equal(before[name], model.get_parameter(name)), name
     assert load(tmp_path).config == run.model
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_trains_and_loads(tmp_path, name):
+    run = preset(name)
+    training = run.training.model_copy(update={"steps": 2, "minutes": None, "batch_size": 2, "threads": 1})
+    learning = run.learning.model_copy(update={"window": min(run.learning.window, 22)})
+    trainer = Trainer(run.model_copy(update={"training": training, "learning": learning}), tmp_path)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    model = trainer.run()
+    assert trainer.step == (2 if before else 0)
+    changed = [name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)]
+    assert len(changed) >= len(before) / 2
+    loaded = load(tmp_path)
+    assert type(loaded) is type(model)
+    assert loaded.config == run.model
+    state = loaded.initial_state((2, 1, 30, 30))
+    assert torch.equal(loaded.predict(state).frame, model.predict(state).frame)
 
 
 def test_every_call_gives_the_same_preset():
@@ -153,7 +179,7 @@ def test_balls_fits_frames_of_any_size_and_any_number_of_balls():
             assert all(loss.isfinite() for loss in losses)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RSM)
 def test_a_rectifier_that_learns_has_its_settings(name):
     run = preset(name)
     assert (run.model.rectifier is None) == (run.rectifying is None) == (name not in RECTIFIED)

@@ -11,7 +11,9 @@ from torchrsm.training import Record
 
 
 def record(step, steps=400):
-    return Record("stack", step, step / steps, 3.14159, (0.5, 0.25), seconds=90.0, frames_per_second=12_345.6)
+    return Record(
+        "stack", step, step / steps, 3.14159, (0.5, 0.25), ("a", "b"), seconds=90.0, frames_per_second=12_345.6
+    )
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
     def work(*arguments, **settings):
         raise Understood
 
-    for name in ("Trainer", "_predictor", "load", "find_model", "PRESETS"):
+    for name in ("Trainer", "load", "find_model", "PRESETS"):
         monkeypatch.setattr(cli, name, type("Work", (), {"__init__": work, "items": work}))
     for folder in ("runs/demo", "runs/balls", "benchmarks/results", "docs"):
         (in_a_folder / folder).mkdir(parents=True)

@@ -13,16 +13,9 @@ from warm_kernels import rectified_run, tiny_run
 
 from torchrsm import NonFiniteError, Trainer, kernels, load
 from torchrsm.checkpoint import flatten, load_tensors, save_tensors
+from torchrsm.runs import RUN_FILE, RunConfig, TrainingConfig, load_run_config
 from torchrsm.streams import ArrayStream, BouncingBalls
-from torchrsm.training import (
-    CHECKPOINT_FILE,
-    METRICS_FILE,
-    RUN_FILE,
-    TIMING_FILE,
-    RunConfig,
-    TrainingConfig,
-    load_run_config,
-)
+from torchrsm.training import CHECKPOINT_FILE, METRICS_FILE, TIMING_FILE
 
 
 def records(folder):
@@ -52,7 +45,7 @@ def test_the_recorded_error_is_that_of_the_frames_after_the_first(tmp_path, monk
     # Without dropout and learning the run can be repeated by hand.
     trainer.model.eval()
     monkeypatch.setattr(trainer.model, "train", lambda mode=True: trainer.model)
-    monkeypatch.setattr(trainer.learning, "step", lambda losses, prediction, progress: None)
+    monkeypatch.setattr(trainer.learner._learning, "step", lambda losses, prediction, progress: None)
     model = trainer.run()
     state, errors = model.initial_state((4, 1, 12, 12)), []
     for t in range(5):
@@ -284,10 +277,10 @@ def test_each_phase_teaches_its_part_alone(tmp_path):
 
     def watch(record) -> None:
         weights[record.step] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-        assert not any(tensor.requires_grad for tensor in flatten("state", trainer.state).values())
+        assert not any(tensor.requires_grad for tensor in flatten("state", trainer.learner.state).values())
         if record.phase == "rectifier":
             assert all(parameter.grad is None for parameter in trainer.model.stack.parameters())
-            dreams.append(trainer.alone.tolist())
+            dreams.append(trainer.learner.state.alone.tolist())
 
     trainer.run(watch)
     for first, last, moving in ((1, 10, "stack."), (10, 20, "rectifier.")):
@@ -306,7 +299,7 @@ def test_the_recorded_error_of_the_second_phase_is_that_of_the_rectified_frames(
     frames = torch.rand(4, 6, 12, 12)
     Trainer(tiny_run(steps=30), tmp_path / "stack").run()
     still = {"learning_rate": 1e-30, "matrix_learning_rate": None, "loop_share": 0.0}
-    config = rectified_run(still, steps=6, log_steps=6, stack_from=str(tmp_path / "stack"))
+    config = rectified_run(still, tmp_path / "stack", steps=6, log_steps=6)
     trainer = Trainer(config, tmp_path / "run", stream=ArrayStream(frames, 4))
     with torch.no_grad():
         trainer.model.rectifier.tail.bias.normal_()
@@ -330,7 +323,7 @@ def test_dreams_are_not_in_the_recorded_error(tmp_path):
     for number, late in enumerate((0.0, 1.0)):
         frames[:3, 3:] = late
         still = {"learning_rate": 1e-30, "loop_share": 0.75, "loop_from": 0.0, "loop_steps": 9, "motion_weight": 0.0}
-        config = rectified_run(still, steps=6, log_steps=3, stack_from=str(tmp_path / "stack"))
+        config = rectified_run(still, tmp_path / "stack", steps=6, log_steps=3)
         Trainer(config, tmp_path / f"run-{number}", stream=ArrayStream(frames.clone(), 4)).run()
         errors.append([line["frame_squared_error"] for line in records(tmp_path / f"run-{number}")])
     assert errors[0] == errors[1]
@@ -391,7 +384,7 @@ def test_what_an_optimiser_remembers_lies_as_its_weight_does(tmp_path):
     Trainer(rectified_run(steps=6), tmp_path / "run").run()
     resumed = Trainer(rectified_run(steps=6), tmp_path / "run", resume=True)
     strange = 0
-    for optimiser in resumed.rectifier_learning.optimisers:
+    for optimiser in resumed.learner.optimisers[2:]:
         for weight, entry in optimiser.state.items():
             for value in entry.values():
                 if value.dim() == 4:
@@ -473,7 +466,7 @@ def test_a_rate_beyond_reason_never_reaches_a_checkpoint(tmp_path, settings, mes
 
 def test_a_stack_can_be_taken_as_it_is(tmp_path):
     given = Trainer(tiny_run(steps=30, seed=5), tmp_path / "stack").run()
-    config = rectified_run(steps=6, log_steps=3, stack_from=str(tmp_path / "stack"))
+    config = rectified_run(stack_from=tmp_path / "stack", steps=6, log_steps=3)
     model = Trainer(config, tmp_path / "run").run()
     assert [line["phase"] for line in records(tmp_path / "run")] == ["rectifier"] * 2
     for name, weight in given.stack.state_dict().items():
@@ -488,17 +481,15 @@ def test_a_stack_of_another_form_is_refused(tmp_path):
     settings = tiny_run(steps=1).model_dump()
     settings["model"]["pad"] = 1
     Trainer(RunConfig.model_validate(settings), tmp_path / "stack").run()
-    config = rectified_run(steps=6, stack_from=str(tmp_path / "stack"))
-    with pytest.raises(
-        ValueError, match=r"stack_from must be .* the same stack; pad of .*stack is 1, that of the run 2"
-    ):
+    config = rectified_run(stack_from=tmp_path / "stack", steps=6)
+    with pytest.raises(ValueError, match=r"stack_from must be .* the same stack; its pad is 1, that of the run 2"):
         Trainer(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_stack_is_taken_for_a_rectifier_only():
     settings = tiny_run(steps=1).model_dump()
-    settings["training"]["stack_from"] = "somewhere"
+    settings["stack_from"] = "somewhere"
     with pytest.raises(ValueError, match="stack_from needs a rectifier that learns.*; got 'somewhere'"):
         RunConfig.model_validate(settings)
 
@@ -509,10 +500,10 @@ def test_a_stack_is_taken_for_a_rectifier_only():
 def everything(trainer):
     """All that a step reads, and the generator of random numbers."""
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
-    for n, optimiser in enumerate(trainer.learning.optimisers):
+    for n, optimiser in enumerate(trainer.learner.optimisers):
         for m, entry in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{n}.{m}.{key}": value for key, value in entry.items()}
-    tensors |= flatten("state", trainer.state)
+    tensors |= flatten("state", trainer.learner.state)
     return {name: value.clone() for name, value in tensors.items()} | {"random": torch.get_rng_state()}
 
 
@@ -524,7 +515,7 @@ def test_the_warm_up_leaves_no_trace(tmp_path, steps):
     def check(record) -> None:
         if record.step == steps:
             before = everything(trainer)
-            trainer._warm_up()
+            trainer.learner.warm_up()
             after = everything(trainer)
             assert before.keys() == after.keys()
             assert [name for name in before if not torch.equal(before[name], after[name])] == []

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from torchrsm import __version__, kernels
-from torchrsm.baselines import BASELINES, baseline
+from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.checkpoint import write_atomically
 from torchrsm.config import Config, first_error
 from torchrsm.evaluation import (
@@ -38,17 +38,19 @@ from torchrsm.evaluation import (
     predict_sequences,
     simulator_tracked_error,
 )
-from torchrsm.learning import RECTIFIER_LOSSES
 from torchrsm.media import physics_panels, plot_by_step, save_image, strip, two_row_picture
 from torchrsm.metrics import SIMILARITY_WINDOW
-from torchrsm.model import VideoPredictor, load
+from torchrsm.model import VideoPredictor
+from torchrsm.model_folder import model_kind
 from torchrsm.physics import check_world
 from torchrsm.predictor import Predictor
 from torchrsm.presets import PRESETS, preset
 from torchrsm.progress import reporting
+from torchrsm.runs import RUN_FILE, AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.shipped import find_model, shipped_models
 from torchrsm.streams import bouncing_ball_sequences, load_frames
-from torchrsm.training import RUN_FILE, RunConfig, Trainer, load_run_config, training_summary
+from torchrsm.systems import load
+from torchrsm.training import Trainer, training_summary
 from torchrsm.video import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 
 _T = TypeVar("_T")
@@ -72,8 +74,8 @@ MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline 
 `torchrsm COMMAND --help` lists every flag."""
 
 
-class TrainCommand(Config):
-    """Train a model on bouncing balls that are made on the way, and save it with its record.
+class _TrainCommand(Config):
+    """What every training run takes on the command line.
 
     Attributes:
         out: folder of the run.
@@ -84,7 +86,18 @@ class TrainCommand(Config):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     resume: bool = False
     tensorboard: bool = False
+
+
+class TrainCommand(_TrainCommand):
+    """Train RSM on bouncing balls that are made on the way, and save it with its record."""
+
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+class TrainBaselineCommand(_TrainCommand):
+    """Train a baseline on bouncing balls that are made on the way, and save it with its record."""
+
+    run: Annotated[BaselineRunConfig, tyro.conf.arg(name="")]
 
 
 class EvaluateCommand(Config):
@@ -195,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, rest = (given[0], given[1:]) if given else ("", [])
     try:
         if command in ("-h", "--help"):
-            print(USAGE.format(baselines=", ".join(BASELINES), shipped=", ".join(shipped_models()) or "none"))
+            print(USAGE.format(baselines=", ".join(WITHOUT_WEIGHTS), shipped=", ".join(shipped_models()) or "none"))
             return 0
         if command == "--version":
             print(__version__)
@@ -227,12 +240,12 @@ def _fail(message: str, code: int) -> int:
 def _train(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         if arguments[:1] in (["-h"], ["--help"]):
-            _parse(TrainCommand, ["--help"], "train PRESET", default=_train_default(preset("balls"), []))
+            _parse_train(preset("balls"), ["--help"], "train PRESET")
         raise ValueError(
             f"train needs a preset first, one of {', '.join(PRESETS)}; got {arguments[0] if arguments else 'none'}"
         )
     name, *rest = arguments
-    command = _parse(TrainCommand, rest, f"train {name}", default=_train_default(preset(name), rest))
+    command = _parse_train(preset(name), rest, f"train {name}")
     writer_type = _summary_writer() if command.tensorboard else None
     trainer = Trainer(command.run, command.out, resume=command.resume)
     if command.resume:
@@ -242,13 +255,17 @@ def _train(arguments: list[str]) -> None:
     print(f"{command.out} is trained: {trainer.step:,} steps, {trainer.seconds / 60:.1f} minutes")
 
 
-def _train_default(run: RunConfig, arguments: list[str]) -> Any:
-    """Return what the flags start from: a budget given on the command line takes the place of the preset's."""
+def _parse_train(run: AnyRunConfig, arguments: list[str], name: str) -> TrainCommand | TrainBaselineCommand:
+    """Parse the flags, which start from a preset; a budget among them takes the place of the preset's."""
+    kind: type[TrainCommand | TrainBaselineCommand] = (
+        TrainCommand if isinstance(run, RunConfig) else TrainBaselineCommand
+    )
     budgets = [a.split("=")[0].removeprefix("--") for a in arguments if re.match(r"--(steps|minutes)(=|$)", a)]
     if len(set(budgets)) == 1:
         other = {"minutes": None, "steps": 1} if budgets[0] == "steps" else {"steps": None, "minutes": 1.0}
         run = run.model_copy(update={"training": run.training.model_copy(update=other)})
-    return TrainCommand.model_construct(out=tyro.MISSING, resume=False, tensorboard=False, run=run)
+    default = kind.model_construct(out=tyro.MISSING, resume=False, tensorboard=False, run=run)
+    return _parse(kind, arguments, name, default=default)
 
 
 def _summary_writer() -> Any:
@@ -270,9 +287,7 @@ def _tensorboard(writer_type: Any, trainer: Trainer) -> Any:
         def write(record: Any) -> None:
             writer.add_scalar("frame_squared_error", record.frame_squared_error, record.step)
             writer.add_scalar("frames_per_second", record.frames_per_second, record.step)
-            layers = [f"loss/layer_{number}" for number in range(1, len(record.losses) + 1)]
-            names = layers if record.phase == "stack" else [f"rectifier/{name}" for name in RECTIFIER_LOSSES]
-            for name, loss in zip(names, record.losses, strict=True):
+            for name, loss in zip(record.loss_names, record.losses, strict=True):
                 writer.add_scalar(name, loss, record.step)
 
         yield write
@@ -283,8 +298,11 @@ def _evaluate(arguments: list[str]) -> None:
     for target in (command.json_file, command.strip, command.plot):
         if target is not None:
             _check_writable(target)
-    predictor = _predictor(command.model)
-    training = None if command.model in BASELINES else training_summary(find_model(command.model))
+    predictor = load(command.model)
+    folder = Path(command.model)
+    training = (
+        None if command.model in WITHOUT_WEIGHTS and not folder.is_dir() else training_summary(find_model(folder))
+    )
     frames = (
         bouncing_ball_frames(command.split, command.sequences)
         if command.frames is None
@@ -319,7 +337,7 @@ def _dream(arguments: list[str]) -> None:
     for target in (command.out, command.json_file):
         if target is not None:
             _check_writable(target)
-    predictor = _predictor(command.model)
+    predictor = load(command.model)
     frames, source = _frames_to_prime_on(command)
     if frames.shape[1] < command.prime:
         raise ValueError(f"prime must be <= {frames.shape[1]}, the frames of a sequence; got {command.prime}")
@@ -386,32 +404,28 @@ def _info(arguments: list[str]) -> None:
     folder = find_model(_parse(InfoCommand, arguments, "info").model)
     model = load(folder)
     run = load_run_config(folder) if (folder / RUN_FILE).exists() else None
+    weights = sum(p.numel() for p in model.parameters())
+    if isinstance(model, VideoPredictor):
+        _describe_layers(model, folder, weights)
+    else:
+        c = model.config
+        print(f"{folder}: {model_kind(folder)}, {c.channels} channel(s), {c.height} x {c.width}, {weights:,} weights")
+    if run is not None:
+        budget = f"{run.training.steps:,} steps" if run.training.steps else f"{run.training.minutes:g} minutes"
+        print(f"  run: preset {run.name}, budget {budget}, batch {run.training.batch_size}, seed {run.training.seed}")
+
+
+def _describe_layers(model: VideoPredictor, folder: Path, weights: int) -> None:
     config = model.config
     size = "any size" if config.height is None else f"{config.height} x {config.width}"
-    print(f"{folder}: {config.channels} channel(s), {size}, {sum(p.numel() for p in model.parameters()):,} weights")
-    for number, (layer, settings) in enumerate(zip(model.stack.layers, config.layers, strict=True), 1):
-        s = settings
+    print(f"{folder}: {config.channels} channel(s), {size}, {weights:,} weights")
+    for number, (layer, s) in enumerate(zip(model.stack.layers, config.layers, strict=True), 1):
         weights = sum(p.numel() for p in layer.parameters())
         print(f"  layer {number}: {s.groups} groups x {s.cells_per_group} cells, {s.active_groups} win, ", end="")
         print(f"{s.kernel_size}x{s.kernel_size} stride {s.stride}, {weights:,} weights")
     if model.rectifier is not None and config.rectifier is not None:
         weights = sum(p.numel() for p in model.rectifier.parameters())
         print(f"  rectifier: {config.rectifier.kind}, {weights:,} weights")
-    if run is not None:
-        budget = f"{run.training.steps:,} steps" if run.training.steps else f"{run.training.minutes:g} minutes"
-        print(f"  run: preset {run.name}, budget {budget}, batch {run.training.batch_size}, seed {run.training.seed}")
-
-
-def _predictor(name: str) -> Predictor[Any, Any]:
-    if name in BASELINES:
-        return baseline(name)
-    try:
-        model: VideoPredictor = load(name)
-    except FileNotFoundError as error:
-        if Path(name).is_dir():
-            raise
-        raise FileNotFoundError(f"{error}; baselines: {', '.join(BASELINES)}") from None
-    return model
 
 
 def _parse(kind: type[_T], arguments: list[str], name: str, default: Any = None) -> _T:

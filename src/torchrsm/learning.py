@@ -17,6 +17,8 @@ from torchrsm.rectifier import Discriminator, MatrixConvolution, adversarial_los
 RECTIFIER_LOSSES = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
 """Names of the four terms in `Rectified.losses`."""
 
+_WAKING_STEPS = 2  # after a dream, until predictions are those of a stream that never dreamt
+
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -197,12 +199,13 @@ class RectifierLearning:
             learn: ``[b]`` bool, false for streams to leave out.
             progress: through this phase, in 0..1.
             last: the frame that the stack heard before, ``[b, c, h, w]``.
-            alone: ``[b]`` steps for which each stream has heard its own frames.
+            alone: ``[b]`` steps for which each stream has heard its own frames; below 0 for one that wakes up, which
+                teaches nothing.
         """
         config = self.config
         rectified = self.model.rectify(prediction)
-        dreams = learn & (alone > 0)
-        follows = learn & ~(dreams & (frame_squared_error(rectified.detach(), frame) > config.loop_error))
+        dreams, awake = learn & (alone > 0), learn & (alone == 0)
+        follows = awake | (dreams & (frame_squared_error(rectified.detach(), frame) <= config.loop_error))
         wanted, real, condition = rectified[follows], frame[follows], prediction.raw[follows]
         none = rectified.new_zeros(())
         if not len(real):
@@ -213,7 +216,6 @@ class RectifierLearning:
         if config.adversarial_weight:
             adversarial = adversarial_loss(self.discriminator(wanted + noise, condition))
             total = total + config.adversarial_weight * adversarial
-        awake = learn & (alone == 0)
         if config.motion_weight and bool(dreams.any()) and bool(awake.any()):
             world = (frame - last)[awake].square().sum((1, 2, 3)).mean()
             if float(world) > 0:  # a still world asks for nothing
@@ -243,15 +245,20 @@ class RectifierLearning:
     ) -> tuple[Tensor, Tensor]:
         """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.
 
+        The frame after a dream is a jump, which nothing could predict, and it takes one more to see a motion again: for
+        those steps the number is below 0.
+
         Args:
             frame: the frame that came, ``[b, c, h, w]``.
             rectified: the model's own, ``[b, c, h, w]``.
             learn: ``[b]`` bool, false where ``frame`` is the first of a sequence.
             progress: through this phase, in 0..1.
-            alone: ``[b]`` int64, for how many steps each has been alone so far.
+            alone: ``[b]`` int64, what this returned for the frame before.
         """
         count = round(self.config.loop_share * len(frame)) if progress >= self.config.loop_from else 0
         dreamers = torch.arange(len(frame), device=frame.device) < count
         starts = frame_squared_error(rectified, frame) < self.config.loop_error
-        own = dreamers & learn & (starts | (alone > 0)) & (alone < self.config.loop_steps)
-        return torch.where(own.view(-1, 1, 1, 1), rectified, frame), torch.where(own, alone + 1, 0)
+        own = dreamers & learn & ((starts & (alone == 0)) | (alone > 0)) & (alone < self.config.loop_steps)
+        awake = torch.where(alone > 0, -_WAKING_STEPS, (alone + 1).clamp(max=0))
+        alone = torch.where(own, alone + 1, torch.where(learn, awake, 0))
+        return torch.where(own.view(-1, 1, 1, 1), rectified, frame), alone

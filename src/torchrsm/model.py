@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from torchrsm.checkpoint import load_tensors, make_folder, save_tensors, write_atomically
-from torchrsm.config import Config, first_error
+from torchrsm.config import Config
 from torchrsm.functional import Grid
 from torchrsm.kernels import EngineName
 from torchrsm.layer import LayerConfig, LayerPrediction, LayerState
+from torchrsm.model_folder import load_model, save_model, save_weights
 from torchrsm.predictor import rollout
 from torchrsm.rectifier import RectifierConfig, make_rectifier
-from torchrsm.shipped import CONFIG_FILE, find_model
+from torchrsm.shipped import find_model
 from torchrsm.stack import RSMStack
-
-WEIGHTS_FILE = "model.safetensors"
-FORMAT = "torchrsm-model-1"
 
 
 class ModelConfig(Config):
@@ -200,14 +194,11 @@ class VideoPredictor(nn.Module):
         Raises:
             OSError: the folder cannot be made or written.
         """
-        folder = Path(folder)
-        make_folder(folder)
-        write_atomically(folder / CONFIG_FILE, (self.config.model_dump_json(indent=2) + "\n").encode())
-        self.save_weights(folder)
+        save_model(self, self.config, Path(folder))
 
     def save_weights(self, folder: Path) -> None:
         """Write ``model.safetensors`` alone, atomically."""
-        save_tensors(folder / WEIGHTS_FILE, self.state_dict(), {"format": FORMAT})
+        save_weights(self, folder)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Do what `save` does, under the name that Hugging Face's libraries use; the folder is laid out as theirs."""
@@ -234,66 +225,4 @@ def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredic
         ValueError: a file is truncated or foreign, a setting unknown or out of range, a weight of the wrong shape or
             not finite, or the settings ask for many more weights than the file holds.
     """
-    folder = find_model(name_or_folder)
-    settings, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    if not settings.is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no {CONFIG_FILE}")
-    try:
-        config = ModelConfig.model_validate_json(settings.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{settings}: {first_error(error)}") from error
-    tensors, header = load_tensors(weights)
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")
-    try:
-        with _Allowance(tensors):
-            model = VideoPredictor(config, engine)
-    except OverflowError as error:
-        raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error
-    load_weights(model, tensors, str(weights))
-    return model.eval()
-
-
-class _Allowance(TorchFunctionMode):
-    """Stops a model from being built before it takes much more memory, or time, than the weights of a file need.
-
-    A size in settings may be anything, and to build a model is to allocate it. Whether the weights fit exactly is
-    checked afterwards; the allowance is wide, so that a model which is only a little off gets that better message.
-    """
-
-    _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.tensors = 2 * len(tensors) + 100
-        self.elements = 4 * sum(tensor.numel() for tensor in tensors.values()) + 100_000
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._FACTORIES:
-            size = args[0] if args and isinstance(args[0], tuple | list) else (kwargs or {}).get("size", args)
-            self.tensors -= 1
-            self.elements -= math.prod(size)
-            if self.tensors < 0 or self.elements < 0:
-                raise OverflowError(f"got settings that ask for many more weights, one of them {tuple(size)}")
-        return func(*args, **(kwargs or {}))
-
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights into a model.
-
-    Raises:
-        ValueError: names or shapes differ, or a weight is not finite; the message names ``source``.
-    """
-    expected = model.state_dict()
-    if expected.keys() != tensors.keys():
-        name = sorted(expected.keys() ^ tensors.keys())[0]
-        raise ValueError(f"{source}: weight {name} is {'missing' if name in expected else 'unknown'}")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
-            raise ValueError(
-                f"{source}: weight {name} must be {tuple(expected[name].shape)} {expected[name].dtype}; "
-                f"got {tuple(tensor.shape)} {tensor.dtype}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{source}: weight {name} is not finite")
-    model.load_state_dict(dict(tensors))
+    return load_model(find_model(name_or_folder), ModelConfig, lambda config: VideoPredictor(config, engine))

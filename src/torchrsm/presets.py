@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torchrsm.baselines import CopyLastConfig
 from torchrsm.layer import LayerConfig
 from torchrsm.learning import LearningConfig, RectifyingConfig
 from torchrsm.model import ModelConfig
 from torchrsm.rectifier import CompactConfig, PaperConfig
-from torchrsm.training import RunConfig, TrainingConfig
+from torchrsm.runs import AnyRunConfig, BaselineRunConfig, RunConfig, TrainingConfig
 
 _PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
 _PAPER_LAYER_2 = LayerConfig(groups=128, cells_per_group=8, active_groups=5, kernel_size=3)
@@ -139,13 +140,21 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset
-    for preset in (balls, balls_1l, paper_rectifier, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
+def copy_last() -> BaselineRunConfig:
+    """Return "frame t-1", which has nothing to learn."""
+    return BaselineRunConfig(name="copy-last", model=CopyLastConfig(), training=TrainingConfig(minutes=15))
+
+
+PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
+    **{
+        preset.__name__: preset
+        for preset in (balls, balls_1l, paper_rectifier, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
+    },
+    **{preset.__name__.replace("_", "-"): preset for preset in (copy_last,)},
 }
 
 
-def preset(name: str) -> RunConfig:
+def preset(name: str) -> AnyRunConfig:
     """Return the preset of this name.
 
     Raises:

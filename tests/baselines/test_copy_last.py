@@ -1,7 +1,7 @@
-import pytest
 import torch
 
-from torchrsm.baselines import BASELINES, CopyLast, baseline
+from torchrsm import Trainer, load, preset
+from torchrsm.baselines import CopyLast
 
 
 def test_the_first_prediction_is_black():
@@ -18,19 +18,14 @@ def test_predicts_the_last_frame_and_forgets_the_others():
         assert torch.equal(predictor.predict(state).frame, frame)
 
 
-def test_the_state_carries_no_graph():
-    predictor = CopyLast()
-    state = predictor.initial_state((1, 1, 2, 2))
-    frame = torch.rand(1, 1, 2, 2, requires_grad=True)
-    assert not predictor.observe(frame, predictor.predict(state), state).frame.requires_grad
+def test_the_command_line_and_python_know_it_by_name():
+    assert isinstance(load("copy-last"), CopyLast)
 
 
-def test_baseline_finds_every_name():
-    assert isinstance(baseline("copy-last"), CopyLast)
-    for name, make in BASELINES.items():
-        assert type(baseline(name)) is type(make())
-
-
-def test_baseline_refuses_an_unknown_name():
-    with pytest.raises(ValueError, match=r"baseline must be one of copy-last, received 'copy_last'"):
-        baseline("copy_last")
+def test_a_run_has_nothing_to_learn_and_leaves_a_model(tmp_path):
+    trainer = Trainer(preset("copy-last"), tmp_path / "run")
+    assert trainer.progress == 1
+    trainer.run()
+    assert trainer.step == 0
+    assert isinstance(load(tmp_path / "run"), CopyLast)
+    Trainer(preset("copy-last"), tmp_path / "run", resume=True).run()

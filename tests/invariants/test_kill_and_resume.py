@@ -11,7 +11,8 @@ from warm_kernels import rectified_run, tiny_run
 
 from torchrsm import Trainer
 from torchrsm.checkpoint import load_tensors
-from torchrsm.training import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE
+from torchrsm.runs import RUN_FILE
+from torchrsm.training import CHECKPOINT_FILE, METRICS_FILE
 
 KILLS = {"stack": 50, "stack and rectifier": 20}
 STEPS = {"stack": 150, "stack and rectifier": 80}

@@ -5,7 +5,7 @@ import tempfile
 from torchrsm import Trainer, preset
 from torchrsm.learning import RectifyingConfig
 from torchrsm.rectifier import CompactConfig
-from torchrsm.training import RunConfig
+from torchrsm.runs import RunConfig
 
 
 def tiny_run(**training):
@@ -13,7 +13,7 @@ def tiny_run(**training):
     return run.model_copy(update={"training": run.training.model_copy(update=training)})
 
 
-def rectified_run(rectifying=None, **training):
+def rectified_run(rectifying=None, stack_from=None, **training):
     """`tiny_run` with a small rectifier that learns with all that there is, dreams included."""
     run = tiny_run(**training)
     settings = {
@@ -33,6 +33,7 @@ def rectified_run(rectifying=None, **training):
         model=run.model.model_copy(update={"rectifier": CompactConfig(width=8, blocks=1)}),
         learning=run.learning,
         rectifying=RectifyingConfig(**settings),
+        stack_from=None if stack_from is None else str(stack_from),
         stream=run.stream,
         training=run.training,
     )

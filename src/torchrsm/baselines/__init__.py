@@ -1,24 +1,36 @@
-"""The systems that a model is compared with, each a `Predictor`, by the name that the command line takes."""
+"""The systems that RSM is compared with, each a `torchrsm.predictor.Predictor` with a file of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from torchrsm.baselines.copy_last import CopyLast, CopyLastConfig
+from torchrsm.baselines.sequence_model import BaselineConfig, SequenceModel
 
-from torchrsm.baselines.copy_last import CopyLast
-from torchrsm.predictor import Predictor
+__all__ = [
+    "BASELINES",
+    "WITHOUT_WEIGHTS",
+    "AnyBaselineConfig",
+    "BaselineConfig",
+    "CopyLast",
+    "CopyLastConfig",
+    "SequenceModel",
+    "make_baseline",
+]
 
-__all__ = ["BASELINES", "CopyLast", "baseline"]
+AnyBaselineConfig = CopyLastConfig
+"""The settings of any baseline; ``kind`` says which."""
 
-BASELINES: dict[str, Callable[[], Predictor[Any, Any]]] = {"copy-last": CopyLast}
+BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
+    "copy-last": (CopyLastConfig, CopyLast),
+}
+"""Settings and model by ``kind``."""
+
+WITHOUT_WEIGHTS = ("copy-last", "constant-velocity")
+"""Those that have nothing to learn, so that they need no folder."""
 
 
-def baseline(name: str) -> Predictor[Any, Any]:
-    """Return the baseline called ``name``.
-
-    Raises:
-        ValueError: there is no baseline of that name.
-    """
-    if name not in BASELINES:
-        raise ValueError(f"baseline must be one of {', '.join(sorted(BASELINES))}, received {name!r}")
-    return BASELINES[name]()
+def make_baseline(config: BaselineConfig) -> SequenceModel:
+    """Make the baseline that some settings describe, with new weights."""
+    for config_type, model_type in BASELINES.values():
+        if type(config) is config_type:
+            return model_type(config)
+    raise TypeError(f"no baseline has the settings {type(config).__name__}")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, SequenceModel
+
+
+class CopyLastConfig(BaselineConfig):
+    """Settings of `CopyLast`, which has none of its own."""
+
+    kind: Literal["copy-last"] = "copy-last"
 
 
 class CopyLastState(NamedTuple):
@@ -14,23 +22,20 @@ class CopyLastState(NamedTuple):
     frame: Tensor
 
 
-class CopyLastPrediction(NamedTuple):
-    """The predicted frame, ``[batch, channels, height, width]``."""
+class CopyLast(SequenceModel):
+    """Repeats the last frame; the floor that a model has to beat. Works on frames of any shape, learns nothing."""
 
-    frame: Tensor
-
-
-class CopyLast:
-    """The `Predictor` that repeats the last frame; the floor that a model has to beat. Works on frames of any shape."""
+    def __init__(self, config: CopyLastConfig | None = None) -> None:
+        super().__init__(config or CopyLastConfig())
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> CopyLastState:
         """Return black frames: nothing has been seen."""
         return CopyLastState(torch.zeros(shape))
 
-    def predict(self, state: CopyLastState) -> CopyLastPrediction:
+    def predict(self, state: CopyLastState) -> Predicted:
         """Predict the last frame seen."""
-        return CopyLastPrediction(state.frame)
+        return Predicted(state.frame)
 
-    def observe(self, frame: Tensor, prediction: CopyLastPrediction, state: CopyLastState) -> CopyLastState:
+    def observe(self, frame: Tensor, prediction: Predicted, state: CopyLastState) -> CopyLastState:
         """Remember ``frame`` and nothing else."""
-        return CopyLastState(frame.detach())
+        return CopyLastState(frame)

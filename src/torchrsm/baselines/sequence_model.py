@@ -1,0 +1,179 @@
+"""What the baselines have in common: a `Predictor` that learns from windows of the streams, and its folder on disk.
+
+A window is what comes next on every stream of the batch, some frames long. The gradient goes back through the window
+and no further: the state that a window begins with is the last one's, without its graph (truncated backpropagation
+through time). So a baseline sees the very frames that RSM sees, in the same order, and memory grows with the window.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from torchrsm.config import Config
+from torchrsm.model_folder import save_model, save_weights
+from torchrsm.predictor import restart, rollout
+
+
+class BaselineConfig(Config):
+    """Settings that every baseline has; its own class adds ``kind``, its name, and the rest.
+
+    Attributes:
+        channels, height, width: of the frames.
+    """
+
+    channels: int = Field(default=1, gt=0)
+    height: int = Field(default=30, gt=0)
+    width: int = Field(default=30, gt=0)
+
+
+class Window(NamedTuple):
+    """The next frames of every stream of a batch.
+
+    Attributes:
+        frames: ``[time, b, c, h, w]`` in 0..1.
+        starts: ``[time, b]`` bool, true where a frame is the first of a sequence; nothing before it may be used.
+    """
+
+    frames: Tensor
+    starts: Tensor
+
+
+class Lesson(NamedTuple):
+    """What a window teaches.
+
+    Attributes:
+        losses: scalars with their graphs, one for each entry of `SequenceModel.loss_names`. A loss changes the weights
+            that `SequenceModel.weight_groups` lists for it and no others, whatever its graph reaches.
+        frames: ``[time, b, c, h, w]``, the next-frame predictions made on the way, detached: entry t predicts frame t
+            from those before it.
+        scored: ``[time, b]`` bool, true where ``frames`` holds such a prediction.
+        state: after the window, detached.
+    """
+
+    losses: tuple[Tensor, ...]
+    frames: Tensor
+    scored: Tensor
+    state: Any
+
+
+class Predicted(NamedTuple):
+    """A predicted frame.
+
+    Attributes:
+        frame: ``[b, c, h, w]`` in 0..1.
+        memory: what `SequenceModel.observe` takes over into the next state; (nested) tuples of tensors, or None.
+    """
+
+    frame: Tensor
+    memory: Any = None
+
+
+class SequenceModel(nn.Module):
+    """Base of the baselines; see `torchrsm.predictor.Predictor` for the three calls, which each defines.
+
+    While it learns a state carries the graph of its window; elsewhere the callers switch graphs off.
+
+    Args:
+        config: its settings.
+    """
+
+    loss_names: ClassVar[tuple[str, ...]] = ("squared error",)
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def initial_state(self, shape: tuple[int, int, int, int]) -> Any:
+        """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.
+
+        Raises:
+            ValueError: frames of another shape than the settings say.
+        """
+        raise NotImplementedError
+
+    def predict(self, state: Any) -> Any:
+        """Predict the next frame of each stream."""
+        raise NotImplementedError
+
+    def observe(self, frame: Tensor, prediction: Any, state: Any) -> Any:
+        """Return the state after a frame ``[b, c, h, w]``, true or fed back."""
+        raise NotImplementedError
+
+    def check_shape(self, shape: tuple[int, int, int, int]) -> None:
+        """Refuse frames of another shape than ``[b, *config]``, with a ValueError."""
+        expected = (self.config.channels, self.config.height, self.config.width)
+        if tuple(shape[1:]) != expected:
+            raise ValueError(f"this model reads frames of {_times(expected)}; got {_times(shape[1:])}")
+
+    def weight_groups(self) -> tuple[list[nn.Parameter], ...]:
+        """Return the weights that each loss changes; no weight is in two groups."""
+        return (list(self.parameters()),)
+
+    def learn(self, window: Window, state: Any) -> Lesson:
+        """Return what a window teaches: the mean squared error of its next-frame predictions, through time.
+
+        Args:
+            window: the next frames.
+            state: after the frames before them, detached.
+        """
+        _, batch, channels, height, width = window.frames.shape
+        fresh = self.initial_state((batch, channels, height, width))
+        predicted = []
+        for frame, starts in zip(window.frames, window.starts, strict=True):
+            state = restart(state, fresh, starts)
+            prediction = self.predict(state)
+            predicted.append(prediction.frame)
+            state = self.observe(frame, prediction, state)
+        frames, scored = torch.stack(predicted), ~window.starts
+        loss = mean_squared_error(frames, window.frames, scored)
+        return Lesson((loss,), frames.detach(), scored, detached(state))
+
+    def rollout(self, state: Any, steps: int) -> tuple[Tensor, Any]:
+        """Imagine what comes next, ``[b, steps, c, h, w]``, and return the state after it, too.
+
+        Raises:
+            ValueError: ``steps`` is below 1.
+        """
+        return rollout(self, state, steps)
+
+    def save(self, folder: Path | str) -> None:
+        """Write settings and weights to a folder, which is made if need be; `torchrsm.load` reads them.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
+        save_model(self, self.config, Path(folder))
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights alone, atomically."""
+        save_weights(self, folder)
+
+
+def mean_squared_error(frames: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
+    """Return the squared error of a pixel, a scalar: the mean over the frames that are scored.
+
+    Args:
+        frames, truth: ``[time, b, c, h, w]``.
+        scored: ``[time, b]`` bool.
+    """
+    error = (frames - truth).square().mean((2, 3, 4)) * scored
+    return error.sum() / scored.sum().clamp(min=1)
+
+
+def detached(state: Any) -> Any:
+    """Return a state, (nested) tuples of tensors, without its graph."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return state.detach()
+    parts = [detached(part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)
