@@ -15,31 +15,23 @@ from typing import Any
 
 from torchrsm.checkpoint import write_atomically
 from torchrsm.media import plot_error_by_minute
-from torchrsm.runs import load_run_config
-from torchrsm.training import METRICS_FILE, TIMING_FILE, training_summary
+from torchrsm.runs import RunConfig, load_run_config
+from torchrsm.training import learning_curve, training_summary
 
 
 def curve(folder: Path, minutes: float = 0.5) -> dict[str, Any]:
     """Return minutes, phase and error of a run, one value for each stretch of ``minutes``."""
-    records = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
-    timing = [json.loads(line) for line in (folder / TIMING_FILE).read_text().splitlines()]
-    stretches: dict[tuple[int, str], list[float]] = {}
-    for record, time in zip(records, timing, strict=True):
-        stretch = (int(time["seconds"] / 60 / minutes), record["phase"])
-        stretches.setdefault(stretch, []).append(record["frame_squared_error"])
     return {
         "run": folder.name,
         "training": training_summary(folder),
         "rectifier_from_minute": _boundary(folder),
-        "minutes": [minutes * (stretch + 1) for stretch, _ in stretches],
-        "phase": [phase for _, phase in stretches],
-        "frame_squared_error": [round(sum(errors) / len(errors), 4) for errors in stretches.values()],
+        **learning_curve(folder, minutes)._asdict(),
     }
 
 
 def _boundary(folder: Path) -> float | None:
     run = load_run_config(folder)
-    if run.rectifying is None or run.training.minutes is None:
+    if not isinstance(run, RunConfig) or run.rectifying is None or run.training.minutes is None:
         return None
     return run.training.minutes * (1 - run.rectifying.share)
 

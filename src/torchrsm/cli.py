@@ -13,16 +13,17 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
 import tyro
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from torchrsm import __version__, kernels
 from torchrsm.baselines import WITHOUT_WEIGHTS
+from torchrsm.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
 from torchrsm.checkpoint import write_atomically
 from torchrsm.config import Config, first_error
 from torchrsm.evaluation import (
@@ -67,6 +68,8 @@ usage: torchrsm COMMAND ...
                          score next-frame predictions and dreams on the test sequences, or on the frames of a file
   dream MODEL --out FILE [--prime 50] [--steps 150] [--sequences N] [--frames FILE] [--seed S] [--json FILE]
                          let a model imagine what comes next, as .mp4, .gif, .png or .npz
+  bench balls --minutes M --out DIR [--systems all|NAME,NAME] [--seeds N] [--memory-from-length 10,50,200]
+                         train systems for the same time and score them alike; one table
   presets                list the presets
   info MODEL             describe a model folder or a run
 
@@ -188,6 +191,36 @@ class DreamCommand(Config):
         return self
 
 
+class BenchCommand(Config):
+    """Train systems for the same time on the same cores, score them alike, and write one table.
+
+    Attributes:
+        world: what is learned and predicted.
+        out: folder of the bench; one that was interrupted goes on, and systems can be added to it.
+        systems: `all`, or names of presets, separated by commas.
+        minutes: of training, each.
+        seeds: training runs of each system, with the seeds 0, 1, ...
+        memory_from_length: lengths of training sequences at which the peak memory is measured, separated by commas;
+            empty for none.
+        threads: of training; None for all cores at hand.
+    """
+
+    world: Annotated[Literal["balls"], tyro.conf.Positional] = "balls"
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    minutes: Annotated[float, Field(gt=0)]
+    systems: str = "all"
+    seeds: Annotated[int, Field(gt=0)] = 1
+    memory_from_length: str = "10,50,200"
+    threads: Annotated[int | None, Field(gt=0)] = None
+
+    @field_validator("memory_from_length")
+    @classmethod
+    def _lengths(cls, text: str) -> str:
+        if not re.fullmatch(r"(\d+(,\d+)*)?", text):
+            raise ValueError(f"memory_from_length must be numbers separated by commas; got {text!r}")
+        return text
+
+
 class PresetsCommand(Config):
     """List the presets, the experiments that `train` knows by name."""
 
@@ -291,6 +324,20 @@ def _tensorboard(writer_type: Any, trainer: Trainer) -> Any:
                 writer.add_scalar(name, loss, record.step)
 
         yield write
+
+
+def _bench(arguments: list[str]) -> None:
+    command = _parse(BenchCommand, arguments, "bench balls")
+    config = BenchConfig(
+        world=command.world,
+        systems=SYSTEMS if command.systems == "all" else tuple(command.systems.split(",")),
+        minutes=command.minutes,
+        seeds=command.seeds,
+        memory_from_length=tuple(int(length) for length in filter(None, command.memory_from_length.split(","))),
+        threads=command.threads or kernels.threads(),
+    )
+    results = Bench(config, command.out).run(reporting)
+    print(f"\n{table(results)}\n\nIn {command.out}: {TABLE_FILE}, {RESULTS_FILE}, error.png, memory.png")
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -476,6 +523,7 @@ _PHRASES = (  # what tyro says, and the same in our words
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "bench": _bench,
     "dream": _dream,
     "presets": _presets,
     "info": _info,

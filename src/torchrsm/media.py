@@ -334,17 +334,52 @@ def plot_error_by_minute(
         raise ValueError("curves must hold at least one, received none")
     figure = Figure(figsize=(8, 4.5), dpi=140, layout="constrained")
     axes = figure.add_subplot()
-    for name, (minutes, errors) in curves.items():
+    for number, (name, (minutes, errors)) in enumerate(curves.items()):
         if len(minutes) != len(errors) or not len(minutes) or not min(errors) > 0:
             raise ValueError(
                 f"curve {name!r} must have as many minutes as errors, which are > 0; "
                 f"received {len(minutes)} and {list(errors)[:3]}"
             )
-        axes.plot(minutes, errors, label=name, linewidth=1.8, marker="o" if len(errors) == 1 else None)
+        line: dict[str, Any] = {"linestyle": ("-", "--")[number // 10 % 2], "linewidth": 1.8}
+        axes.plot(minutes, errors, label=name, marker="o" if len(errors) == 1 else None, **line)
     for (name, error), style in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
         axes.axhline(error, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}: {error:g}")
     _of_errors(axes, "minutes of training")
-    axes.legend(frameon=False)
+    beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": 8}
+    axes.legend(frameon=False, **(beside if len(curves) > 5 else {}))
+    _write(Path(path), lambda file: figure.savefig(file, format="png"))
+
+
+def plot_memory(peaks: Mapping[str, Mapping[int, float]], path: str | Path) -> None:
+    """Plot the peak memory of training, MiB, against the length of its sequences, both logarithmic, as PNG.
+
+    Args:
+        peaks: MiB by length, frames, by the name to show.
+        path: the file, written as `save_image` does.
+
+    Raises:
+        ValueError: there is nothing to plot, or the name does not end in ".png".
+        OSError: as `save_image`.
+    """
+    from matplotlib.figure import Figure
+
+    if not any(peaks.values()):
+        raise ValueError("peaks must hold at least one, received none")
+    figure = Figure(figsize=(8, 4.5), dpi=140, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, by_length) in enumerate(peaks.items()):
+        style: dict[str, Any] = {"linestyle": ("-", "--")[number // 10 % 2], "linewidth": 1.8, "marker": "o"}
+        axes.plot(list(by_length), list(by_length.values()), label=name, **style)
+    lengths = sorted({length for by_length in peaks.values() for length in by_length})
+    axes.set_xscale("log")
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.xaxis.set_minor_formatter("")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("frames of a training sequence that the gradient goes back through")
+    axes.set_ylabel("peak memory of training, MiB")
+    _plain(axes)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     _write(Path(path), lambda file: figure.savefig(file, format="png"))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torchrsm.baselines import CopyLastConfig
+from torchrsm.baselines import AnyBaselineConfig, CopyLastConfig, DTSBNConfig
 from torchrsm.layer import LayerConfig
 from torchrsm.learning import LearningConfig, RectifyingConfig
 from torchrsm.model import ModelConfig
 from torchrsm.rectifier import CompactConfig, PaperConfig
 from torchrsm.runs import AnyRunConfig, BaselineRunConfig, RunConfig, TrainingConfig
+from torchrsm.sequence_learner import SequenceLearningConfig
 
 _PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
 _PAPER_LAYER_2 = LayerConfig(groups=128, cells_per_group=8, active_groups=5, kernel_size=3)
@@ -142,7 +144,23 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
 
 def copy_last() -> BaselineRunConfig:
     """Return "frame t-1", which has nothing to learn."""
-    return BaselineRunConfig(name="copy-last", model=CopyLastConfig(), training=TrainingConfig(minutes=15))
+    return _baseline("copy-last", CopyLastConfig())
+
+
+def dtsbn() -> BaselineRunConfig:
+    """Return the deep temporal sigmoid belief network; faster rates than published."""
+    return _baseline("dtsbn", DTSBNConfig(), window=16, learning_rates=(1e-2,), schedule="cosine")
+
+
+def _baseline(
+    name: str, model: AnyBaselineConfig, *, batch_size: int = 16, log_steps: int = 20, **learning: Any
+) -> BaselineRunConfig:
+    return BaselineRunConfig(
+        name=name,
+        model=model,
+        learning=SequenceLearningConfig(**learning),
+        training=TrainingConfig(minutes=15, batch_size=batch_size, log_steps=log_steps),
+    )
 
 
 PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
@@ -150,7 +168,7 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         preset.__name__: preset
         for preset in (balls, balls_1l, paper_rectifier, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
     },
-    **{preset.__name__.replace("_", "-"): preset for preset in (copy_last,)},
+    **{preset.__name__.replace("_", "-"): preset for preset in (copy_last, dtsbn)},
 }
 
 

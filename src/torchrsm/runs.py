@@ -118,7 +118,7 @@ class BaselineRunConfig(Config):
     """
 
     name: _Name
-    model: AnyBaselineConfig
+    model: Annotated[AnyBaselineConfig, Field(discriminator="kind")]
     learning: SequenceLearningConfig = SequenceLearningConfig()
     stream: BouncingBallsConfig = BouncingBallsConfig()
     training: _Training

@@ -315,6 +315,37 @@ def training_summary(folder: Path | str) -> dict[str, str | int | float] | None:
     }
 
 
+class LearningCurve(NamedTuple):
+    """The error of a run's training frames, each predicted before it was learned from.
+
+    Attributes:
+        minutes: of training, at the end of each stretch.
+        phase: what learned in it.
+        frame_squared_error: mean over it.
+    """
+
+    minutes: list[float]
+    phase: list[str]
+    frame_squared_error: list[float]
+
+
+def learning_curve(folder: Path | str, minutes: float = 0.5) -> LearningCurve:
+    """Read the error of the run in a folder, averaged over stretches of ``minutes``."""
+    records, timing = (
+        [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
+        for name in (METRICS_FILE, TIMING_FILE)
+    )
+    stretches: dict[tuple[int, str], list[float]] = {}
+    for record, at in zip(records, timing, strict=True):
+        stretch = (int(at["seconds"] / 60 / minutes), record["phase"])
+        stretches.setdefault(stretch, []).append(record["frame_squared_error"])
+    return LearningCurve(
+        [minutes * (stretch + 1) for stretch, _ in stretches],
+        [phase for _, phase in stretches],
+        [round(sum(errors) / len(errors), 4) for errors in stretches.values()],
+    )
+
+
 def _load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, header = load_tensors(path)
     if header.get("format") != _FORMAT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchrsm.baselines.copy_last import CopyLast, CopyLastConfig
+from torchrsm.baselines.dtsbn import DTSBN, DTSBNConfig
 from torchrsm.baselines.sequence_model import BaselineConfig, SequenceModel
 
 __all__ = [
@@ -12,15 +13,18 @@ __all__ = [
     "BaselineConfig",
     "CopyLast",
     "CopyLastConfig",
+    "DTSBN",
+    "DTSBNConfig",
     "SequenceModel",
     "make_baseline",
 ]
 
-AnyBaselineConfig = CopyLastConfig
+AnyBaselineConfig = CopyLastConfig | DTSBNConfig
 """The settings of any baseline; ``kind`` says which."""
 
 BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "copy-last": (CopyLastConfig, CopyLast),
+    "dtsbn": (DTSBNConfig, DTSBN),
 }
 """Settings and model by ``kind``."""
 
