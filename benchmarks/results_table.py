@@ -1,4 +1,4 @@
-"""Writes the result tables of README.md from the files in benchmarks/results, between their markers.
+"""Writes the result tables of README.md from the files in benchmarks/results, between their markers, and the plots.
 
     python benchmarks/results_table.py [--check]
 
@@ -13,6 +13,8 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from torchrsm.bench import Results, draw, read_results, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,7 +62,109 @@ def number(value: float | None) -> str:
 
 def tables() -> str:
     """Return all that stands between the markers."""
-    return "\n\n".join(part for part in (_errors(), _dreams(), _rectifiers(), _speed()) if part)
+    return "\n\n".join(part for part in (_bench(), _errors(), _dreams(), _rectifiers(), _speed()) if part)
+
+
+def benches() -> dict[float, Results]:
+    """Return the results of the benches by their minutes."""
+    found = (read_results(file) for file in RESULTS.glob("bench-*.json"))
+    return dict(sorted((results.minutes, results) for results in found))
+
+
+def _bench() -> str:
+    """Every system under one scorer: the error after each time, the rest from the bench of the most systems."""
+    by_minutes = benches()
+    if not by_minutes:
+        return ""
+    main = max(by_minutes.values(), key=lambda results: len(results.rows))
+    errors = {
+        minutes: {row.system: row.seeds[0].all_predictable for row in results.rows}
+        for minutes, results in by_minutes.items()
+    }
+    head = [
+        "system",
+        "published",
+        *(f"{minutes:g} min" for minutes in by_minutes),
+        "weights",
+        "trains, frames/s",
+        "predicts, frames/s",
+        "three balls",
+        "energy, px²",
+        "lifetime, steps",
+    ]
+    lines = [
+        f"Every system under one scorer: each trained on the same stream for the same time on {main.threads} core(s),"
+        " from nothing. The last five columns are of the training of"
+        f" {main.minutes:g} minutes; dreams: steps 1 to 50 of {main.dream_steps}, after {50} true frames.",
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+    ]
+    for row in sorted(main.rows, key=lambda row: -row.error):
+        first = row.seeds[0]
+        cells = [
+            f"**`{row.system}`**" if row.rsm else f"`{row.system}`",
+            "-" if row.published is None else pair(row.published),
+            *(pair(errors[minutes].get(row.system)) for minutes in by_minutes),
+            f"{row.weights:,}" if row.weights else "-",
+            whole(row.training_frames_per_second),
+            whole(row.prediction_frames_per_second),
+            f"{first.right_count:.3f}",
+            number(first.energy),
+            f"{first.lifetime:g}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for minutes, results in by_minutes.items():
+        lines += ["", f"{minutes:g} minutes. {' '.join(verdict(results))}"]
+    return "\n".join([*lines, *_memory(main), *_searches()])
+
+
+def _memory(results: Results) -> list[str]:
+    lengths = sorted({length for row in results.rows for length in row.peak_mebibytes})
+    if not lengths:
+        return []
+    lines = [
+        "",
+        "Peak memory of training, MiB, on sequences of so many frames, through all of which the gradient goes back"
+        " (RSM's goes back through none):",
+        "",
+        f"| system | {' | '.join(map(str, lengths))} | growth |",
+        "|---" * (len(lengths) + 2) + "|",
+    ]
+    for row in results.rows:
+        peaks = [row.peak_mebibytes[length] for length in lengths if length in row.peak_mebibytes]
+        if len(peaks) == len(lengths):
+            values = " | ".join(f"{peak:,.0f}" for peak in peaks)
+            lines.append(f"| `{row.system}` | {values} | {peaks[-1] / peaks[0]:.2f} |")
+    return lines
+
+
+def _searches() -> list[str]:
+    found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("search-*.json"))]
+    lines = [
+        f"`{search['system']}` "
+        + ", ".join(f"x{row['factor']:g}: {row['frame_squared_error']['mean']:.2f}" for row in search["rows"])
+        + f" ({search['minutes']:g} min)"
+        for search in found
+    ]
+    if not lines:
+        return []
+    return [
+        "",
+        "Learning rates were searched on validation sequences, the presets' rates times a factor: "
+        + "; ".join(lines)
+        + ".",
+    ]
+
+
+def pair(value: tuple[float, float] | None) -> str:
+    """Write mean ± standard deviation."""
+    return "-" if value is None else f"{value[0]:.2f} ± {value[1]:.2f}"
+
+
+def whole(value: float | None) -> str:
+    """Write a count that may be unknown."""
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _errors() -> str:
@@ -208,6 +312,9 @@ def main() -> int:
     after = updated(before)
     if not check:
         path.write_text(after)
+        by_minutes = benches()
+        if by_minutes:
+            draw(max(by_minutes.values(), key=lambda results: len(results.rows)), ROOT / "docs" / "bench")
     return int(check and before != after)
 
 

@@ -443,8 +443,9 @@ def _check_writable(target: Path) -> None:
 
 def _presets(arguments: list[str]) -> None:
     _parse(PresetsCommand, arguments, "presets")
+    width = max(map(len, PRESETS))
     for name, make in PRESETS.items():
-        print(f"{name:14} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
+        print(f"{name:{width}} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
 
 
 def _info(arguments: list[str]) -> None:

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torchrsm.baselines import AnyBaselineConfig, CopyLastConfig, DTSBNConfig
+from torchrsm.baselines import (
+    AnyBaselineConfig,
+    ConstantVelocityConfig,
+    ConvLSTMConfig,
+    CopyLastConfig,
+    DTSBNConfig,
+    LSTMConfig,
+    PGNConfig,
+    PredRNNConfig,
+    RTRBMConfig,
+    Seq2SeqConvLSTMConfig,
+    Seq2SeqConvLSTMMultiDecoderConfig,
+    SRTRBMConfig,
+)
 from torchrsm.layer import LayerConfig
 from torchrsm.learning import LearningConfig, RectifyingConfig
 from torchrsm.model import ModelConfig
@@ -142,14 +155,81 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
     )
 
 
+_TUNED: dict[str, Any] = {"learning_rates": (3e-3,), "schedule": "cosine", "gradient_norm": 1.0}
+
+
 def copy_last() -> BaselineRunConfig:
     """Return "frame t-1", which has nothing to learn."""
     return _baseline("copy-last", CopyLastConfig())
 
 
+def rtrbm() -> BaselineRunConfig:
+    """Return the recurrent temporal RBM, taught by contrastive divergence with one step."""
+    return _baseline("rtrbm", RTRBMConfig(), window=8, learning_rates=(5e-3,), schedule="cosine")
+
+
+def srtrbm() -> BaselineRunConfig:
+    """Return the structured recurrent temporal RBM, which learns what has to do with what."""
+    return _baseline("srtrbm", SRTRBMConfig(), window=8, learning_rates=(1e-2,), schedule="cosine")
+
+
 def dtsbn() -> BaselineRunConfig:
     """Return the deep temporal sigmoid belief network; faster rates than published."""
     return _baseline("dtsbn", DTSBNConfig(), window=16, learning_rates=(1e-2,), schedule="cosine")
+
+
+def constant_velocity() -> BaselineRunConfig:
+    """Return balls that fly on in straight lines, which has nothing to learn."""
+    return _baseline("constant-velocity", ConstantVelocityConfig())
+
+
+def lstm() -> BaselineRunConfig:
+    """Return the published LSTM over whole frames, which never learned."""
+    return _baseline("lstm", LSTMConfig())
+
+
+def convlstm() -> BaselineRunConfig:
+    """Return the published ConvLSTM, channels 10-10-10-1."""
+    return _baseline("convlstm", ConvLSTMConfig())
+
+
+def seq2seq_convlstm() -> BaselineRunConfig:
+    """Return the published encoder and decoder of convolutional LSTMs."""
+    return _baseline("seq2seq-convlstm", Seq2SeqConvLSTMConfig(), window=16)
+
+
+def seq2seq_convlstm_multi_decoder() -> BaselineRunConfig:
+    """Return the same with a second decoder, which tells what was seen."""
+    return _baseline("seq2seq-convlstm-multi-decoder", Seq2SeqConvLSTMMultiDecoderConfig(), window=16)
+
+
+def pgn() -> BaselineRunConfig:
+    """Return the predictive generative network, smaller than published, taught by the squared error."""
+    return _baseline("pgn", PGNConfig(), batch_size=8, window=10, learning_rates=(1e-3,), gradient_norm=1.0)
+
+
+def pgn_adversarial() -> BaselineRunConfig:
+    """Return the same with its adversarial loss."""
+    run = pgn()
+    return run.model_copy(update={"name": "pgn-adversarial", "model": PGNConfig(adversarial_weight=2e-4)})
+
+
+def convlstm_wide() -> BaselineRunConfig:
+    """Return the ConvLSTM that one would pick today, tuned on validation sequences."""
+    model = ConvLSTMConfig(
+        hidden_channels=(64, 64),
+        kernel_sizes=(3, 3),
+        patch=3,
+        readout_kernel_size=3,
+        residual=True,
+        forget_bias=1.0,
+    )
+    return _baseline("convlstm-wide", model, batch_size=4, window=10, **_TUNED)
+
+
+def predrnn() -> BaselineRunConfig:
+    """Return a PredRNN for two cores, tuned on validation sequences."""
+    return _baseline("predrnn", PredRNNConfig(), batch_size=4, window=8, **_TUNED)
 
 
 def _baseline(
@@ -168,7 +248,24 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         preset.__name__: preset
         for preset in (balls, balls_1l, paper_rectifier, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
     },
-    **{preset.__name__.replace("_", "-"): preset for preset in (copy_last, dtsbn)},
+    **{
+        preset.__name__.replace("_", "-"): preset
+        for preset in (
+            copy_last,
+            constant_velocity,
+            lstm,
+            rtrbm,
+            srtrbm,
+            dtsbn,
+            pgn,
+            pgn_adversarial,
+            seq2seq_convlstm_multi_decoder,
+            seq2seq_convlstm,
+            convlstm,
+            convlstm_wide,
+            predrnn,
+        )
+    },
 }
 
 

@@ -117,12 +117,20 @@ class SequenceLearner:
         factor = self.config.rate_factor(progress)
         for group, found, optimiser, rate in zip(self._groups, gradients, self.optimisers, self._rates, strict=True):
             for weight, gradient in zip(group, found, strict=True):
-                weight.grad = gradient
+                weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
             if self.config.gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self.config.gradient_norm)
             optimiser.param_groups[0]["lr"] = rate * factor
             optimiser.step()
             optimiser.zero_grad()
+
+
+def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Return a gradient in the memory layout of its weight: a fused step goes through the memory of both side by side.
+
+    ``backward`` sees to that, `torch.autograd.grad` does not.
+    """
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 
 
 def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:

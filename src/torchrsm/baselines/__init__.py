@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
+from torchrsm.baselines.constant_velocity import ConstantVelocity, ConstantVelocityConfig
+from torchrsm.baselines.convlstm import ConvLSTM, ConvLSTMConfig
 from torchrsm.baselines.copy_last import CopyLast, CopyLastConfig
 from torchrsm.baselines.dtsbn import DTSBN, DTSBNConfig
+from torchrsm.baselines.lstm import LSTM, LSTMConfig
+from torchrsm.baselines.pgn import PGN, PGNConfig
+from torchrsm.baselines.predrnn import PredRNN, PredRNNConfig
+from torchrsm.baselines.rtrbm import RTRBM, RTRBMConfig
+from torchrsm.baselines.seq2seq_convlstm import (
+    Seq2SeqConvLSTM,
+    Seq2SeqConvLSTMConfig,
+    Seq2SeqConvLSTMMultiDecoder,
+    Seq2SeqConvLSTMMultiDecoderConfig,
+)
 from torchrsm.baselines.sequence_model import BaselineConfig, SequenceModel
+from torchrsm.baselines.srtrbm import SRTRBM, SRTRBMConfig
 
 __all__ = [
     "BASELINES",
+    "DTSBN",
+    "LSTM",
+    "PGN",
+    "RTRBM",
+    "SRTRBM",
     "WITHOUT_WEIGHTS",
     "AnyBaselineConfig",
     "BaselineConfig",
+    "ConstantVelocity",
+    "ConstantVelocityConfig",
+    "ConvLSTM",
+    "ConvLSTMConfig",
     "CopyLast",
     "CopyLastConfig",
-    "DTSBN",
     "DTSBNConfig",
+    "LSTMConfig",
+    "PGNConfig",
+    "PredRNN",
+    "PredRNNConfig",
+    "RTRBMConfig",
+    "SRTRBMConfig",
+    "Seq2SeqConvLSTM",
+    "Seq2SeqConvLSTMConfig",
+    "Seq2SeqConvLSTMMultiDecoder",
+    "Seq2SeqConvLSTMMultiDecoderConfig",
     "SequenceModel",
     "make_baseline",
 ]
 
-AnyBaselineConfig = CopyLastConfig | DTSBNConfig
+AnyBaselineConfig = (
+    CopyLastConfig
+    | ConstantVelocityConfig
+    | LSTMConfig
+    | RTRBMConfig
+    | SRTRBMConfig
+    | DTSBNConfig
+    | PGNConfig
+    | Seq2SeqConvLSTMConfig
+    | Seq2SeqConvLSTMMultiDecoderConfig
+    | ConvLSTMConfig
+    | PredRNNConfig
+)
 """The settings of any baseline; ``kind`` says which."""
 
 BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "copy-last": (CopyLastConfig, CopyLast),
+    "constant-velocity": (ConstantVelocityConfig, ConstantVelocity),
+    "lstm": (LSTMConfig, LSTM),
+    "rtrbm": (RTRBMConfig, RTRBM),
+    "srtrbm": (SRTRBMConfig, SRTRBM),
     "dtsbn": (DTSBNConfig, DTSBN),
+    "pgn": (PGNConfig, PGN),
+    "seq2seq-convlstm": (Seq2SeqConvLSTMConfig, Seq2SeqConvLSTM),
+    "seq2seq-convlstm-multi-decoder": (Seq2SeqConvLSTMMultiDecoderConfig, Seq2SeqConvLSTMMultiDecoder),
+    "convlstm": (ConvLSTMConfig, ConvLSTM),
+    "predrnn": (PredRNNConfig, PredRNN),
 }
 """Settings and model by ``kind``."""
 
