@@ -17,6 +17,7 @@ from torchrsm.baselines import (
     RTRBMConfig,
     Seq2SeqConvLSTMConfig,
     Seq2SeqConvLSTMMultiDecoderConfig,
+    SimVPConfig,
     SRTRBMConfig,
 )
 from torchrsm.layer import LayerConfig
@@ -224,12 +225,18 @@ def convlstm_wide() -> BaselineRunConfig:
         residual=True,
         forget_bias=1.0,
     )
-    return _baseline("convlstm-wide", model, batch_size=4, window=10, **_TUNED)
+    return _baseline("convlstm-wide", model, batch_size=4, window=10, **{**_TUNED, "learning_rates": (6e-3,)})
 
 
 def predrnn() -> BaselineRunConfig:
     """Return a PredRNN for two cores, tuned on validation sequences."""
     return _baseline("predrnn", PredRNNConfig(), batch_size=4, window=8, **_TUNED)
+
+
+def simvp() -> BaselineRunConfig:
+    """Return a small SimVP, convolutions alone, tuned on validation sequences."""
+    learning: dict[str, Any] = {"learning_rates": (2e-3,), "schedule": "cosine", "warmup_share": 0.1}
+    return _baseline("simvp", SimVPConfig(context=4), batch_size=8, window=4, log_steps=100, **learning)
 
 
 def _baseline(
@@ -264,6 +271,7 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
             convlstm,
             convlstm_wide,
             predrnn,
+            simvp,
         )
     },
 }

@@ -17,6 +17,7 @@ from torchrsm.baselines.seq2seq_convlstm import (
     Seq2SeqConvLSTMMultiDecoderConfig,
 )
 from torchrsm.baselines.sequence_model import BaselineConfig, SequenceModel
+from torchrsm.baselines.simvp import SimVP, SimVPConfig
 from torchrsm.baselines.srtrbm import SRTRBM, SRTRBMConfig
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
     "Seq2SeqConvLSTMMultiDecoder",
     "Seq2SeqConvLSTMMultiDecoderConfig",
     "SequenceModel",
+    "SimVP",
+    "SimVPConfig",
     "make_baseline",
 ]
 
@@ -62,6 +65,7 @@ AnyBaselineConfig = (
     | Seq2SeqConvLSTMMultiDecoderConfig
     | ConvLSTMConfig
     | PredRNNConfig
+    | SimVPConfig
 )
 """The settings of any baseline; ``kind`` says which."""
 
@@ -77,6 +81,7 @@ BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "seq2seq-convlstm-multi-decoder": (Seq2SeqConvLSTMMultiDecoderConfig, Seq2SeqConvLSTMMultiDecoder),
     "convlstm": (ConvLSTMConfig, ConvLSTM),
     "predrnn": (PredRNNConfig, PredRNN),
+    "simvp": (SimVPConfig, SimVP),
 }
 """Settings and model by ``kind``."""
 
