@@ -27,6 +27,7 @@ ORDER = (
     ("runs",),
     ("training",),
     ("presets", "progress"),
+    ("bench",),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

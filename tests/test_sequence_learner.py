@@ -176,6 +176,14 @@ def test_another_number_of_rates_than_losses_is_refused():
         learner(TwoLosses(), learning_rates=(0.1, 0.1, 0.1))
 
 
+def test_a_window_that_is_too_short_is_refused_before_anything_is_written(tmp_path):
+    run = preset("seq2seq-convlstm")
+    run = run.model_copy(update={"learning": run.learning.model_copy(update={"window": 8})})
+    with pytest.raises(ValueError, match="window must be >= 9 for this model; got 8"):
+        Trainer(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_frames_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="this model reads frames of 1 x 4 x 4; got 1 x 5 x 4"):
         SequenceLearner(Toy(), SequenceLearningConfig(), (2, 1, 5, 4))

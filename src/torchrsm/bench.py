@@ -31,6 +31,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from torchrsm import kernels
+from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.checkpoint import make_folder, write_atomically
 from torchrsm.config import Config, first_error
 from torchrsm.evaluation import Evaluator, NextFrameScores, bouncing_ball_frames, evaluate_rollouts
@@ -254,7 +255,7 @@ class Bench:
         for length in self.config.memory_from_length:
             for name in self.config.systems:
                 file = self.folder / "memory" / f"{name}-{length}.json"
-                if _learns(name) and not file.exists():
+                if name not in WITHOUT_WEIGHTS and not file.exists():
                     peak = peak_mebibytes(_run_config(name, length, self.config.threads))
                     _write_json(file, {"system": name, "length": length, "peak_mebibytes": peak})
                     say(f"{name}: peak memory {peak:,.0f} MiB on sequences of {length} frames")
@@ -288,7 +289,7 @@ class Bench:
         before = json.loads(file.read_text()) if file.exists() else {}
         if set(self.config.systems) <= before.keys():
             return
-        names = list(dict.fromkeys([*before, *self.config.systems]))
+        names = [name for name in dict.fromkeys([*before, *self.config.systems]) if self._scores_file(name, 0).exists()]
         _write_json(file, prediction_speeds({name: load(self._run_folder(name, 0)) for name in names}))
 
     def _write(self) -> Results:
@@ -398,10 +399,6 @@ def _run_config(name: str, length: int, threads: int) -> AnyRunConfig:
     if isinstance(run, BaselineRunConfig):
         changes["learning"] = run.learning.model_copy(update={"window": length})
     return run.model_copy(update=changes)
-
-
-def _learns(name: str) -> bool:
-    return name not in ("copy-last", "constant-velocity")
 
 
 def _seed(number: int, scores: NextFrameScores, folder: Path) -> Seed:

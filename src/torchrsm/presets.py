@@ -186,7 +186,7 @@ def constant_velocity() -> BaselineRunConfig:
 
 def lstm() -> BaselineRunConfig:
     """Return the published LSTM over whole frames, which never learned."""
-    return _baseline("lstm", LSTMConfig())
+    return _baseline("lstm", LSTMConfig(), checkpoint_seconds=300.0)  # a checkpoint of it has 730 MB
 
 
 def convlstm() -> BaselineRunConfig:
@@ -240,13 +240,21 @@ def simvp() -> BaselineRunConfig:
 
 
 def _baseline(
-    name: str, model: AnyBaselineConfig, *, batch_size: int = 16, log_steps: int = 20, **learning: Any
+    name: str,
+    model: AnyBaselineConfig,
+    *,
+    batch_size: int = 16,
+    log_steps: int = 20,
+    checkpoint_seconds: float = 30.0,
+    **learning: Any,
 ) -> BaselineRunConfig:
     return BaselineRunConfig(
         name=name,
         model=model,
         learning=SequenceLearningConfig(**learning),
-        training=TrainingConfig(minutes=15, batch_size=batch_size, log_steps=log_steps),
+        training=TrainingConfig(
+            minutes=15, batch_size=batch_size, log_steps=log_steps, checkpoint_seconds=checkpoint_seconds
+        ),
     )
 
 

@@ -52,10 +52,13 @@ class SequenceLearner:
         shape: batch, channels, height and width of the frames to come.
 
     Raises:
-        ValueError: the model cannot read such frames, or has another number of losses than there are learning rates.
+        ValueError: the model cannot read such frames, needs longer windows, or has another number of losses than there
+            are learning rates.
     """
 
     def __init__(self, model: SequenceModel, config: SequenceLearningConfig, shape: tuple[int, int, int, int]) -> None:
+        if config.window < model.shortest_window:
+            raise ValueError(f"window must be >= {model.shortest_window} for this model; got {config.window}")
         self.model = model
         self.config = config
         self.state = model.initial_state(shape)

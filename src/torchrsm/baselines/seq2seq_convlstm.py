@@ -97,6 +97,11 @@ class Seq2SeqConvLSTM(SequenceModel):
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
+    def shortest_window(self) -> int:
+        """Enough to decode a frame."""
+        return self.config.decode_every + 1
+
+    @property
     def horizon(self) -> int:
         """Frames that a decoder is asked for now, see `Seq2SeqConvLSTMConfig`."""
         config = self.config
@@ -128,9 +133,9 @@ class Seq2SeqConvLSTM(SequenceModel):
             ValueError: the window is not longer than ``decode_every``, so there is nothing to decode.
         """
         frames, starts = window
-        points = torch.arange(self.config.decode_every - 1, len(frames) - 1, self.config.decode_every)
-        if not len(points):
+        if len(frames) < self.shortest_window:
             raise ValueError(f"window must be longer than decode_every {self.config.decode_every}; got {len(frames)}")
+        points = torch.arange(self.config.decode_every - 1, len(frames) - 1, self.config.decode_every)
         _, steps = self.encoder((2 * frames - 1).flatten(0, 1), state.layers, starts)
         memories = tuple(
             Memory(*(torch.cat(parts) for parts in zip(*layer, strict=True)))

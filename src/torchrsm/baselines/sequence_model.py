@@ -104,6 +104,11 @@ class SequenceModel(nn.Module):
         """Return the state after a frame ``[b, c, h, w]``, true or fed back."""
         raise NotImplementedError
 
+    @property
+    def shortest_window(self) -> int:
+        """Frames that a window must have at least, so that there is something to learn."""
+        return 1
+
     def check_shape(self, shape: tuple[int, int, int, int]) -> None:
         """Refuse frames of another shape than ``[b, *config]``, with a ValueError."""
         expected = (self.config.channels, self.config.height, self.config.width)
