@@ -71,16 +71,24 @@ def benches() -> dict[float, Results]:
     return dict(sorted((results.minutes, results) for results in found))
 
 
+def longest() -> Results:
+    """Return all systems in one table, each from its longest bench; the rest is the longest bench's."""
+    by_minutes = benches()
+    rows = {row.system: row for results in by_minutes.values() for row in results.rows}
+    return list(by_minutes.values())[-1].model_copy(update={"rows": tuple(rows.values())})
+
+
 def _bench() -> str:
-    """Every system under one scorer: the error after each time, the rest from the bench of the most systems."""
+    """Every system under one scorer: the error after each time, the rest from its longest training."""
     by_minutes = benches()
     if not by_minutes:
         return ""
-    main = max(by_minutes.values(), key=lambda results: len(results.rows))
+    rows = {row.system: row for row in longest().rows}
     errors = {
         minutes: {row.system: row.seeds[0].all_predictable for row in results.rows}
         for minutes, results in by_minutes.items()
     }
+    one = next(iter(by_minutes.values()))
     head = [
         "system",
         "published",
@@ -91,16 +99,18 @@ def _bench() -> str:
         "three balls",
         "energy, px²",
         "lifetime, steps",
+        "alive",
     ]
     lines = [
-        f"Every system under one scorer: each trained on the same stream for the same time on {main.threads} core(s),"
-        " from nothing. The last five columns are of the training of"
-        f" {main.minutes:g} minutes; dreams: steps 1 to 50 of {main.dream_steps}, after {50} true frames.",
+        "Every system under one scorer: each trained from nothing on the same stream for the same time on"
+        f" {one.threads} core(s), while another training ran on the other. What follows the errors is of a system's"
+        " longest training;"
+        f" three balls and energy are of the first 50 steps of {one.dream_steps} that it dreamt, after 50 true frames.",
         "",
         f"| {' | '.join(head)} |",
         "|---" * len(head) + "|",
     ]
-    for row in sorted(main.rows, key=lambda row: -row.error):
+    for row in sorted(rows.values(), key=lambda row: -row.error):
         first = row.seeds[0]
         cells = [
             f"**`{row.system}`**" if row.rsm else f"`{row.system}`",
@@ -112,15 +122,23 @@ def _bench() -> str:
             f"{first.right_count:.3f}",
             number(first.energy),
             f"{first.lifetime:g}",
+            f"{first.alive:.0%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for minutes, results in by_minutes.items():
         lines += ["", f"{minutes:g} minutes. {' '.join(verdict(results))}"]
-    return "\n".join([*lines, *_memory(main), *_searches()])
+    return "\n".join([*lines, *_memory(), *_searches()])
 
 
-def _memory(results: Results) -> list[str]:
-    lengths = sorted({length for row in results.rows for length in row.peak_mebibytes})
+def memory_peaks() -> dict[str, dict[int, float]]:
+    """Return the peak memory of every system that was measured, MiB by length."""
+    rows = (row for results in benches().values() for row in results.rows)
+    return {row.system: row.peak_mebibytes for row in rows if row.peak_mebibytes}
+
+
+def _memory() -> list[str]:
+    peaks_by_system = memory_peaks()
+    lengths = sorted({length for peaks in peaks_by_system.values() for length in peaks})
     if not lengths:
         return []
     lines = [
@@ -131,11 +149,11 @@ def _memory(results: Results) -> list[str]:
         f"| system | {' | '.join(map(str, lengths))} | growth |",
         "|---" * (len(lengths) + 2) + "|",
     ]
-    for row in results.rows:
-        peaks = [row.peak_mebibytes[length] for length in lengths if length in row.peak_mebibytes]
+    for system, by_length in peaks_by_system.items():
+        peaks = [by_length[length] for length in lengths if length in by_length]
         if len(peaks) == len(lengths):
             values = " | ".join(f"{peak:,.0f}" for peak in peaks)
-            lines.append(f"| `{row.system}` | {values} | {peaks[-1] / peaks[0]:.2f} |")
+            lines.append(f"| `{system}` | {values} | {peaks[-1] / peaks[0]:.2f} |")
     return lines
 
 
@@ -312,9 +330,10 @@ def main() -> int:
     after = updated(before)
     if not check:
         path.write_text(after)
-        by_minutes = benches()
-        if by_minutes:
-            draw(max(by_minutes.values(), key=lambda results: len(results.rows)), ROOT / "docs" / "bench")
+        if benches():
+            peaks = memory_peaks()
+            drawn = [row.model_copy(update={"peak_mebibytes": peaks.get(row.system, {})}) for row in longest().rows]
+            draw(longest().model_copy(update={"rows": tuple(drawn)}), ROOT / "docs" / "bench")
     return int(check and before != after)
 
 

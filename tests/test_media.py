@@ -157,6 +157,7 @@ def picture_and_plot():
         lambda path: plot_error_by_frame({"balls": [None, 2.0, 1.0]}, path),
         lambda path: media.plot_by_step([media.Panel("alive", {"dream": [1.0, 0.5]})], path),
         lambda path: media.plot_error_by_minute({"balls": ([1.0, 2.0], [2.0, 1.0])}, path),
+        lambda path: media.plot_memory({"balls": {10: 500.0, 50: 510.0}}, path),
     ]
 
 
@@ -401,3 +402,23 @@ def test_the_error_by_minute_is_drawn(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             media.plot_error_by_minute(curves, target)
+
+
+def test_many_curves_are_told_apart(tmp_path):
+    """Colours come again after ten; then the line is another one."""
+    curves = {f"system {n}": ([1.0, 2.0], [2.0 + n, 1.0 + n]) for n in range(12)}
+    media.plot_error_by_minute(curves, tmp_path / "twelve.png")
+    few = dict(list(curves.items())[:2])
+    media.plot_error_by_minute(few, tmp_path / "two.png")
+    assert coloured(tmp_path / "twelve.png") > 2 * coloured(tmp_path / "two.png")
+
+
+def test_memory_is_plotted_against_length(tmp_path):
+    target = tmp_path / "memory.png"
+    media.plot_memory({"flat": {10: 500.0, 50: 500.0, 200: 500.0}}, target)
+    alone = coloured(target)
+    media.plot_memory({"flat": {10: 500.0, 200: 500.0}, "grows": {10: 500.0, 200: 4000.0}}, target)
+    assert coloured(target) > 1.5 * alone > 0
+    for nothing in ({}, {"flat": {}}):
+        with pytest.raises(ValueError, match="peaks must hold at least one, received none"):
+            media.plot_memory(nothing, target)

@@ -15,7 +15,7 @@ from torchrsm import NonFiniteError, Trainer, kernels, load
 from torchrsm.checkpoint import flatten, load_tensors, save_tensors
 from torchrsm.runs import RUN_FILE, RunConfig, TrainingConfig, load_run_config
 from torchrsm.streams import ArrayStream, BouncingBalls
-from torchrsm.training import CHECKPOINT_FILE, METRICS_FILE, TIMING_FILE
+from torchrsm.training import CHECKPOINT_FILE, METRICS_FILE, TIMING_FILE, learning_curve
 
 
 def records(folder):
@@ -55,6 +55,18 @@ def test_the_recorded_error_is_that_of_the_frames_after_the_first(tmp_path, monk
     assert records(tmp_path / "run")[0]["frame_squared_error"] == pytest.approx(
         torch.stack(errors[1:]).mean().item(), rel=1e-5
     )
+
+
+def test_a_learning_curve_is_the_mean_of_each_stretch(tmp_path):
+    lines = [("stack", 10.0, 4.0), ("stack", 29.0, 2.0), ("stack", 31.0, 1.0), ("rectifier", 40.0, 0.5)]
+    with open(tmp_path / METRICS_FILE, "w") as metrics, open(tmp_path / TIMING_FILE, "w") as timing:
+        for phase, seconds, error in lines:
+            print(json.dumps({"phase": phase, "frame_squared_error": error}), file=metrics)
+            print(json.dumps({"seconds": seconds}), file=timing)
+    curve = learning_curve(tmp_path, minutes=0.5)
+    assert curve.minutes == [0.5, 1.0, 1.0]
+    assert curve.phase == ["stack", "stack", "rectifier"]
+    assert curve.frame_squared_error == [3.0, 1.0, 0.5]
 
 
 def test_a_minute_budget_ends_in_time(tmp_path):
