@@ -126,7 +126,8 @@ def _bench() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for minutes, results in by_minutes.items():
-        lines += ["", f"{minutes:g} minutes. {' '.join(verdict(results))}"]
+        said = verdict(results)
+        lines += ["", f"{minutes:g} minutes. {' '.join(said)}"] if said else []
     return "\n".join([*lines, *_memory(), *_searches()])
 
 

@@ -102,6 +102,8 @@ def test_what_is_there_is_not_done_again_and_more_can_be_added(finished, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [one.system for one in again.rows] == ["copy-last", "constant-velocity", "balls"]
     assert again.rows[2].seeds == finished[2].rows[1].seeds
+    one = Bench(small(systems=("balls",)), folder).run(reporting, said.append)
+    assert one == again  # the table is of all that the folder holds
 
 
 def test_an_interrupted_bench_goes_on_where_it_was(tmp_path, monkeypatch):

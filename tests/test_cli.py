@@ -298,8 +298,8 @@ def test_info_describes_a_run_and_a_model(tmp_path, run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), ["command must be one of train, evaluate, dream, presets, info; got none"]),
-        (("fly",), ["command must be one of train, evaluate, dream, presets, info; got fly"]),
+        ((), ["command must be one of train, evaluate, bench, dream, presets, info; got none"]),
+        (("fly",), ["command must be one of train, evaluate, bench, dream, presets, info; got fly"]),
         (("train",), [f"needs a preset first, one of {PRESET_NAMES}; got none"]),
         (("train", "--out", "run"), [f"needs a preset first, one of {PRESET_NAMES}; got --out"]),
         (("train", "ball", "--out", "run"), [f"preset must be one of {PRESET_NAMES}; got 'ball'"]),

@@ -71,6 +71,8 @@ SYSTEMS = (
 )
 """What ``all`` stands for, in the order of training."""
 
+PRESETS_IN_ORDER = (*SYSTEMS, *(name for name in PRESETS if name not in SYSTEMS))
+
 PUBLISHED = {
     "copy-last": (11.82, 0.27),
     "lstm": (111.09, 0.68),
@@ -200,7 +202,7 @@ class Row(BaseModel):
 
 
 class Results(BaseModel):
-    """The table of a bench; rows stand as in its settings."""
+    """The table of a bench; rows stand in the order of `SYSTEMS`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -286,17 +288,15 @@ class Bench:
 
     def _measure_speed(self) -> None:
         file = self.folder / "speed.json"
-        before = json.loads(file.read_text()) if file.exists() else {}
-        if set(self.config.systems) <= before.keys():
+        before, names = json.loads(file.read_text()) if file.exists() else {}, self._scored()
+        if set(names) <= before.keys():
             return
-        names = [name for name in dict.fromkeys([*before, *self.config.systems]) if self._scores_file(name, 0).exists()]
         _write_json(file, prediction_speeds({name: load(self._run_folder(name, 0)) for name in names}))
 
     def _write(self) -> Results:
-        """Write the table of what there is so far."""
-        read = [self._row(name) for name in self.config.systems]
-        rows = [row for row, _ in filter(None, read)]
-        sha256 = next(sha256 for _, sha256 in filter(None, read))
+        """Write the table of all that the folder holds so far."""
+        read = [self._row(name) for name in self._scored()]
+        rows, sha256 = [row for row, _ in read], read[0][1]
         results = Results(
             frames_sha256=sha256,
             rows=tuple(rows),
@@ -307,27 +307,25 @@ class Bench:
         draw(results, self.folder)
         return results
 
-    def _row(self, name: str) -> tuple[Row, str] | None:
+    def _scored(self) -> list[str]:
+        """Return the systems of which there are scores, those of other calls too, in the order of `SYSTEMS`."""
+        found = {file.stem.rpartition("-seed-")[0] for file in (self.folder / "scores").glob("*-seed-*.json")}
+        return [name for name in PRESETS_IN_ORDER if name in found]
+
+    def _row(self, name: str) -> tuple[Row, str]:
         seeds, sha256, weights, speeds = [], "", 0, []
-        for number in range(self.config.seeds):
-            file = self._scores_file(name, number)
-            if not file.exists():
-                continue
-            scores = NextFrameScores.model_validate_json(file.read_bytes())
+        numbers = sorted(int(file.stem.rpartition("-")[2]) for file in (self.folder / "scores").glob(f"{name}-seed-*"))
+        for number in numbers:
+            scores = NextFrameScores.model_validate_json(self._scores_file(name, number).read_bytes())
             folder, sha256 = self._run_folder(name, number), scores.frames_sha256
             seeds.append(_seed(number, scores, folder))
             weights = sum(weight.numel() for weight in load(folder).parameters())
             if seeds[-1].frames and seeds[-1].minutes:
                 speeds.append(seeds[-1].frames / seeds[-1].minutes / 60)
-        if not seeds:
-            return None
         speed_file = self.folder / "speed.json"
         predicted = json.loads(speed_file.read_text()) if speed_file.exists() else {}
-        peaks = [
-            json.loads(file.read_text())
-            for length in self.config.memory_from_length
-            if (file := self.folder / "memory" / f"{name}-{length}.json").exists()
-        ]
+        peaks = [json.loads(file.read_text()) for file in (self.folder / "memory").glob(f"{name}-[0-9]*.json")]
+        peaks.sort(key=lambda peak: int(peak["length"]))
         row = Row(
             system=name,
             rsm=isinstance(preset(name), RunConfig),

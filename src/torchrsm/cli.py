@@ -443,7 +443,7 @@ def _check_writable(target: Path) -> None:
 
 def _presets(arguments: list[str]) -> None:
     _parse(PresetsCommand, arguments, "presets")
-    width = max(map(len, PRESETS))
+    width = max(len(name) for name, _ in PRESETS.items())
     for name, make in PRESETS.items():
         print(f"{name:{width}} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
 

@@ -343,7 +343,7 @@ def plot_error_by_minute(
         line: dict[str, Any] = {"linestyle": ("-", "--")[number // 10 % 2], "linewidth": 1.8}
         axes.plot(minutes, errors, label=name, marker="o" if len(errors) == 1 else None, **line)
     for (name, error), style in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
-        axes.axhline(error, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}: {error:g}")
+        axes.axhline(error, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}: {error:.4g}")
     _of_errors(axes, "minutes of training")
     beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": 8}
     axes.legend(frameon=False, **(beside if len(curves) > 5 else {}))

@@ -336,8 +336,10 @@ def learning_curve(folder: Path | str, minutes: float = 0.5) -> LearningCurve:
         for name in (METRICS_FILE, TIMING_FILE)
     )
     stretches: dict[tuple[int, str], list[float]] = {}
+    total = timing[-1]["seconds"] / 60 / minutes if timing else 0.0
+    last = max(0, math.ceil(total - 0.1) - 1)  # a budget ends a step late; that is no stretch of its own
     for record, at in zip(records, timing, strict=True):
-        stretch = (int(at["seconds"] / 60 / minutes), record["phase"])
+        stretch = (min(int(at["seconds"] / 60 / minutes), last), record["phase"])
         stretches.setdefault(stretch, []).append(record["frame_squared_error"])
     return LearningCurve(
         [minutes * (stretch + 1) for stretch, _ in stretches],
