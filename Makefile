@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or newer; everything else goes to .venv.
 
 PYTHON ?= python3
-MINUTES ?= 36
+MINUTES ?= 15
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
@@ -38,7 +38,7 @@ demo: $(STAMP) ## score the shipped model on the test sequences, let it dream, d
 	@echo "In $(DEMO): dream.mp4 and dream.png (prediction red, truth blue, both magenta),"
 	@echo "scores.json (the table above and more), strip.png (next frames), physics.png (the dreams, step by step)."
 
-train: $(STAMP) ## make the shipped model again from nothing in runs/balls, in MINUTES=36 on one core, and score it
+train: $(STAMP) ## make the shipped model again from nothing in runs/balls, in MINUTES=15 on one core, and score it
 	$(BIN)/torchrsm train balls --out $(TRAINED) --minutes $(MINUTES) --threads 1 --seed 0 $(RESUME)
 	$(BIN)/torchrsm evaluate $(TRAINED) --rollout-steps 150 --json $(TRAINED)/scores.json
 

@@ -43,6 +43,7 @@ def watch(layer, steps=3, batch=2):
         ({"recurrent_decay": 1.0}, "recurrent_decay\n.*less than 1"),
         ({"recurrent_decay": float("nan")}, "recurrent_decay\n.*finite"),
         ({"inhibition_decay": -0.1}, "inhibition_decay\n.*greater than or equal to 0"),
+        ({"input_frames": 0}, "input_frames\n.*greater than 0"),
         ({"input_decay": 0.0}, "input_decay\n.*greater than 0"),
         ({"normalisation": "batch"}, "normalisation\n.*'sample', 'location' or 'none'"),
         ({"activation": "relu"}, "activation\n.*'sigmoid' or 'identity'"),
@@ -109,6 +110,8 @@ def test_refuses_an_unknown_engine():
         ({}, {"feedforward": (75, 6), "recurrent": (12, 12), "decoder": (6, 75), "output_bias": (1, 1, 3)}),
         ({"recurrent_kernel_size": 3}, {"recurrent": (108, 12)}),
         ({"input_decay": 0.5}, {"feedforward": (150, 6), "decoder": (6, 75)}),
+        ({"input_frames": 4}, {"feedforward": (300, 6), "decoder": (6, 75)}),
+        ({"input_frames": 2, "input_decay": 0.5}, {"feedforward": (225, 6)}),
         ({"kernel_size": 3, "decoder_kernel_size": 4}, {"feedforward": (27, 6), "decoder": (6, 48)}),
         ({"decoder": "fully_connected"}, {"decoder": (4 * 4 * 6, 8 * 8 * 3)}),
         ({"output_bias": "element"}, {"output_bias": (8, 8, 3)}),
@@ -148,6 +151,20 @@ def test_the_input_trace_fades():
     for value in (1.0, 0.0, 0.2, 0.0):
         state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
     assert state.input[0, 3, 5].tolist() == pytest.approx([0.0, 0.125])
+
+
+def test_the_last_inputs_stand_side_by_side():
+    layer = build(input_frames=3, input_decay=0.5)
+    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    assert state.input.shape == (1, 8, 8, 4)
+    for value, seen in (
+        (1.0, [1, 0, 0, 1]),
+        (0.2, [0.2, 1, 0, 0.5]),
+        (0.0, [0, 0.2, 1, 0.25]),
+        (0.5, [0.5, 0, 0.2, 0.5]),
+    ):
+        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+        assert state.input[0, 3, 5].tolist() == pytest.approx(seen)
 
 
 def test_faint_inputs_are_not_read():

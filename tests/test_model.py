@@ -269,7 +269,7 @@ def test_refuses_bad_settings_in_a_folder(folder, text, message):
         (lambda c: c["layers"][0].update(dropout=float("nan")), r"layers\.0\.dropout: .* finite number; got nan"),
         (lambda c: c["layers"][1].update(cell=1), r"layers\.1\.cell: unknown setting"),
         (lambda c: c["layers"][1].update(activation="exec"), r"layers\.1\.activation: input should be .*; got 'exec'"),
-        (lambda c: c.update(rectifier={"kind": "magic"}), "rectifier: .*'magic'.* 'compact', 'paper', 'sharpening'"),
+        (lambda c: c.update(rectifier={"kind": "magic"}), "rectifier: .*'magic'.* 'compact', 'unet', 'paper', 's"),
         (lambda c: c.update(rectifier={"width": 4}), "rectifier: .*'kind'"),
         (lambda c: c.update(rectifier={"kind": "compact", "depth": 4}), r"rectifier\.compact\.depth: unknown setting"),
         (
@@ -406,7 +406,7 @@ def test_load_weights_refuses(change, message):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())  # nothing was taken
 
 
-@pytest.mark.parametrize(("name", "value"), [("input_decay", 0.5), ("input_threshold", 0.1)])
+@pytest.mark.parametrize(("name", "value"), [("input_frames", 2), ("input_decay", 0.5), ("input_threshold", 0.1)])
 def test_only_the_first_layer_reads_frames(name, value):
     layer = LayerConfig(groups=4, active_groups=2, output_bias="channel")
     with pytest.raises(ValueError, match=f"{name} is for the first layer, which reads frames; layer 2 has {value}"):

@@ -32,12 +32,12 @@ def test_a_preset_fits_its_frames(name):
 @pytest.mark.parametrize("name", RSM)
 def test_a_preset_trains(tmp_path, name):
     run = preset(name)
-    # Eight steps: a second layer hears its first cells at the third.
-    training = run.training.model_copy(update={"steps": 8, "minutes": None, "batch_size": 2, "threads": 1})
+    # A second layer hears its first cells at the third step.
+    training = run.training.model_copy(update={"steps": 20, "minutes": None, "batch_size": 2, "threads": 1})
     trainer = Trainer(run.model_copy(update={"training": training}), tmp_path)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     model = trainer.run()
-    assert trainer.step == 8
+    assert trainer.step == 20
     learned = [f"stack.layers.{layer}.decoder" for layer in range(len(run.model.layers))]
     if run.rectifying is not None:
         # Only the last layer: those below it may start at 0.
@@ -81,6 +81,7 @@ PUBLISHED = {  # both layers
     "decoder_kernel_size": None,  # that of the encoder
     "recurrent_kernel_size": 1,
     "recurrent_decay": 0,
+    "input_frames": 1,
     "input_decay": None,
     "normalisation": "sample",
     "inhibition_decay": 0,
@@ -109,6 +110,7 @@ def test_paper_is_what_was_published():
     assert run["model"]["rectifier"] == {"kind": "paper"}
     assert run["rectifying"] == {
         "share": 50_000 / 250_000,
+        "stack_share": None,
         "learning_rate": 5e-4,
         "adversarial_weight": 2e-4,
         "discriminator_learning_rate": 5e-4,
@@ -185,7 +187,7 @@ def test_a_rectifier_that_learns_has_its_settings(name):
     assert (run.model.rectifier is None) == (run.rectifying is None) == (name not in RECTIFIED)
 
 
-RECTIFIED = ("paper", "paper_1l", "paper_rectifier", "balls", "balls_1l")
+RECTIFIED = ("paper", "paper_1l", "paper_rectifier", "balls", "balls_1l", "balls_compact")
 
 
 def test_tiny_has_every_mechanism_of_paper():

@@ -15,6 +15,8 @@ from torchrsm.rectifier import (
     RectifierConfig,
     SharpeningConfig,
     SharpeningFilter,
+    UNetConfig,
+    UNetGenerator,
     adversarial_loss,
     discriminator_loss,
     make_rectifier,
@@ -252,6 +254,72 @@ def test_smoothed_labels_keep_the_discriminator_from_being_too_sure():
     assert logits[losses.argmin()].item() == pytest.approx(np.log(9), abs=0.02)  # it says 0.9, and no more
 
 
+# --- U-Net ------------------------------------------------------------------------------------------------------------
+
+
+def unet(channels=1, pad=2, **settings):
+    config = UNetConfig(**{"features": 4, "width": 6, "blocks": 2, **settings})
+    return UNetGenerator(config, channels, LAYER_CELLS, 2 * channels, pad, 0.5)
+
+
+def stack_input(shape, pad):
+    """A frame and its trace with the border around them, ``[b, 2 c, h + 2 pad, w + 2 pad]``."""
+    b, c, h, w = shape
+    return torch.rand(b, 2 * c, h + 2 * pad, w + 2 * pad)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("changes", ["raw", "last"])
+def test_unet_returns_what_it_changes_before_it_has_learned(shape, pad, changes):
+    _, c, h, w = shape
+    raw, seen = torch.rand(shape), stack_input(shape, pad)
+    rectified = unet(c, pad, changes=changes)(raw, seen_by(shape, pad), seen)
+    expected = raw if changes == "raw" else seen[:, :c, pad : pad + h, pad : pad + w]
+    assert rectified.shape == shape
+    torch.testing.assert_close(rectified, expected.clamp(1e-3, 1 - 1e-3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sees_cells", [True, False])
+def test_unet_is_its_definition(shape, sees_cells):
+    """Written again with dense cells, in double precision."""
+    pad = 1
+    b, c, h, w = shape
+    generator = stirred(unet(c, pad, sees_cells=sees_cells))
+    raw, cells, seen = torch.rand(shape), seen_by(shape, pad), stack_input(shape, pad)
+    weights = {name: value.detach().double() for name, value in generator.named_parameters()}
+
+    def normed(x, name, stride=1, up=False):
+        weight, bias = weights[f"{name}.convolution.weight"], weights[f"{name}.convolution.bias"]
+        x = F.conv_transpose2d(x, weight, bias, 2, 1, 1) if up else F.conv2d(x, weight, bias, stride, padding=1)
+        x = F.group_norm(x, 2, weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"])
+        return torch.where(x > 0, x, 0.2 * x)
+
+    height, width = 2 * -(-(h + 2 * pad) // 2), 2 * -(-(w + 2 * pad) // 2)
+    both = torch.full((b, 3 * c, height, width), 0.5, dtype=torch.float64)
+    both[:, :c, pad : pad + h, pad : pad + w] = raw
+    both[:, c:, : h + 2 * pad, : w + 2 * pad] = seen
+    first = normed(2 * both - 1, "read")
+    x = normed(first, "down", 2)
+    for level, layer in enumerate(cells if sees_cells else ()):
+        dense = to_dense(layer, LAYER_CELLS[level]).double() @ weights[f"cells.{level}"]
+        x = x + nearest(dense.permute(0, 3, 1, 2), x.shape[2:])
+    for block in ("blocks.0", "blocks.1"):
+        inner = F.group_norm(x, 1, weights[f"{block}.0.weight"], weights[f"{block}.0.bias"])
+        for name in (f"{block}.1", f"{block}.3"):
+            weight = weights[f"{name}.weight"]
+            inner = F.conv2d(inner, weight.reshape(len(weight), -1, 3, 3), weights[f"{name}.bias"], padding=1)
+            inner = F.gelu(inner) if name.endswith("1") else inner
+        x = x + inner
+    x = normed(torch.cat((normed(x, "up", up=True), first), 1), "draw")
+    change = F.conv2d(x, weights["tail.weight"], weights["tail.bias"])[:, :, pad : pad + h, pad : pad + w]
+    expected = torch.sigmoid(torch.logit(raw.double().clamp(1e-3, 1 - 1e-3)) + change)
+    rectified = generator(raw, cells, seen)
+    torch.testing.assert_close(rectified.double(), expected, rtol=1e-3, atol=1e-4)
+    assert (rectified - raw).abs().max() > 0.01
+
+
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -259,12 +327,13 @@ def test_smoothed_labels_keep_the_discriminator_from_being_too_sure():
     ("config", "kind", "weights"),
     [
         (CompactConfig(width=4, blocks=1), CompactGenerator, True),
+        (UNetConfig(features=2, width=4, blocks=1, changes="last"), UNetGenerator, True),
         (PaperConfig(), PaperGenerator, True),
         (SharpeningConfig(), SharpeningFilter, False),
     ],
 )
 def test_settings_name_the_rectifier(config, kind, weights):
-    rectifier = make_rectifier(config, 1, LAYER_CELLS, 2, 0.5)
+    rectifier = make_rectifier(config, 1, LAYER_CELLS, 2, 2, 0.5)
     assert type(rectifier) is kind
     assert bool(list(rectifier.parameters())) is weights
     assert TypeAdapter(RectifierConfig).validate_json(config.model_dump_json()) == config
@@ -276,6 +345,9 @@ def test_settings_name_the_rectifier(config, kind, weights):
         (CompactConfig, {"width": 0}, "width\n.*greater than 0"),
         (CompactConfig, {"blocks": -1}, "blocks\n.*greater than 0"),
         (CompactConfig, {"kind": "paper"}, "kind\n.*'compact'"),
+        (UNetConfig, {"features": 3}, "features\n.*multiple of 2"),
+        (UNetConfig, {"width": 0}, "width\n.*greater than 0"),
+        (UNetConfig, {"changes": "first"}, "changes\n.*'raw' or 'last'"),
         (PaperConfig, {"width": 4}, "width\n.*not permitted"),
         (SharpeningConfig, {"gain": 0.0}, "gain\n.*greater than 0"),
         (SharpeningConfig, {"gain": float("nan")}, "gain\n.*finite"),

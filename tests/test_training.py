@@ -11,7 +11,7 @@ import pytest
 import torch
 from warm_kernels import rectified_run, tiny_run
 
-from torchrsm import NonFiniteError, Trainer, kernels, load
+from torchrsm import NonFiniteError, RectifyingConfig, Trainer, kernels, load
 from torchrsm.checkpoint import flatten, load_tensors, save_tensors
 from torchrsm.runs import RUN_FILE, RunConfig, TrainingConfig, load_run_config
 from torchrsm.streams import ArrayStream, BouncingBalls
@@ -276,6 +276,52 @@ def test_the_budget_is_split_between_the_phases(tmp_path, share, boundary):
             assert tuple(json.loads(line)) == parts
 
 
+def test_stack_and_rectifier_can_learn_from_the_same_frames(tmp_path):
+    seen = []
+    config = rectified_run({"share": 0.75, "stack_share": 0.5}, steps=20, log_steps=4)
+    Trainer(config, tmp_path / "run").run(seen.append)
+    phases = [(record.step, record.phase, len(record.losses)) for record in seen]
+    both = [(8, "both", 6), (10, "both", 6)]
+    last = [(12, "rectifier", 4), (16, "rectifier", 4), (20, "rectifier", 4)]
+    assert phases == [(4, "stack", 2), (5, "stack", 2), *both, *last]
+    assert seen[2].loss_names[:2] == ("loss/layer_1", "loss/layer_2")
+    assert all(loss > 0 for loss in seen[2].losses[:3])
+
+
+def test_a_rectifier_that_learns_beside_it_does_not_touch_the_stack(tmp_path):
+    """With what random numbers there are left out, the stack learns the same as alone, bit by bit."""
+    stacks = []
+    settings = {"stack_share": 0.999, "loop_share": 0.0, "adversarial_weight": 0.0}
+    for number, share in enumerate((0.01, 0.9)):
+        config = rectified_run({**settings, "share": share}, steps=20, log_steps=20)
+        layers = [layer.model_copy(update={"dropout": 0.0}) for layer in config.model.layers]
+        model = config.model.model_copy(update={"layers": tuple(layers)})
+        trainer = Trainer(config.model_copy(update={"model": model}), tmp_path / f"run-{number}")
+        before = {name: weight.clone() for name, weight in trainer.model.rectifier.state_dict().items()}
+        after = trainer.run().rectifier.state_dict()
+        assert any(not torch.equal(weight, before[name]) for name, weight in after.items()) is (share > 0.5)
+        stacks.append(trainer.model.stack.state_dict())
+    assert all(torch.equal(weight, stacks[1][name]) for name, weight in stacks[0].items())
+
+
+def test_a_stream_that_dreams_does_not_teach_the_stack(tmp_path):
+    """All streams but one dream at once; the frames that come to these change nothing in the stack."""
+    frames, stacks = torch.rand(4, 6, 12, 12), []
+    for number, late in enumerate((0.0, 1.0)):
+        frames[:3, 3:] = late
+        still = {"learning_rate": 1e-30, "loop_share": 0.75, "loop_from": 0.0, "loop_steps": 9, "motion_weight": 0.0}
+        config = rectified_run({**still, "loop_error": 1e3, "share": 0.9, "stack_share": 0.999}, steps=6)
+        trainer = Trainer(config, tmp_path / f"run-{number}", stream=ArrayStream(frames.clone(), 4))
+        stacks.append({name: w.clone() for name, w in trainer.run().stack.state_dict().items()})
+    assert all(torch.equal(weight, stacks[1][name]) for name, weight in stacks[0].items())
+
+
+@pytest.mark.parametrize("stack_share", [0.1, 0.4])
+def test_nothing_may_be_left_without_something_that_learns(stack_share):
+    with pytest.raises(ValueError, match=r"stack_share must be >= 1 - share = 0\.5, .*; got " + str(stack_share)):
+        RectifyingConfig(share=0.5, stack_share=stack_share)
+
+
 def test_a_share_of_nothing_leaves_the_rectifier_as_it_was(tmp_path):
     trainer = Trainer(rectified_run({"share": 0.0}, steps=4), tmp_path / "run")
     before = {name: weight.clone() for name, weight in trainer.model.rectifier.state_dict().items()}
@@ -365,10 +411,11 @@ class Enough(Exception):  # noqa: N818
     pass
 
 
+@pytest.mark.parametrize("shares", [{}, {"share": 0.8, "stack_share": 0.7}])
 @pytest.mark.parametrize("stop", [4, 10, 14, 19])
-def test_a_run_resumes_bit_by_bit_in_either_phase(tmp_path, stop):
-    """Stopped in the first phase, exactly between the two, and in the second, while streams dream."""
-    whole, eager = (rectified_run(steps=20, log_steps=1, checkpoint_seconds=s) for s in (30, 0))
+def test_a_run_resumes_bit_by_bit_in_either_phase(tmp_path, stop, shares):
+    """Stopped in the first phase, between the two, in the second, while streams dream, or while both learn."""
+    whole, eager = (rectified_run(shares, steps=20, log_steps=1, checkpoint_seconds=s) for s in (30, 0))
     Trainer(whole, tmp_path / "whole").run()
 
     def end(record) -> None:
@@ -379,7 +426,8 @@ def test_a_run_resumes_bit_by_bit_in_either_phase(tmp_path, stop):
         Trainer(eager, tmp_path / "stopped").run(end)
     resumed = Trainer(eager, tmp_path / "stopped", resume=True)
     assert resumed.step == stop
-    assert resumed.phase == ("stack" if stop < 10 else "rectifier")
+    phases = {4: "both", 10: "both", 14: "rectifier", 19: "rectifier"} if shares else {4: "stack"}
+    assert resumed.phase == phases.get(stop, "rectifier")
     if stop > 10:
         assert resumed.learner.state.alone.any()
         assert not any(resumed.model.rectifier.tail.weight.flatten() == 0)

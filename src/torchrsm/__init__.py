@@ -9,7 +9,7 @@ from torchrsm.learning import LearningConfig, LocalLearning, RectifierLearning, 
 from torchrsm.model import ModelConfig, Prediction, VideoPredictor
 from torchrsm.predictor import Predictor, restart, rollout
 from torchrsm.presets import PRESETS, preset
-from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig
+from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig, UNetConfig
 from torchrsm.runs import BaselineRunConfig, RunConfig, TrainingConfig
 from torchrsm.sequence_learner import SequenceLearningConfig
 from torchrsm.shipped import shipped_models
@@ -43,6 +43,7 @@ __all__ = [
     "SharpeningConfig",
     "Trainer",
     "TrainingConfig",
+    "UNetConfig",
     "VideoPredictor",
     "bouncing_ball_frames",
     "evaluate_rollouts",

@@ -27,6 +27,8 @@ class LayerConfig(Config):
         recurrent_kernel_size: side of the neighbourhood whose last cells a cell sees; 1, as published, for its own
             place.
         recurrent_decay: eps, how much of the recurrent memory is left after a step; 0 for the last cells alone.
+        input_frames: frames that the layer reads at once, the last one first, those before it as further channels. Only
+            for a layer that reads frames.
         input_decay: adds a fading trace ``max(input_decay * trace, input)`` to the input as further channels; None for
             no trace. Only for a layer that reads frames.
         input_threshold: frame and trace values below it are read as 0, which costs the fused engine nothing; a
@@ -55,6 +57,7 @@ class LayerConfig(Config):
     decoder_kernel_size: int | None = Field(default=None, gt=0)
     recurrent_kernel_size: int = Field(default=1, gt=0)
     recurrent_decay: float = Field(default=0.0, ge=0, lt=1)
+    input_frames: int = Field(default=1, gt=0)
     input_decay: float | None = Field(default=None, gt=0, lt=1)
     input_threshold: float = Field(default=0.0, ge=0, lt=1)
     normalisation: Normalisation = "sample"
@@ -89,6 +92,10 @@ class LayerConfig(Config):
         """Cells of a location."""
         return self.groups * self.cells_per_group
 
+    def channels_in(self, channels: int) -> int:
+        """Return the channels that the layer reads of an input of so many: its frames, and their trace behind them."""
+        return channels * (self.input_frames + (self.input_decay is not None))
+
     @property
     def depends_on_size(self) -> bool:
         """Whether the weights fit one frame size only."""
@@ -99,7 +106,8 @@ class LayerState(NamedTuple):
     """What a layer remembers; detached, so a step's gradient ends with the step.
 
     Attributes:
-        input: the last input ``[b, h, w, c]`` (with its trace behind it), or the last cells of the layer below.
+        input: the last inputs ``[b, h, w, c']``, the last first, their trace behind them; or the last cells of the
+            layer below.
         cells: the layer's own last cells, ``[b, h, w, k]``.
         trace: recurrent memory ``[b, h, w, n]``, or None where ``recurrent_decay`` is 0.
         inhibition: ``[b, h, w, n]`` in 0..1, or None where the last winners say it all.
@@ -160,8 +168,7 @@ class RSMLayer(nn.Module):
         self.input_pool = input_pool
         self.input_grid = input_grid if config.depends_on_size else None
         self.engine: EngineName = engine
-        channels_in = channels * (1 if config.input_decay is None else 2)
-        fan_in = config.kernel_size**2 * channels_in
+        fan_in = config.kernel_size**2 * config.channels_in(channels)
         self.feedforward = _normal(fan_in, config.groups, fan_in**-0.5)
         self.recurrent = _normal(
             config.recurrent_kernel_size**2 * config.cells, config.cells, config.recurrent_deviation
@@ -189,8 +196,8 @@ class RSMLayer(nn.Module):
         grid = self._step(self._grid_of(input)).grid
         dense = (batch, *grid, config.cells)
         device = self.bias.device
-        if config.input_decay is not None and isinstance(input, Tensor):
-            input = torch.cat((input, input), 3)
+        if isinstance(input, Tensor):
+            input = input.repeat(1, 1, 1, config.channels_in(1))
         return LayerState(
             input=input,
             cells=F.empty_cells(batch, grid, config.active_groups, device),
@@ -240,9 +247,12 @@ class RSMLayer(nn.Module):
         config = self.config
         y = prediction.cells
         if isinstance(input, Tensor) and isinstance(state.input, Tensor):
+            kept = (config.input_frames - 1) * self.channels
+            before, trace_before = state.input[..., :kept], state.input[..., kept + self.channels :]
+            parts = [input, before] if kept else [input]
             if config.input_decay is not None:
-                fading = F.update_trace(state.input[..., self.channels :], input, config.input_decay)
-                input = torch.cat((input, fading), 3)
+                parts.append(F.update_trace(trace_before, input, config.input_decay))
+            input = torch.cat(parts, 3) if len(parts) > 1 else input
             if config.input_threshold > 0:
                 input = nn.functional.threshold(input, config.input_threshold, 0.0)
         trace, inhibition = state.trace, state.inhibition

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from torchrsm.config import Config
@@ -92,7 +92,9 @@ class RectifyingConfig(ScheduleConfig):
     """How the rectifier learns, when the stack has.
 
     Attributes:
-        share: of the run's budget that goes to the rectifier; the stack has the rest, before it.
+        share: of the run's budget in which the rectifier learns, the last of it.
+        stack_share: of the budget in which the stack learns, the first of it; None, as published, until the rectifier
+            begins. Where the two overlap both learn from each frame, each from its own error.
         learning_rate: of the generator, Adam.
         matrix_learning_rate: of the matrices in the generator's blocks, Muon (Adam steps made orthogonal), which takes
             about two thirds of Adam's steps; None for Adam there, too.
@@ -112,6 +114,7 @@ class RectifyingConfig(ScheduleConfig):
     """
 
     share: float = Field(default=0.5, ge=0, lt=1)
+    stack_share: float | None = Field(default=None, gt=0, lt=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     matrix_learning_rate: float | None = Field(default=None, gt=0)
     adversarial_weight: float = Field(default=2e-4, ge=0)
@@ -124,6 +127,15 @@ class RectifyingConfig(ScheduleConfig):
     loop_error: float = Field(default=2.0, gt=0)
     loop_steps: int = Field(default=1, gt=0)
     motion_weight: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _leaves_no_gap(self) -> Self:
+        if self.stack_share is not None and self.stack_share < 1 - self.share:
+            raise ValueError(
+                f"stack_share must be >= 1 - share = {1 - self.share:g}, or nothing would learn between; "
+                f"got {self.stack_share:g}"
+            )
+        return self
 
 
 class Rectified(NamedTuple):

@@ -50,8 +50,8 @@ class ModelConfig(Config):
         if self.height is None and any(layer.depends_on_size for layer in self.layers):
             raise ValueError("height and width must be given: a layer has output_bias 'element' or a connected decoder")
         for level, layer in enumerate(self.layers[1:], 2):
-            for name in ("input_decay", "input_threshold"):
-                if getattr(layer, name):
+            for name in ("input_frames", "input_decay", "input_threshold"):
+                if getattr(layer, name) != LayerConfig.model_fields[name].default:
                     raise ValueError(
                         f"{name} is for the first layer, which reads frames; layer {level} has {getattr(layer, name)}"
                     )
@@ -69,11 +69,14 @@ class Prediction(NamedTuple):
         frame: ``[b, c, h, w]`` in 0..1, what is shown and fed back; rectified if the model has a rectifier.
         raw: ``[b, c, h, w]``, what the stack predicts: the average of all futures.
         layers: what each layer predicts; it carries the graphs for `VideoPredictor.losses`.
+        seen: ``[b, c', h', w']``, what the stack read before it predicted: the last frame with its border and, behind
+            it, its trace.
     """
 
     frame: Tensor
     raw: Tensor
     layers: tuple[LayerPrediction, ...]
+    seen: Tensor
 
 
 class VideoPredictor(nn.Module):
@@ -104,6 +107,7 @@ class VideoPredictor(nn.Module):
                 config.rectifier,
                 config.channels,
                 [layer.cells for layer in config.layers],
+                config.layers[0].channels_in(config.channels),
                 config.pad,
                 config.pad_value,
             )
@@ -135,7 +139,9 @@ class VideoPredictor(nn.Module):
         decoded = self.stack.layers[0].decode(layers[0]).detach()
         p, (h, w) = self.config.pad, layers[0].input_grid
         raw = decoded[:, p : h - p, p : w - p].permute(0, 3, 1, 2)
-        return Prediction(raw, raw, layers)
+        seen = state[0].input
+        assert isinstance(seen, Tensor)
+        return Prediction(raw, raw, layers, seen.permute(0, 3, 1, 2))
 
     def rectify(self, prediction: Prediction) -> Tensor:
         """Return the rectified frame ``[b, c, h, w]`` of a prediction, with the graph of the rectifier alone.
@@ -144,7 +150,8 @@ class VideoPredictor(nn.Module):
         """
         if self.rectifier is None:
             return prediction.raw
-        return self.rectifier(prediction.raw, [layer.cells for layer in prediction.layers])  # type: ignore[no-any-return]
+        cells = [layer.cells for layer in prediction.layers]
+        return self.rectifier(prediction.raw, cells, prediction.seen)  # type: ignore[no-any-return]
 
     def rollout(self, state: tuple[LayerState, ...], steps: int) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Imagine what comes next: predict, and take each prediction for the frame that came.

@@ -18,7 +18,7 @@ from torchrsm.model import ModelConfig, Prediction, VideoPredictor
 from torchrsm.predictor import restart
 from torchrsm.streams import StreamBatch
 
-Phase = Literal["stack", "rectifier"]
+Phase = Literal["stack", "both", "rectifier"]
 LayerStates = tuple[LayerState, ...]
 
 
@@ -63,7 +63,10 @@ class OnlineLearner:
         self._rectifying = (
             None if rectifying is None else RectifierLearning(self.model, rectifying, math.prod(shape[1:]))
         )
-        self._stack_share = 1.0 if rectifying is None else 1.0 - rectifying.share if stack_learns else 0.0
+        self._rectifier_from = 1.0 if rectifying is None else 1.0 - rectifying.share if stack_learns else 0.0
+        self._stack_until = self._rectifier_from
+        if rectifying is not None and stack_learns and rectifying.stack_share is not None:
+            self._stack_until = rectifying.stack_share
 
     def take_stack(self, given: VideoPredictor) -> None:
         """Start from the stack of another model.
@@ -94,23 +97,24 @@ class OnlineLearner:
         return [*self._learning.optimisers, *rectifying]
 
     def phase(self, progress: float) -> Phase:
-        """Return what learns: the stack, and for the last share of the run the rectifier."""
-        return "rectifier" if progress >= self._stack_share else "stack"
+        """Return what learns: the stack first, the rectifier last, both where their shares of the run overlap."""
+        if progress >= self._stack_until:
+            return "rectifier" if self._rectifier_from < 1 else "stack"
+        return "both" if progress >= self._rectifier_from else "stack"
 
     def loss_names(self, phase: str) -> Sequence[str]:
-        """Return the layers, whose loss is the mean squared error, or the rectifier's terms."""
-        if phase == "rectifier":
-            return [f"rectifier/{name}" for name in RECTIFIER_LOSSES]
-        return [f"loss/layer_{number}" for number in range(1, len(self.model.stack.layers) + 1)]
+        """Return the layers, whose loss is the mean squared error, or the rectifier's terms, or all of these."""
+        layers = [f"loss/layer_{number}" for number in range(1, len(self.model.stack.layers) + 1)]
+        terms = [f"rectifier/{name}" for name in RECTIFIER_LOSSES]
+        return {"stack": layers, "rectifier": terms, "both": [*layers, *terms]}[phase]
 
     def begin(self, phase: str, threads: int) -> None:
         """Give the cores to what does most of the work in a phase, and freeze the stack where it does not learn."""
         if phase == "stack":
             kernels.set_threads(threads)
-            self.model.train()
         else:
             kernels.set_threads(1, torch_threads=threads)
-            self.model.eval()
+        self.model.train(phase != "rectifier")
 
     def warm_up(self) -> None:
         """Compile the kernels, so that no budget in minutes pays for it."""
@@ -126,35 +130,39 @@ class OnlineLearner:
         frames, starts, _ = next_batch()
         layers = restart(self.state.layers, self._fresh, starts)
         awake = self.state.alone == 0  # a dream is not scored against the frames that came
-        if self.phase(progress) == "stack":
-            taught = self._teach_stack(layers, frames, ~starts, progress)
+        learn, phase = ~starts, self.phase(progress)
+        losses: tuple[float, ...] = ()
+        if phase == "rectifier":
+            with torch.no_grad():
+                prediction = self.model.predict_raw(layers)
         else:
-            taught = self._teach_rectifier(layers, frames, ~starts, progress)
-        predicted, heard, prediction, losses = taught
+            prediction = self.model.predict_raw(layers)
+            losses = self._teach_stack(prediction, frames, learn & awake, progress)  # nor is it learned from
+        predicted = prediction.raw
+        heard = frames
+        if phase != "stack":
+            predicted, heard, terms = self._teach_rectifier(prediction, layers, frames, learn, progress)
+            losses += terms
         self.state = self.state._replace(layers=self.model.observe(heard, prediction, layers))
-        error = frame_squared_error(predicted, frames)[~starts & awake]
+        error = frame_squared_error(predicted, frames)[learn & awake]
         return Taught(error.numel(), float(error.mean()) if error.numel() else 0.0, losses)
 
-    def _teach_stack(
-        self, layers: LayerStates, frames: Tensor, learn: Tensor, progress: float
-    ) -> tuple[Tensor, Tensor, Prediction, tuple[float, ...]]:
-        prediction = self.model.predict_raw(layers)
+    def _teach_stack(self, prediction: Prediction, frames: Tensor, learn: Tensor, progress: float) -> tuple[float, ...]:
         losses = self.model.losses(prediction, frames, learn)
         values = [float(loss.detach()) for loss in losses]
         for number, value in enumerate(values, 1):
             require_finite(f"the loss of layer {number}", value)
-        self._learning.step(losses, prediction, progress / self._stack_share)
+        self._learning.step(losses, prediction, progress / self._stack_until)
         require_finite_weights(self.model.stack)
-        return prediction.raw, frames, prediction, tuple(values)
+        return tuple(values)
 
     def _teach_rectifier(
-        self, layers: LayerStates, frames: Tensor, learn: Tensor, progress: float
-    ) -> tuple[Tensor, Tensor, Prediction, tuple[float, ...]]:
+        self, prediction: Prediction, layers: LayerStates, frames: Tensor, learn: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+        """Return the rectified frames, what the stack hears, and the losses."""
         assert self._rectifying is not None
         assert self.model.rectifier is not None
-        with torch.no_grad():
-            prediction = self.model.predict_raw(layers)
-        done = (progress - self._stack_share) / (1 - self._stack_share)
+        done = (progress - self._rectifier_from) / (1 - self._rectifier_from)
         last = self.model.last_frame(layers)
         rectified = self._rectifying.step(prediction, frames, learn, done, last, self.state.alone)
         values = [float(loss) for loss in rectified.losses]
@@ -164,4 +172,4 @@ class OnlineLearner:
         require_finite_weights(self._rectifying.discriminator)
         heard, alone = self._rectifying.heard(frames, rectified.frame, learn, done, self.state.alone)
         self.state = self.state._replace(alone=alone)
-        return rectified.frame, heard, prediction, tuple(values)
+        return rectified.frame, heard, tuple(values)

@@ -23,7 +23,7 @@ from torchrsm.baselines import (
 from torchrsm.layer import LayerConfig
 from torchrsm.learning import LearningConfig, RectifyingConfig
 from torchrsm.model import ModelConfig
-from torchrsm.rectifier import CompactConfig, PaperConfig
+from torchrsm.rectifier import CompactConfig, PaperConfig, UNetConfig
 from torchrsm.runs import AnyRunConfig, BaselineRunConfig, RunConfig, TrainingConfig
 from torchrsm.sequence_learner import SequenceLearningConfig
 
@@ -75,7 +75,7 @@ def balls() -> RunConfig:
         active_groups=10,
         kernel_size=7,
         recurrent_kernel_size=3,
-        input_decay=0.7,
+        input_frames=4,
         input_threshold=1 / 256,
         normalisation="location",
         inhibition_decay=None,
@@ -98,19 +98,36 @@ def balls() -> RunConfig:
     )
     return RunConfig(
         name="balls",
-        model=ModelConfig(layers=(below, above), pad=2, fresh_feedback=True, rectifier=CompactConfig()),
+        model=ModelConfig(layers=(below, above), pad=2, fresh_feedback=True, rectifier=UNetConfig()),
         learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
         rectifying=RectifyingConfig(
+            share=0.97,
+            stack_share=0.2,
             learning_rate=2e-3,
             matrix_learning_rate=5e-3,
             schedule="cosine",
-            gradient_norm=0.02,
             loop_share=0.25,
             loop_steps=60,
             loop_error=2.0,
             motion_weight=0.004,
         ),
-        training=TrainingConfig(minutes=36, batch_size=16),
+        training=TrainingConfig(minutes=15, batch_size=16),
+    )
+
+
+def balls_compact() -> RunConfig:
+    """Return the same stack with a trace for the last frames, then a rectifier that sees its prediction alone."""
+    run = balls()
+    below, above = run.model.layers
+    below = below.model_copy(update={"input_frames": 1, "input_decay": 0.7})
+    model = {"layers": (below, above), "rectifier": CompactConfig()}
+    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
+    return run.model_copy(
+        update={
+            "name": "balls_compact",
+            "model": run.model.model_copy(update=model),
+            "rectifying": run.rectifying and run.rectifying.model_copy(update=rectifying),
+        }
     )
 
 
@@ -230,7 +247,7 @@ def convlstm_wide() -> BaselineRunConfig:
 
 def predrnn() -> BaselineRunConfig:
     """Return a PredRNN for two cores, tuned on validation sequences."""
-    return _baseline("predrnn", PredRNNConfig(), batch_size=4, window=8, **_TUNED)
+    return _baseline("predrnn", PredRNNConfig(), batch_size=4, window=8, **{**_TUNED, "learning_rates": (6e-3,)})
 
 
 def simvp() -> BaselineRunConfig:
@@ -261,7 +278,17 @@ def _baseline(
 PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
     **{
         preset.__name__: preset
-        for preset in (balls, balls_1l, paper_rectifier, paper, paper_1l, paper_fast, paper_fast_1l, tiny)
+        for preset in (
+            balls,
+            balls_1l,
+            balls_compact,
+            paper_rectifier,
+            paper,
+            paper_1l,
+            paper_fast,
+            paper_fast_1l,
+            tiny,
+        )
     },
     **{
         preset.__name__.replace("_", "-"): preset

@@ -1,12 +1,14 @@
-"""Films of dreams: composed frame by frame, written as MP4 or GIF."""
+"""Films of dreams and of predictions: composed frame by frame, written as MP4 or GIF."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections import deque
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -22,6 +24,8 @@ GIF_RATES = (1, 50)  # frames per second
 _PRIMING = (70, 140, 255)
 _DREAMING = (255, 95, 160)
 _MARGIN, _GAP, _BAR, _LABEL = 14, 8, 34, 20
+_CURVE_HEIGHT, _CURVE_FRAMES = 96, 300
+_CURVE_COLOURS = ((255, 95, 95), (255, 190, 70), (110, 220, 140))
 
 
 def dream_frames(truth: Tensor, shown: Tensor, prime: int, *, frame_pixels: int = 240) -> NDArray[np.uint8]:
@@ -93,6 +97,123 @@ def _title(draw: ImageDraw.ImageDraw, step: int, prime: int, steps: int, right: 
             draw.rectangle((left + length * begin / steps, y, left + length * end / steps, y + 3), fill=colour)
 
 
+class Comparison:
+    """Composes the pictures of a film: truth, prediction and overlay side by side, above the error as it runs along.
+
+    One picture after another, in constant memory: the curve shows the last 300 frames.
+
+    Args:
+        size: height and width of a frame.
+        names: of the predictors, one row each.
+        copy_last: also draw the error of repeating the frame before, which `picture` then needs.
+        frame_pixels: about how large a frame's longer side is drawn, >= 16; each pixel is a square of whole size.
+        title: one line above all.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        names: Sequence[str],
+        *,
+        copy_last: bool = False,
+        frame_pixels: int = 240,
+        title: str = "",
+    ) -> None:
+        if frame_pixels < 16:
+            raise ValueError(f"frame_pixels must be >= 16, received {frame_pixels}")
+        if min(size) < 1 or not names:
+            raise ValueError(f"size must be positive and names must hold one or more, received {size} and {names}")
+        self._size, self._names, self._title = size, tuple(names), title
+        self._curves = (*names, "frame before") if copy_last else tuple(names)
+        scale = max(1, round(frame_pixels / max(size)))
+        self._height, self._width = scale * size[0], scale * size[1]
+        self._font = ImageFont.load_default(size=13)
+        self._column = max(self._width, 84) + _GAP
+        self._top = _MARGIN + (_BAR if title else 0) + _LABEL
+        self._curve_top = self._top + len(names) * (self._height + _GAP + _LABEL * (len(names) > 1))
+        width, height = 2 * _MARGIN + 3 * self._column - _GAP, self._curve_top + _LABEL + _CURVE_HEIGHT + _MARGIN
+        self._picture_size = (width + width % 2, height + height % 2)
+        self._errors: deque[tuple[float | None, ...]] = deque(maxlen=_CURVE_FRAMES)
+        self._dreamt: deque[bool] = deque(maxlen=_CURVE_FRAMES)
+
+    def picture(
+        self,
+        truth: Tensor,
+        predictions: Sequence[Tensor],
+        errors: Sequence[float | None],
+        *,
+        dreamt: bool = False,
+    ) -> NDArray[np.uint8]:
+        """Return the next picture, ``[height, width, 3]`` RGB, height and width even.
+
+        Args:
+            truth: ``[c, h, w]`` in 0..1.
+            predictions: the same shape, one for each name.
+            errors: one for each curve, None where there is none.
+            dreamt: whether the predictors heard their own frames.
+        """
+        if len(predictions) != len(self._names) or len(errors) != len(self._curves):
+            raise ValueError(
+                f"a picture needs {len(self._names)} predictions and {len(self._curves)} errors, "
+                f"received {len(predictions)} and {len(errors)}"
+            )
+        self._errors.append(tuple(errors))
+        self._dreamt.append(dreamt)
+        image = Image.new("RGB", self._picture_size, BACKGROUND)
+        draw = ImageDraw.Draw(image)
+        if self._title:
+            draw.text((_MARGIN, _MARGIN - 4), self._title, TEXT, ImageFont.load_default(size=16))
+        headings = ("truth", "dream" if dreamt else "prediction", "prediction red, truth blue")
+        for column, heading in enumerate(headings):
+            x, colour = _MARGIN + column * self._column, _DREAMING if dreamt and column == 1 else FAINT
+            draw.text((x, self._top - _LABEL), heading, colour, self._font)
+        for row, prediction in enumerate(predictions):
+            y = self._top + row * (self._height + _GAP + _LABEL * (len(self._names) > 1))
+            for column, shown in enumerate((pictures(truth), pictures(prediction), overlay(prediction, truth))):
+                large = Image.fromarray(shown).resize((self._width, self._height), Image.Resampling.NEAREST)
+                image.paste(large, (_MARGIN + column * self._column, y))
+            if len(self._names) > 1:
+                draw.text((_MARGIN, y + self._height + 2), self._names[row], TEXT, self._font)
+        self._draw_curves(draw)
+        return np.asarray(image)
+
+    def _draw_curves(self, draw: ImageDraw.ImageDraw) -> None:
+        left, right = _MARGIN, self._picture_size[0] - _MARGIN
+        top, bottom = self._curve_top + _LABEL, self._curve_top + _LABEL + _CURVE_HEIGHT
+        positive = [error for errors in self._errors for error in errors if error is not None and error > 0]
+        x = left
+        draw.text((x, self._curve_top), "error a frame, log", FAINT, self._font)
+        x += round(self._font.getlength("error a frame, log")) + 16
+        for number, name in enumerate(self._curves):
+            last = self._errors[-1][number]
+            text = name if last is None else f"{name} {last:.3g}"
+            draw.text((x, self._curve_top), text, _CURVE_COLOURS[number % len(_CURVE_COLOURS)], self._font)
+            x += round(self._font.getlength(f"{name} 0.0000")) + 16
+        draw.line((left, bottom, right, bottom), fill=FAINT)
+        if not positive:
+            return
+        low, high = math.log(min(positive)), math.log(max(positive))
+        span = max(high - low, 1e-6)
+        step = (right - left) / max(1, _CURVE_FRAMES - 1)
+        for at, dreamt in enumerate(self._dreamt):
+            if dreamt and (at == 0 or not self._dreamt[at - 1]):
+                draw.line((left + at * step, top, left + at * step, bottom), fill=_DREAMING)
+        for number in range(len(self._curves)):
+            before: tuple[float, float] | None = None
+            for at, errors in enumerate(self._errors):
+                error = errors[number]
+                if error is None or error <= 0:
+                    before = None
+                    continue
+                point = (left + at * step, bottom - (bottom - top) * (math.log(error) - low) / span)
+                colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
+                draw.line((*(before or point), *point), fill=colour, width=2)
+                before = point
+
+
 def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: float = 20.0) -> None:
     """Write pictures as a film, by the suffix ``.mp4`` (H.264) or ``.gif`` (repeats for ever).
 
@@ -120,24 +241,47 @@ def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: f
         raise ValueError(f"frames_per_second of a GIF must be in {slowest}..{fastest}, received {frames_per_second}")
     if path.suffix.lower() == ".mp4" and min(frames.shape[1:3]) < 2:
         raise ValueError(f"frames of an MP4 must be 2 x 2 or larger, received {frames.shape[1]} x {frames.shape[2]}")
-    write = _mp4 if path.suffix.lower() == ".mp4" else _gif
-    write_atomically(path, write(frames, frames_per_second))
+    content = (
+        encode_mp4(frames, frames_per_second) if path.suffix.lower() == ".mp4" else _gif(frames, frames_per_second)
+    )
+    write_atomically(path, content)
 
 
-def _mp4(frames: NDArray[np.uint8], frames_per_second: float) -> bytes:
+def encode_mp4(pictures: Iterable[NDArray[np.uint8]], frames_per_second: float) -> bytes:
+    """Return pictures ``[height, width, 3]`` as an MP4 (H.264); they are taken one by one.
+
+    Raises:
+        ValueError: there is none.
+    """
     content = io.BytesIO()
+    write_mp4(pictures, content, frames_per_second)
+    return content.getvalue()
+
+
+def write_mp4(pictures: Iterable[NDArray[np.uint8]], file: BinaryIO, frames_per_second: float) -> int:
+    """Write pictures ``[height, width, 3]`` as an MP4 (H.264), in constant memory, and return how many there were.
+
+    Raises:
+        ValueError: there is none.
+    """
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    height, width = (size - size % 2 for size in frames.shape[1:3])  # two by two pixels share their colour
-    with av.open(content, "w", format="mp4") as container:
+    count = 0
+    with av.open(file, "w", format="mp4") as container:
         stream = cast(
             av.VideoStream, container.add_stream(codec, rate=Fraction(frames_per_second).limit_denominator(1000))
         )
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": "16"} if codec == "libx264" else {"qscale": "3"}
-        for picture in frames[:, :height, :width]:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        for picture in pictures:
+            height, width = (size - size % 2 for size in picture.shape[:2])  # two by two pixels share their colour
+            if not count:
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.options = {"crf": "16"} if codec == "libx264" else {"qscale": "3"}
+            even = np.ascontiguousarray(picture[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+            count += 1
+        if not count:
+            raise ValueError("a film must have one picture or more, received none")
         container.mux(stream.encode(None))
-    return content.getvalue()
+    return count
 
 
 def _gif(frames: NDArray[np.uint8], frames_per_second: float) -> bytes:

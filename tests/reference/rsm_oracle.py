@@ -112,9 +112,10 @@ def max_pool(y: Floats, pool: int) -> Floats:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a layer knows of the past: input and its trace, cells, recurrent trace, inhibition."""
+    """What a layer knows of the past: inputs, the last first, and their trace, cells, recurrent trace, inhibition."""
 
     x: Floats
+    earlier: tuple[Floats, ...]
     x_trace: Floats
     y: Floats
     s: Floats
@@ -140,7 +141,7 @@ def fresh(settings: Any, grid: Grid, channels: int) -> Memory:
     x = np.zeros((*grid, channels))
     cells = settings.groups * settings.cells_per_group
     y = np.zeros((locations(grid[0], settings.stride), locations(grid[1], settings.stride), cells))
-    return Memory(x, x, y, y, y)
+    return Memory(x, (x,) * (settings.input_frames - 1), x, y, y, y)
 
 
 def normalise(s: Floats, over: str) -> Floats:
@@ -155,7 +156,8 @@ def normalise(s: Floats, over: str) -> Floats:
 
 def drive(settings: Any, weights: Mapping[str, Floats], memory: Memory, above: Floats | None) -> Floats:
     """Line 4."""
-    x = memory.x if settings.input_decay is None else np.concatenate((memory.x, memory.x_trace), 2)
+    trace = () if settings.input_decay is None else (memory.x_trace,)
+    x = np.concatenate((memory.x, *memory.earlier, *trace), 2)
     if settings.input_threshold > 0:
         x = np.where(x < settings.input_threshold, 0, x)
     feedforward = encode(x, weights["feedforward"], settings.kernel_size, settings.stride)
@@ -239,7 +241,7 @@ def loss(settings: Any, x_hat: Floats, x: Floats) -> float:
 
 
 def observe(settings: Any, memory: Memory, predicted: Predicted, x: Floats) -> Memory:
-    """Lines 1 and 8, and the trace of the input."""
+    """Lines 1 and 8, the last inputs and their trace."""
     won = np.zeros_like(memory.phi)
     for p in range(won.shape[0]):
         for q in range(won.shape[1]):
@@ -247,6 +249,7 @@ def observe(settings: Any, memory: Memory, predicted: Predicted, x: Floats) -> M
     eps, gamma = settings.recurrent_decay, settings.inhibition_decay
     return Memory(
         x=x,
+        earlier=(memory.x, *memory.earlier)[: settings.input_frames - 1],
         x_trace=np.maximum((settings.input_decay or 0) * memory.x_trace, x),
         y=predicted.y,
         s=predicted.y if eps == 0 else np.maximum(eps * memory.s, predicted.y),
