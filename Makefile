@@ -12,7 +12,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo train test clean
+.PHONY: help install demo train serve test browser clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,18 @@ train: $(STAMP) ## make the shipped model again from nothing in runs/balls, in M
 	$(BIN)/torchrsm train balls --out $(TRAINED) --minutes $(MINUTES) --threads 1 --seed 0 $(RESUME)
 	$(BIN)/torchrsm evaluate $(TRAINED) --rollout-steps 150 --json $(TRAINED)/scores.json
 
-test: $(STAMP) ## check style and types, run the tests with their coverage
+serve: $(STAMP) ## a page to watch and play with models, at http://127.0.0.1:8000
+	$(BIN)/torchrsm serve
+
+# The page is tested in Debian's Chromium; where that cannot be had, those tests are skipped and say so.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+		echo "installing chromium, to test the page in"; \
+		APT="apt-get -q -o Dpkg::Use-Pty=0"; [ "$$(id -u)" = 0 ] || APT="sudo -n $$APT"; \
+		$$APT update >/dev/null && DEBIAN_FRONTEND=noninteractive $$APT install -y --no-install-recommends chromium >/dev/null; \
+	} || echo "no chromium: the tests of the page in a browser will be skipped" >&2
+
+test: $(STAMP) browser ## check style and types, run the tests with their coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -20,14 +20,15 @@ ORDER = (
     ("config", "checkpoint", "functional", "predictor", "metrics", "shipped", "streams"),
     ("kernels", "physics", "model_folder", "learner"),
     ("layer", "rectifier", "evaluation", "media", "baselines"),
-    ("stack", "video"),
+    ("stack", "video", "sources"),
     ("model",),
     ("learning", "systems"),
     ("online_learner", "sequence_learner"),
     ("runs",),
     ("training",),
     ("presets", "progress"),
-    ("bench",),
+    ("bench", "watching"),
+    ("web",),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

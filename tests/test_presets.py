@@ -105,7 +105,7 @@ def test_paper_is_what_was_published():
     assert {name: run["model"][name] for name in frame} == frame
     learning = {"learning_rates": (5e-4,), "schedule": "constant", "betas": (0.9, 0.999), "epsilon": 1e-8}
     assert {name: run["learning"][name] for name in learning} == learning
-    assert run["stream"] == {"balls": 3, "radius": 1.2, "resolution": 30, "sequence_length": 100}
+    assert run["stream"] == {"kind": "balls", "balls": 3, "radius": 1.2, "resolution": 30, "sequence_length": 100}
     assert (run["training"]["steps"], run["training"]["batch_size"]) == (200_000 + 50_000, 256)
     assert run["model"]["rectifier"] == {"kind": "paper"}
     assert run["rectifying"] == {

@@ -2,12 +2,15 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from torchrsm import cli, kernels
+from torchrsm.video import write_mp4
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -32,15 +35,25 @@ def in_a_folder(tmp_path, monkeypatch):
 
 
 def test_the_python_example_runs(in_a_folder, capsys):
-    (example,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     names = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(EXAMPLES[0], "README.md", "exec"), names)
     *table, lifetime = capsys.readouterr().out.splitlines()
     (error,) = re.findall(r"squared error, all_predictable +2\.\.100 +(\d+\.\d+) ± \d+\.\d+\n", "\n".join(table))
     assert float(error) < 1
     assert float(lifetime) > 20
     assert names["prediction"].frame.shape == (4, 1, 30, 30)
     assert names["dream"].shape == (4, 150, 1, 30, 30)
+
+
+def test_the_python_example_with_a_film_runs(in_a_folder, capsys):
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    with open("clip.mp4", "wb") as file:
+        write_mp4((np.roll(picture, 2 * step, axis=1) for step in range(60)), file, 20)
+    exec(compile(EXAMPLES[1], "README.md", "exec"), {})
+    scores, *surprises = capsys.readouterr().out.splitlines()
+    assert "all_predictable" in scores
+    assert len(surprises) == 60
+    assert all(float(surprise) >= 0 for surprise in surprises)
 
 
 def test_the_console_example_covers_every_command():
@@ -60,8 +73,12 @@ def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
     def work(*arguments, **settings):
         raise Understood
 
-    for name in ("Trainer", "Bench", "load", "find_model", "PRESETS"):
-        monkeypatch.setattr(cli, name, type("Work", (), {"__init__": work, "items": work}))
+    for name in ("Trainer", "Bench", "load", "find_model", "PRESETS", "VideoReader", "torchrsm.web.library.Library"):
+        place = (name,) if "." in name else (cli, name)
+        monkeypatch.setattr(*place, type("Work", (), {"__init__": work, "items": work}))
+    monkeypatch.setattr(
+        cli, "frame_shape", lambda stream: (stream.channels, 48, 64) if stream.kind == "video" else (1, 32, 32)
+    )
     for folder in ("runs/demo", "runs/balls", "benchmarks/results", "docs"):
         (in_a_folder / folder).mkdir(parents=True)
     with pytest.raises(Understood):
@@ -85,7 +102,7 @@ def test_the_reading_order_names_every_file_once():
     listed = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)]
     files = {str(file.relative_to(source)) for file in source.rglob("*.py")}
     # What only gathers names is not listed.
-    gathers = {"__init__.py", "streams/__init__.py", "baselines/__init__.py"}
+    gathers = {"__init__.py", "streams/__init__.py", "baselines/__init__.py", "web/__init__.py"}
     assert sorted(listed) == sorted(files - gathers)
 
 

@@ -40,6 +40,7 @@ from torchrsm.physics import WindowPhysics
 from torchrsm.predictor import Predictor
 from torchrsm.presets import PRESETS, preset
 from torchrsm.runs import RUN_FILE, AnyRunConfig, BaselineRunConfig, RunConfig
+from torchrsm.sources import BouncingBallsConfig
 from torchrsm.systems import load
 from torchrsm.training import Record, Trainer, learning_curve, training_summary
 
@@ -120,7 +121,8 @@ class BenchConfig(Config):
         for name in systems:
             if name not in PRESETS:
                 raise ValueError(f"systems must be 'all' or among {', '.join(PRESETS)}; got {name!r}")
-            size = preset(name).stream.resolution
+            stream = preset(name).stream
+            size = stream.resolution if isinstance(stream, BouncingBallsConfig) else 0
             if size != 30:
                 raise ValueError(f"systems must read frames of 30 x 30; {name!r} reads {size} x {size}")
         return tuple(dict.fromkeys(systems))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
@@ -32,7 +35,6 @@ from torchrsm.evaluation import (
     Evaluator,
     RolloutScores,
     Split,
-    bouncing_ball_frames,
     evaluate_rollouts,
     imagine,
     judge_dreams,
@@ -40,19 +42,35 @@ from torchrsm.evaluation import (
     simulator_tracked_error,
 )
 from torchrsm.media import physics_panels, plot_by_step, save_image, strip, two_row_picture
-from torchrsm.metrics import SIMILARITY_WINDOW
+from torchrsm.metrics import SIMILARITY_WINDOW, frame_squared_error
 from torchrsm.model import VideoPredictor
 from torchrsm.model_folder import model_kind
 from torchrsm.physics import check_world
 from torchrsm.predictor import Predictor
-from torchrsm.presets import PRESETS, preset
+from torchrsm.presets import PRESETS, adapted, preset, sized
 from torchrsm.progress import reporting
 from torchrsm.runs import RUN_FILE, AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.shipped import find_model, shipped_models
-from torchrsm.streams import bouncing_ball_sequences, load_frames
+from torchrsm.sources import (
+    AnyStreamConfig,
+    BouncingBallsConfig,
+    MovingMNISTConfig,
+    VideoConfig,
+    frame_shape,
+    held_out_frames,
+)
+from torchrsm.streams import (
+    ImageFolderReader,
+    VideoReader,
+    Webcam,
+    bouncing_ball_sequences,
+    load_clips,
+    load_frames,
+)
 from torchrsm.systems import load
 from torchrsm.training import Trainer, training_summary
-from torchrsm.video import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
+from torchrsm.video import FILM_SUFFIXES, GIF_RATES, Comparison, dream_frames, save_video, write_film
+from torchrsm.watching import Watcher
 
 _T = TypeVar("_T")
 
@@ -63,10 +81,21 @@ USAGE = """\
 usage: torchrsm COMMAND ...
 
   train PRESET --out DIR [--minutes M | --steps N] [--seed S] [--resume] [settings]
-                         train a model; DIR is then a model folder
+                         train a model on bouncing balls; DIR is then a model folder
+  train video FILE|FOLDER --out DIR [--system PRESET] [settings]
+                         train one on your own video; the end of it is held out
+  train digits --out DIR [--system PRESET] [settings]
+                         train one on moving digits
+  predict MODEL FILE --out FILM.mp4 [--frames N] [--json FILE]
+                         predict each frame of a video from those before it: truth, prediction, overlay, error
+  watch FILE|0 [--threshold 4] [--frames N]
+                         learn from a video or a camera while it plays; a line of JSON for each frame
+  serve [MODEL ...] [--host 127.0.0.1] [--port 8000]
+                         a page to watch, play with and train models (extra: web)
   evaluate MODEL [--frames FILE] [--json FILE] [--strip PNG] [--rollout-steps N] [--plot PNG]
-                         score next-frame predictions and dreams on the test sequences, or on the frames of a file
-  dream MODEL --out FILE [--prime 50] [--steps 150] [--sequences N] [--frames FILE] [--seed S] [--json FILE]
+                         score next-frame predictions and dreams on frames that were never learned from: the test
+                         sequences, the end of the run's own video, or a file
+  dream MODEL --out FILE [--prime 50] [--steps 150] [--sequences N] [--prime-from VIDEO | --frames FILE | --seed S]
                          let a model imagine what comes next, as .mp4, .gif, .png or .npz
   bench balls --minutes M --out DIR [--systems all|NAME,NAME] [--seeds N] [--memory-from-length 10,50,200]
                          train systems for the same time and score them alike; one table
@@ -92,13 +121,13 @@ class _TrainCommand(Config):
 
 
 class TrainCommand(_TrainCommand):
-    """Train RSM on bouncing balls that are made on the way, and save it with its record."""
+    """Train RSM on a stream of frames, and save it with its record."""
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
 class TrainBaselineCommand(_TrainCommand):
-    """Train a baseline on bouncing balls that are made on the way, and save it with its record."""
+    """Train a baseline on a stream of frames, and save it with its record."""
 
     run: Annotated[BaselineRunConfig, tyro.conf.arg(name="")]
 
@@ -158,6 +187,7 @@ class DreamCommand(Config):
         steps: frames to imagine.
         sequences: how many, the first ones; None for one, or for all of a file.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
+        prime_from: a video to prime on, read at the size that the model has learned from.
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
         frames_per_second: of the film; of a GIF 1 to 50.
@@ -169,6 +199,7 @@ class DreamCommand(Config):
     steps: Annotated[int, Field(ge=1)] = 150
     sequences: Annotated[int | None, Field(ge=1)] = None
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    prime_from: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = 20.0
@@ -177,10 +208,13 @@ class DreamCommand(Config):
     def _fits(self) -> Self:
         if self.out.suffix.lower() not in DREAM_SUFFIXES:
             raise ValueError(f"out must end in {', '.join(DREAM_SUFFIXES)}; got {str(self.out)!r}")
-        if self.frames is not None and self.seed is not None:
+        if self.frames is not None and self.prime_from is not None:
             raise ValueError(
-                f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {self.frames}"
+                f"frames and prime_from cannot go together; got {str(self.frames)!r} and {str(self.prime_from)!r}"
             )
+        given = self.frames or self.prime_from
+        if given is not None and self.seed is not None:
+            raise ValueError(f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {given}")
         slowest, fastest = GIF_RATES
         if self.out.suffix.lower() == ".gif" and not slowest <= self.frames_per_second <= fastest:
             raise ValueError(
@@ -189,6 +223,74 @@ class DreamCommand(Config):
         if self.json_file == self.out:
             raise ValueError(f"out and json must be two files; got {str(self.out)!r} for both")
         return self
+
+
+class PredictCommand(Config):
+    """Predict each frame of a video from the true ones before it, and make a film of that.
+
+    The video is read at the size that the model has learned from.
+
+    Attributes:
+        model: folder of a model or a run, or the name of a shipped model or a baseline.
+        video: a film, a folder of films or of pictures, or .npz or .npy of frames.
+        out: the film, .mp4: truth, prediction and overlay side by side, and the error as it runs along.
+        frames: at most so many; None for all.
+        json_file: write the errors here.
+        frames_per_second: of the film that is made.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    out: Annotated[Path, tyro.conf.arg(metavar="FILM")]
+    frames: Annotated[int | None, Field(ge=2)] = None
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
+    frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = 20.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.out.suffix.lower() != ".mp4":
+            raise ValueError(f"out must end in .mp4; got {str(self.out)!r}")
+        if self.json_file == self.out:
+            raise ValueError(f"out and json must be two files; got {str(self.out)!r} for both")
+        return self
+
+
+class WatchCommand(Config):
+    """Learn from a video while it plays, and print how surprising each frame was, one line of JSON each.
+
+    A line has `frame` (its number), `error` (squared error of the prediction), `copy_error` (of repeating the frame
+    before), `surprise` (standard deviations of the logarithm of the error from what is usual) and `anomaly`.
+
+    Attributes:
+        video: a film, a folder of pictures, or the number of a camera.
+        height, width: to which frames are reduced; None for as the other one asks.
+        channels: 1 for grey, 3 for colour.
+        threshold: surprise from which a frame is an anomaly.
+        frames: stop after so many; None for the end of the video.
+        seed: of the weights.
+    """
+
+    video: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|0")]
+    height: Annotated[int | None, Field(ge=8, le=512)] = 48
+    width: Annotated[int | None, Field(ge=8, le=512)] = None
+    channels: Literal[1, 3] = 1
+    threshold: Annotated[float, Field(gt=0)] = 4.0
+    frames: Annotated[int | None, Field(ge=2)] = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class ServeCommand(Config):
+    """Serve the page: watch models live, play with them, train one.
+
+    Attributes:
+        models: folders of models to offer beside the shipped ones.
+        host: address to listen on; the default is reached from this machine only.
+        port: 0 for any that is free.
+    """
+
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ()
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
 
 
 class BenchCommand(Config):
@@ -275,10 +377,14 @@ def _train(arguments: list[str]) -> None:
         if arguments[:1] in (["-h"], ["--help"]):
             _parse_train(preset("balls"), ["--help"], "train PRESET")
         raise ValueError(
-            f"train needs a preset first, one of {', '.join(PRESETS)}; got {arguments[0] if arguments else 'none'}"
+            f"train needs a preset first, one of {', '.join(PRESETS)}, or video or digits; "
+            f"got {arguments[0] if arguments else 'none'}"
         )
     name, *rest = arguments
-    command = _parse_train(preset(name), rest, f"train {name}")
+    if name in ("video", "digits"):
+        command = _parse_world(name, rest)
+    else:
+        command = _parse_train(preset(name), rest, f"train {name}")
     writer_type = _summary_writer() if command.tensorboard else None
     trainer = Trainer(command.run, command.out, resume=command.resume)
     if command.resume:
@@ -286,6 +392,146 @@ def _train(arguments: list[str]) -> None:
     with reporting(name) as report, _tensorboard(writer_type, trainer) as write:
         trainer.run(lambda record: (report(record), write(record))[0])
     print(f"{command.out} is trained: {trainer.step:,} steps, {trainer.seconds / 60:.1f} minutes")
+
+
+def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaselineCommand:
+    """Parse the flags of a run that learns from a video or from digits, its settings made to fit the frames."""
+    rest, system = _taken(arguments, "--system", "balls")
+    stream: AnyStreamConfig = MovingMNISTConfig()
+    name = f"train {world}"
+    if world == "video":
+        if not rest or rest[0].startswith("-"):
+            if rest[:1] not in (["-h"], ["--help"]):
+                raise ValueError(f"train video needs a file or folder first; got {rest[0] if rest else 'none'}")
+            stream = VideoConfig(path="-")
+        else:
+            path, *rest = rest
+            stream, name = VideoConfig(path=path), f"train video {path}"
+    run = preset(system)
+    if run.model.channels != 1:
+        raise ValueError(f"system must be a preset for one channel; got {system!r}")
+    command = _parse_train(adapted(run, stream), rest, name)
+    return command.model_copy(update={"run": sized(command.run, frame_shape(command.run.stream))})
+
+
+def _taken(arguments: list[str], flag: str, default: str) -> tuple[list[str], str]:
+    """Return the arguments without one flag and its value, and the value."""
+    rest, value = [], default
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            value = next(given, "")
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+        else:
+            rest.append(argument)
+    return rest, value
+
+
+def _reading(model: str) -> dict[str, Any]:
+    """Return how a video is to be read for a model: as it was for the run, else at the size that the model reads."""
+    folder = Path(model)
+    if (folder / RUN_FILE).is_file():
+        stream = load_run_config(folder).stream
+        if isinstance(stream, VideoConfig):
+            return stream.model_dump(include={"height", "width", "crop", "channels", "frames_per_second"})
+        channels, height, width = frame_shape(stream)
+        return {"channels": channels, "height": height, "width": width}
+    config = getattr(load(model), "config", None)
+    size = {"height": getattr(config, "height", None), "width": getattr(config, "width", None)}
+    if model == "copy-last" or size["height"] is None:
+        size = {"height": 64, "width": None}
+    return {"channels": getattr(config, "channels", 1), **size}
+
+
+def _predict(arguments: list[str]) -> None:
+    command = _parse(PredictCommand, arguments, "predict")
+    for target in (command.out, command.json_file):
+        if target is not None:
+            _check_writable(target)
+    predictor = load(command.model)
+    first = load_clips(command.video, **_reading(command.model))[0][: command.frames]
+    errors: list[float | None] = []
+    copied: list[float | None] = []
+    write_film(_compared(predictor, first, command.model, errors, copied), command.out, command.frames_per_second)
+    known = [(a, b) for a, b in zip(errors, copied, strict=True) if a is not None and b is not None]
+    mean, mean_copied = (sum(values) / max(len(values), 1) for values in zip(*known, strict=True)) if known else (0, 0)
+    if command.json_file is not None:
+        said = {"model": command.model, "video": str(command.video), "errors": errors, "copy_errors": copied}
+        write_atomically(command.json_file, (json.dumps(said) + "\n").encode())
+    print(f"{len(first)} frames of {command.video}: squared error {mean:.4g} a frame", end="")
+    print(f", {mean_copied:.4g} for the frame before: {command.out}")
+
+
+def _compared(
+    predictor: Predictor[Any, Any],
+    clip: NDArray[np.uint8],
+    name: str,
+    errors: list[float | None],
+    copied: list[float | None],
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pictures of the film, and note the errors on the way."""
+    _, channels, height, width = clip.shape
+    comparison = Comparison((height, width), ["prediction"], copy_last=True, title=name)
+    state = predictor.initial_state((1, channels, height, width))
+    before: Tensor | None = None
+    for levels in clip:
+        frame = torch.from_numpy(levels[None]).float() / 255
+        with torch.no_grad():
+            prediction = predictor.predict(state)
+            state = predictor.observe(frame, prediction, state)
+        errors.append(None if before is None else float(frame_squared_error(prediction.frame, frame)))
+        copied.append(None if before is None else float(frame_squared_error(before, frame)))
+        yield comparison.picture(frame[0], [prediction.frame[0]], (errors[-1], copied[-1]))
+        before = frame
+
+
+def _watch(arguments: list[str]) -> None:
+    command = _parse(WatchCommand, arguments, "watch")
+    kernels.set_threads(1)
+    watcher: Watcher | None = None
+    for levels in itertools.islice(_frames_to_watch(command), command.frames):
+        frame = torch.from_numpy(levels).float() / 255
+        watcher = watcher or Watcher((frame.shape[0], frame.shape[1], frame.shape[2]), command.seed)
+        seen = watcher.see(frame)
+        line = {
+            "frame": seen.frame,
+            "error": _rounded(seen.error),
+            "copy_error": _rounded(seen.copy_error),
+            "surprise": round(seen.surprise, 3),
+            "anomaly": seen.surprise >= command.threshold,
+        }
+        try:
+            print(json.dumps(line), flush=True)
+        except BrokenPipeError:  # who reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def _frames_to_watch(command: WatchCommand) -> Iterator[NDArray[np.uint8]]:
+    size: dict[str, Any] = {"height": command.height, "width": command.width, "channels": command.channels}
+    if command.video.isdigit():
+        return (
+            (frames[0] * 255).round().to(torch.uint8).numpy() for frames, _, _ in Webcam(int(command.video), **size)
+        )
+    if Path(command.video).is_dir():
+        return iter(ImageFolderReader(command.video, **size))
+    return iter(VideoReader(command.video, **size))
+
+
+def _serve(arguments: list[str]) -> None:
+    command = _parse(ServeCommand, arguments, "serve")
+    try:
+        from torchrsm.web.library import Library
+        from torchrsm.web.server import serve
+    except ImportError as error:
+        raise ValueError("serve needs the extra: pip install 'torchrsm[web]'") from error
+    library = Library([find_model(folder) for folder in command.models])
+    serve(library, command.host, command.port, ready=lambda address: print(f"watch at {address} (end with Ctrl-C)"))
 
 
 def _parse_train(run: AnyRunConfig, arguments: list[str], name: str) -> TrainCommand | TrainBaselineCommand:
@@ -350,11 +596,7 @@ def _evaluate(arguments: list[str]) -> None:
     training = (
         None if command.model in WITHOUT_WEIGHTS and not folder.is_dir() else training_summary(find_model(folder))
     )
-    frames = (
-        bouncing_ball_frames(command.split, command.sequences)
-        if command.frames is None
-        else load_frames(command.frames)
-    )
+    frames = load_frames(command.frames) if command.frames is not None else _unseen_frames(command)
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
     scores = scores.model_copy(update={"training": training, "rollout": _rollout(command, predictor, frames)})
@@ -370,6 +612,17 @@ def _evaluate(arguments: list[str]) -> None:
     for name, target in (("scores", command.json_file), ("picture", command.strip), ("physics", command.plot)):
         if target is not None:
             print(f"{name}: {target}")
+
+
+def _unseen_frames(command: EvaluateCommand) -> Tensor:
+    """Return what the model never learned from: of its own run's stream, or else bouncing balls."""
+    folder = Path(command.model)
+    stream: AnyStreamConfig = BouncingBallsConfig()
+    if (folder / RUN_FILE).is_file():
+        stream = load_run_config(folder).stream
+    if command.rollout_steps and not isinstance(stream, BouncingBallsConfig):
+        raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
+    return held_out_frames(stream, command.split, command.sequences)
 
 
 def _rollout(command: EvaluateCommand, predictor: Predictor[Any, Any], frames: Tensor) -> RolloutScores | None:
@@ -414,6 +667,15 @@ def _dream(arguments: list[str]) -> None:
 
 def _frames_to_prime_on(command: DreamCommand) -> tuple[Tensor, str]:
     """Return sequences, as far as they are known, and what they are."""
+    if command.prime_from is not None:
+        clips = load_clips(command.prime_from, **_reading(command.model))
+        if command.sequences is not None and command.sequences > len(clips):
+            raise ValueError(
+                f"sequences must be <= {len(clips)}, the clips of {command.prime_from}; got {command.sequences}"
+            )
+        length = min(command.prime + command.steps, *(len(clip) for clip in clips))
+        chosen = np.stack([clip[:length] for clip in clips[: command.sequences]])
+        return torch.from_numpy(chosen).float() / 255, str(command.prime_from)
     if command.frames is not None:
         frames = load_frames(command.frames)
         if command.sequences is not None and command.sequences > len(frames):
@@ -523,6 +785,9 @@ _PHRASES = (  # what tyro says, and the same in our words
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
+    "predict": _predict,
+    "watch": _watch,
+    "serve": _serve,
     "evaluate": _evaluate,
     "bench": _bench,
     "dream": _dream,

@@ -17,7 +17,7 @@ from torchrsm.rectifier import Discriminator, MatrixConvolution, adversarial_los
 RECTIFIER_LOSSES = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
 """Names of the four terms in `Rectified.losses`."""
 
-_WAKING_STEPS = 2  # after a dream, until predictions are those of a stream that never dreamt
+_WAKING_STEPS = 2  # at least, after a dream, until predictions are those of a stream that never dreamt
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -183,6 +183,7 @@ class RectifierLearning:
         self.config = config
         self.discriminator = Discriminator(frame_elements)
         self._weights = list(model.rectifier.parameters())
+        self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
         blocks = [part for part in model.rectifier.modules() if isinstance(part, MatrixConvolution)]
         matrices = [part.weight for part in blocks if config.matrix_learning_rate is not None]
         others = [weight for weight in self._weights if not any(weight is matrix for matrix in matrices)]
@@ -257,8 +258,8 @@ class RectifierLearning:
     ) -> tuple[Tensor, Tensor]:
         """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.
 
-        The frame after a dream is a jump, which nothing could predict, and it takes one more to see a motion again: for
-        those steps the number is below 0.
+        The frame after a dream is a jump, which nothing could predict, and it takes one more to see a motion again, or
+        as many as the stack reads side by side: for those steps the number is below 0.
 
         Args:
             frame: the frame that came, ``[b, c, h, w]``.
@@ -271,6 +272,6 @@ class RectifierLearning:
         dreamers = torch.arange(len(frame), device=frame.device) < count
         starts = frame_squared_error(rectified, frame) < self.config.loop_error
         own = dreamers & learn & ((starts & (alone == 0)) | (alone > 0)) & (alone < self.config.loop_steps)
-        awake = torch.where(alone > 0, -_WAKING_STEPS, (alone + 1).clamp(max=0))
+        awake = torch.where(alone > 0, -self._waking_steps, (alone + 1).clamp(max=0))
         alone = torch.where(own, alone + 1, torch.where(learn, awake, 0))
         return torch.where(own.view(-1, 1, 1, 1), rectified, frame), alone

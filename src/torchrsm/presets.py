@@ -26,6 +26,7 @@ from torchrsm.model import ModelConfig
 from torchrsm.rectifier import CompactConfig, PaperConfig, UNetConfig
 from torchrsm.runs import AnyRunConfig, BaselineRunConfig, RunConfig, TrainingConfig
 from torchrsm.sequence_learner import SequenceLearningConfig
+from torchrsm.sources import AnyStreamConfig, BouncingBallsConfig, VideoConfig
 
 _PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
 _PAPER_LAYER_2 = LayerConfig(groups=128, cells_per_group=8, active_groups=5, kernel_size=3)
@@ -107,6 +108,7 @@ def balls() -> RunConfig:
             matrix_learning_rate=5e-3,
             schedule="cosine",
             loop_share=0.25,
+            loop_from=0.75,
             loop_steps=60,
             loop_error=2.0,
             motion_weight=0.004,
@@ -121,7 +123,7 @@ def balls_compact() -> RunConfig:
     below, above = run.model.layers
     below = below.model_copy(update={"input_frames": 1, "input_decay": 0.7})
     model = {"layers": (below, above), "rectifier": CompactConfig()}
-    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
+    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02, "loop_from": 0.5}
     return run.model_copy(
         update={
             "name": "balls_compact",
@@ -170,6 +172,67 @@ def _first_layer_alone(run: RunConfig) -> RunConfig:
         rectifying=run.rectifying,
         stream=run.stream,
         training=run.training,
+    )
+
+
+def fit(run: AnyRunConfig, shape: tuple[int, int, int], stream: AnyStreamConfig) -> AnyRunConfig:
+    """Return a run that learns from another stream, its settings made sensible for that.
+
+    Args:
+        run: from `preset`.
+        shape: channels, height and width of the frames (`torchrsm.frame_shape`).
+        stream: what it learns from.
+
+    Raises:
+        ValueError: the system cannot read frames of this size.
+    """
+    return sized(adapted(run, stream), shape)
+
+
+def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
+    """Return a run that learns from another stream, whatever the size of its frames.
+
+    In RSM, what is tuned to bouncing balls is undone: inputs near 0 are read, no stream dreams, and where most of a
+    picture may stand still the rectifier changes the last frame instead of the stack's prediction.
+    """
+    if isinstance(run, BaselineRunConfig) or isinstance(stream, BouncingBallsConfig):
+        return run.model_copy(update={"stream": stream})
+    first, *others = run.model.layers
+    changes: dict[str, Any] = {"layers": (first.model_copy(update={"input_threshold": 0.0}), *others)}
+    if isinstance(run.model.rectifier, UNetConfig):
+        changes["rectifier"] = run.model.rectifier.model_copy(update={"changes": "last"})
+    rectifying = run.rectifying
+    if rectifying is not None:
+        rectifying = rectifying.model_copy(update={"loop_share": 0.0, "motion_weight": 0.0})
+    model = run.model.model_copy(update=changes)
+    return run.model_copy(update={"model": model, "rectifying": rectifying, "stream": stream})
+
+
+def sized(run: AnyRunConfig, shape: tuple[int, int, int]) -> AnyRunConfig:
+    """Return a run for frames of this shape; RSM takes height and width only where its weights depend on them.
+
+    Raises:
+        ValueError: the system cannot read frames of this size.
+    """
+    channels, height, width = shape
+    size = {} if run.model.height is None else {"height": height, "width": width}
+    settings = {**run.model.model_dump(), "channels": channels, **size}
+    return run.model_copy(update={"model": type(run.model).model_validate(settings)})
+
+
+def for_watching(shape: tuple[int, int, int]) -> RunConfig:
+    """Return RSM that learns from one stream for ever: one layer and its rectifier, at rates that never fall."""
+    run = fit(balls_1l(), shape, VideoConfig(path="-"))
+    assert isinstance(run, RunConfig)
+    assert run.rectifying is not None
+    constant = {"schedule": "constant", "learning_rate": 1e-3, "matrix_learning_rate": 2e-3}
+    rectifying = {**constant, "share": 0.999, "stack_share": 0.999, "adversarial_weight": 0.0, "gradient_norm": 0.1}
+    return run.model_copy(
+        update={
+            "name": "watch",
+            "learning": LearningConfig(learning_rates=(1e-3,)),
+            "rectifying": run.rectifying.model_copy(update=rectifying),
+        }
     )
 
 

@@ -15,17 +15,9 @@ from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED
 from torchrsm.learning import LearningConfig, RectifyingConfig
 from torchrsm.model import ModelConfig
 from torchrsm.sequence_learner import SequenceLearningConfig
+from torchrsm.sources import BouncingBallsConfig, StreamConfig
 
 RUN_FILE = "run.json"
-
-
-class BouncingBallsConfig(Config):
-    """The world that a run learns from; see `torchrsm.streams.BouncingBalls`."""
-
-    balls: int = Field(default=3, gt=0)
-    radius: float = Field(default=1.2, gt=0, lt=5)
-    resolution: int = Field(default=30, ge=4)
-    sequence_length: int = Field(default=100, ge=2)
 
 
 class TrainingConfig(Config):
@@ -83,7 +75,7 @@ class RunConfig(Config):
     learning: LearningConfig
     rectifying: RectifyingConfig | None = None
     stack_from: str | None = None
-    stream: BouncingBallsConfig = BouncingBallsConfig()
+    stream: StreamConfig = BouncingBallsConfig()
     training: _Training
 
     @property
@@ -120,7 +112,7 @@ class BaselineRunConfig(Config):
     name: _Name
     model: Annotated[AnyBaselineConfig, Field(discriminator="kind")]
     learning: SequenceLearningConfig = SequenceLearningConfig()
-    stream: BouncingBallsConfig = BouncingBallsConfig()
+    stream: StreamConfig = BouncingBallsConfig()
     training: _Training
 
     @property

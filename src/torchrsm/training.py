@@ -36,7 +36,8 @@ from torchrsm.model_folder import load_weights
 from torchrsm.online_learner import OnlineLearner
 from torchrsm.runs import RUN_FILE, AnyRunConfig, RunConfig, first_difference, load_run_config, save_run_config
 from torchrsm.sequence_learner import SequenceLearner
-from torchrsm.streams import BouncingBalls, Stream, StreamBatch
+from torchrsm.sources import make_stream
+from torchrsm.streams import Stream, StreamBatch
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 METRICS_FILE = "metrics.jsonl"
@@ -103,9 +104,7 @@ class Trainer:
         self.threads = training.threads or kernels.threads()
         kernels.set_threads(self.threads)
         torch.manual_seed(training.seed)
-        self.stream: Stream = stream or BouncingBalls(
-            training.batch_size, seed=training.seed, **config.stream.model_dump()
-        )
+        self.stream: Stream = stream or make_stream(config.stream, training.batch_size, training.seed)
         self.learner = _learner(config, (self.stream.batch_size, *self.stream.frame_shape))
         if stack is not None:
             assert isinstance(self.learner, OnlineLearner)

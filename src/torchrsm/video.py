@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -245,6 +246,28 @@ def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: f
         encode_mp4(frames, frames_per_second) if path.suffix.lower() == ".mp4" else _gif(frames, frames_per_second)
     )
     write_atomically(path, content)
+
+
+def write_film(pictures: Iterable[NDArray[np.uint8]], path: str | Path, frames_per_second: float = 20.0) -> int:
+    """Write pictures ``[height, width, 3]`` as an MP4, one by one in constant memory, and return how many there were.
+
+    The file appears complete or not at all.
+
+    Raises:
+        ValueError: there is no picture, or the name does not end in ".mp4".
+        OSError: the folder is missing or cannot be written to; a file that was there is kept.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"the name of this film must end in .mp4, received {str(path)!r}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            count = write_mp4(pictures, file, frames_per_second)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
 
 
 def encode_mp4(pictures: Iterable[NDArray[np.uint8]], frames_per_second: float) -> bytes:

@@ -1,4 +1,4 @@
-"""Streams of frames to learn from: what a stream must do, bouncing balls, arrays, and a border around any of them."""
+"""Streams of frames to learn from: what a stream must do, bouncing balls, digits, films, arrays, a camera."""
 
 from torchrsm.streams.array import ArrayStream, FrameSource, load_frames
 from torchrsm.streams.bouncing_balls import (
@@ -8,20 +8,35 @@ from torchrsm.streams.bouncing_balls import (
     render_balls,
     simulate_balls,
 )
+from torchrsm.streams.clips import ClipStream
+from torchrsm.streams.decoding import ImageFolderReader, VideoReader
+from torchrsm.streams.image_folder import ImageFolder
+from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.stream import Stream, StreamBatch, check_stream
 from torchrsm.streams.transforms import Pad
+from torchrsm.streams.video_file import VideoFile, load_clips
+from torchrsm.streams.webcam import Webcam
 
 __all__ = [
     "ArrayStream",
     "BallSequences",
     "BouncingBalls",
+    "ClipStream",
     "FrameSource",
+    "ImageFolder",
+    "ImageFolderReader",
+    "MovingMNIST",
     "Pad",
     "Stream",
     "StreamBatch",
+    "VideoFile",
+    "VideoReader",
+    "Webcam",
     "bouncing_ball_sequences",
     "check_stream",
+    "load_clips",
     "load_frames",
+    "moving_mnist_sequences",
     "render_balls",
     "simulate_balls",
 ]

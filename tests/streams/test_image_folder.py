@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from torchrsm.streams import ImageFolder, check_stream
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(10):
+        Image.fromarray(np.full((6, 8), 10 * number, np.uint8)).save(tmp_path / f"frame{number}.png")
+    return tmp_path
+
+
+def test_keeps_the_contract(folder):
+    check_stream(ImageFolder(folder, 3, mirror=True), 40)
+
+
+def test_plays_the_pictures_in_order(folder):
+    stream = ImageFolder(folder, height=3, channels=3)
+    assert stream.frame_shape == (3, 3, 4)
+    assert [round(float(next(stream).frames.mean()) * 25.5) for _ in range(12)] == [*range(10), 0, 1]
+
+
+def test_plays_a_part(folder):
+    assert [len(clip) for clip in ImageFolder(folder, part=(0.8, 1)).frames] == [2]
+
+
+def test_a_folder_of_gifs_is_one_of_pictures(tmp_path):
+    for number in range(3):
+        image = Image.new("L", (4, 4), 40 * number)
+        image.save(tmp_path / f"{number}.gif", save_all=True, append_images=[Image.new("L", (4, 4), 255)])
+    (clip,) = ImageFolder(tmp_path).frames
+    assert clip[:, 0, 0, 0].tolist() == [0, 40, 80]
+
+
+def test_refuses_too_much_and_nothing(folder, tmp_path):
+    with pytest.raises(ValueError, match="max_bytes"):
+        ImageFolder(folder, max_bytes=10 * 6 * 8 - 1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must have pictures in it"):
+        ImageFolder(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError):
+        ImageFolder(tmp_path / "missing")

@@ -1,0 +1,154 @@
+"""The commands for one's own video, from the command line as a user types them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from torchrsm import kernels, load
+from torchrsm.cli import main
+from torchrsm.runs import load_run_config
+from torchrsm.sources import MovingMNISTConfig, VideoConfig
+from torchrsm.streams import VideoReader
+from torchrsm.video import write_mp4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    yield
+    kernels.set_threads(1)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Forty frames of a picture that moves to the right, 21 x 34 pixels, a size that nothing divides."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    picture = np.random.default_rng(0).integers(0, 255, (22, 34, 3), dtype=np.uint8)
+    with path.open("wb") as file:
+        write_mp4((np.roll(picture, time, axis=1) for time in range(40)), file, 10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(film, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    settings = ["--steps", "6", "--threads", "1", "--stream.height", "21", "--stream.width", "33", "--batch-size", "2"]
+    assert main(["train", "video", str(film), "--out", str(folder), *settings]) == 0
+    kernels.set_threads(1)
+    return folder
+
+
+def refused(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_run_on_a_video_knows_where_it_learned(run, film):
+    config = load_run_config(run)
+    assert config.stream == VideoConfig(path=str(film), height=21, width=33)
+    assert load(run).config.channels == 1
+
+
+@pytest.mark.parametrize("system", ["balls_1l", "convlstm-wide"])
+def test_other_systems_and_colours(film, tmp_path, system):
+    arguments = [
+        "--system",
+        system,
+        "--steps",
+        "2",
+        "--threads",
+        "1",
+        "--stream.channels",
+        "3",
+        "--stream.height",
+        "24",
+    ]
+    arguments += ["--stream.width", "36", "--batch-size", "2"]
+    assert main(["train", "video", str(film), "--out", str(tmp_path / "run"), *arguments]) == 0
+    assert load(tmp_path / "run").config.channels == 3
+    assert (
+        main(["predict", str(tmp_path / "run"), str(film), "--out", str(tmp_path / "film.mp4"), "--frames", "4"]) == 0
+    )
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["sequences"] == 1
+    assert len(scores["by_frame"]) == 8  # a fifth of forty
+
+
+def test_a_resumed_run_on_a_video(film, tmp_path, capsys):
+    arguments = ["train", "video", str(film), "--out", str(tmp_path / "run"), "--threads", "1", "--batch-size", "2"]
+    assert main([*arguments, "--steps", "2"]) == 0
+    assert main([*arguments, "--steps", "2", "--resume"]) == 0
+    assert "resuming" in capsys.readouterr().out
+
+
+def test_digits(tmp_path):
+    arguments = ["--steps", "2", "--threads", "1", "--stream.resolution", "32", "--batch-size", "2"]
+    assert main(["train", "digits", "--out", str(tmp_path / "run"), *arguments]) == 0
+    assert load_run_config(tmp_path / "run").stream == MovingMNISTConfig(resolution=32)
+    assert main(["evaluate", str(tmp_path / "run"), "--sequences", "3", "--split", "validation"]) == 0
+
+
+def test_predict_makes_a_film_and_its_errors(run, film, tmp_path, capsys):
+    out, numbers = tmp_path / "out.mp4", tmp_path / "errors.json"
+    assert main(["predict", str(run), str(film), "--out", str(out), "--json", str(numbers)]) == 0
+    said = capsys.readouterr().out
+    assert "40 frames" in said
+    errors = json.loads(numbers.read_text())
+    assert len(errors["errors"]) == len(errors["copy_errors"]) == 40
+    assert errors["errors"][0] is None
+    frames = np.stack(list(VideoReader(film, height=21, width=33))).astype(float) / 255
+    expected = ((frames[1:] - frames[:-1]) ** 2).sum((1, 2, 3))
+    assert errors["copy_errors"][1:] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert len(list(VideoReader(out))) == 40
+
+
+def test_a_dream_is_primed_from_a_film(run, film, tmp_path):
+    out = tmp_path / "dream.npz"
+    arguments = ["--prime-from", str(film), "--prime", "20", "--steps", "30", "--out", str(out)]
+    assert main(["dream", str(run), *arguments]) == 0
+    with np.load(out) as arrays:
+        assert arrays["prime"].shape == (1, 20, 1, 21, 33)
+        assert arrays["frames"].shape == (1, 30, 1, 21, 33)
+        assert arrays["truth"].shape == (1, 20, 1, 21, 33)  # as far as it is known
+
+
+def test_a_model_of_balls_reads_a_film_too(film, tmp_path):
+    assert main(["predict", "balls", str(film), "--out", str(tmp_path / "film.mp4"), "--frames", "3"]) == 0
+
+
+def test_watch_prints_a_line_for_each_frame(film, capsys):
+    assert main(["watch", str(film), "--height", "16", "--frames", "25", "--threshold", "3"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(25))
+    assert set(lines[0]) == {"frame", "error", "copy_error", "surprise", "anomaly"}
+    assert lines[0]["error"] is None
+    assert all(line["anomaly"] is (line["surprise"] >= 3) for line in lines)
+
+
+def test_bad_input_is_one_clear_line(run, film, tmp_path, capsys):
+    text = tmp_path / "notes.mp4"
+    text.write_text("no film")
+    assert "train video needs a file or folder first; got none" in refused(capsys, "train", "video")
+    assert "got --out" in refused(capsys, "train", "video", "--out", "x")
+    assert "nothing at that path" in refused(capsys, "train", "video", tmp_path / "no.mp4", "--out", tmp_path / "r")
+    assert "complete video file" in refused(capsys, "train", "video", text, "--out", tmp_path / "r")
+    assert "complete video file" in refused(capsys, "watch", text)
+    assert "must end in .mp4" in refused(capsys, "predict", run, film, "--out", tmp_path / "a.avi")
+    assert "there is no folder" in refused(capsys, "predict", run, film, "--out", tmp_path / "no" / "a.mp4")
+    assert "preset must be one of" in refused(
+        capsys, "train", "video", film, "--out", tmp_path / "r", "--system", "gpt"
+    )
+    assert "cannot go together" in refused(
+        capsys, "dream", run, "--out", tmp_path / "d.mp4", "--prime-from", film, "--frames", film
+    )
+    assert "rollout_steps must be 0 for a model of video" in refused(capsys, "evaluate", run, "--rollout-steps", 5)
+    assert "prime must be <=" in refused(
+        capsys, "dream", run, "--out", tmp_path / "d.mp4", "--prime-from", film, "--prime", 41
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_camera_that_is_not_there(capsys):
+    assert "/dev/video63" in refused(capsys, "watch", "63")

@@ -1,0 +1,212 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright's package."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from live_server import Running
+from playwright.sync_api import sync_playwright
+
+from torchrsm.video import encode_mp4
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "TORCHRSM_NEEDS_BROWSER" not in os.environ, reason="chromium is not installed: make browser"
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide, light", "phone, dark"])
+def page(browser, server, request):
+    """Open the page and see it play; what it writes to its console is an error."""
+    width, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, accept_downloads=True)
+    opened = context.new_page()
+    said = []
+    opened.on("console", lambda message: said.append((message.type, message.text)))
+    opened.on("pageerror", lambda error: said.append(("error", str(error))))
+    opened.goto(f"http://{server.address}/")
+    until(opened, lambda data: int(data.get("step") or 0) >= 3)
+    yield opened
+    context.close()
+    refused = "status of 422"  # how the browser itself notes an upload that was refused
+    assert not [(kind, text) for kind, text in said if kind in ("error", "warning") and refused not in text]
+
+
+def hooks(page):
+    return page.evaluate("({...document.body.dataset})")
+
+
+def until(page, condition, seconds=30):
+    """Wait for what the page says of itself."""
+    deadline = time.monotonic() + seconds
+    while not condition(data := hooks(page)):
+        assert time.monotonic() < deadline, data
+        page.wait_for_timeout(50)
+    return data
+
+
+def playing(page, wanted=True):
+    if (hooks(page).get("playing") == "true") != wanted:
+        page.click("#play")
+    until(page, lambda data: (data.get("playing") == "true") == wanted)
+
+
+def drawn(page, canvas):
+    """Return the mean level of a canvas."""
+    return page.evaluate(
+        """name => {
+            const c = document.querySelector(name);
+            const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+            let sum = 0;
+            for (let i = 0; i < d.length; i += 4) sum += d[i] + d[i + 1] + d[i + 2];
+            return sum / d.length;
+        }""",
+        canvas,
+    )
+
+
+def test_it_plays_steps_dreams_and_wakes(page):
+    playing(page)
+    first = int(hooks(page)["step"])
+    until(page, lambda data: int(data["step"]) > first + 10)
+    for canvas in ("#truth-0", "#prediction-0", "#overlay-0", "#winners-0-0"):
+        assert drawn(page, canvas) > 1, canvas
+    playing(page, False)
+    page.wait_for_timeout(200)
+    step = int(hooks(page)["step"])
+    page.keyboard.press(".")
+    until(page, lambda data: int(data["step"]) == step + 1)
+    page.click("#dream")
+    page.locator("body").click(position={"x": 3, "y": 3})  # or the button has the focus, and the space bar
+    page.keyboard.press(" ")
+    until(page, lambda data: data["mode"] == "dream" and data["playing"] == "true" and int(data["step"]) > step + 30)
+    assert float(hooks(page)["error"]) > 5  # a dream goes its own way
+    page.keyboard.press("d")
+    until(page, lambda data: data["mode"] == "predict")
+    until(page, lambda data: float(data["error"] or 99) < 5)
+
+
+def test_it_fits_the_screen(page):
+    wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide[0] <= wide[1]
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, input[type=range]")]
+            .filter(e => e.offsetParent !== null && e.getBoundingClientRect().height < 39)
+            .map(e => e.id || e.textContent)"""
+    )
+    assert small == [] or page.viewport_size["width"] > 600, small
+
+
+def test_two_models_stand_side_by_side(page):
+    page.click("#add-model")
+    page.wait_for_selector("#prediction-1")
+    page.select_option("#model-1", "copy-last")
+    until(page, lambda data: int(data["step"]) >= 5 and data["playing"] == "true")
+    assert drawn(page, "#prediction-1") > 1
+    page.click("#remove-model")
+    page.wait_for_selector("#prediction-1", state="hidden")
+
+
+def test_a_ball_is_thrown(page):
+    playing(page)
+    page.select_option("#balls", "1")
+    until(page, lambda data: 3 <= int(data["step"]) < 60)
+    canvas = page.locator("#truth-0")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.8 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.75 * box["height"], steps=4)
+    page.mouse.up()
+    assert page.locator("#toast").is_hidden() or "error" not in (page.locator("#toast").text_content() or "").lower()
+    step = int(hooks(page)["step"])
+    until(page, lambda data: int(data["step"]) > step + 3)
+
+
+def test_it_trains_and_the_error_falls(page):
+    playing(page)
+    page.click("#train")
+    until(page, lambda data: data["training"] in ("running", "queued"))
+    until(page, lambda data: data["training"] == "running" and data.get("error"), 60)
+    high = 0.0
+
+    def fallen(data):
+        nonlocal high
+        error = float(data["error"] or 0)
+        high = max(high, error)
+        return high > 15 and 0 < error < 0.4 * high
+
+    until(page, fallen, 90)
+    page.click("#stop")
+    until(page, lambda data: data["training"] == "ended")
+
+
+def test_an_uploaded_video_is_predicted(page, tmp_path):
+    rng = np.random.default_rng(1)
+    tones = rng.integers(40, 255, (40, 3), dtype=np.uint8)
+    film = encode_mp4((np.broadcast_to(tone, (48, 64, 3)) for tone in tones), 20)
+    (tmp_path / "film.mp4").write_bytes(film)
+    page.set_input_files("#file", tmp_path / "film.mp4")
+    page.wait_for_function(
+        "document.querySelector('#source').value.includes('video') || document.body.dataset.step < 30"
+    )
+    until(page, lambda data: int(data["step"]) >= 5)
+    assert drawn(page, "#truth-0") > 20
+    assert drawn(page, "#prediction-0") > 5
+
+
+def test_a_file_that_is_no_video_is_refused_and_said_so(page, tmp_path):
+    (tmp_path / "notes.mp4").write_bytes(b"no film at all")
+    page.set_input_files("#file", tmp_path / "notes.mp4")
+    page.get_by_text("must be a complete video file").first.wait_for()
+
+
+def test_a_clip_is_saved(page, tmp_path):
+    with page.expect_download(timeout=60_000) as download:
+        page.click("#clip")
+    download.value.save_as(tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+def test_the_keys_are_explained(page):
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog[open]", state="detached")
+
+
+def test_it_survives_a_server_that_starts_again(browser):
+    server = Running()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://{server.address}/")
+        until(page, lambda data: int(data.get("step") or 0) >= 3)
+        server.stop()
+        until(page, lambda data: data["connection"] == "reconnecting")
+        assert page.locator("#banner").is_visible()
+        assert drawn(page, "#truth-0") > 1  # the last frame stays
+        server = Running(server.port)
+        until(page, lambda data: data["connection"] == "open" and data["playing"] == "true", 30)
+        assert page.locator("#banner").is_hidden()
+    finally:
+        page.close()
+        server.stop()

@@ -1,0 +1,273 @@
+import numpy as np
+import pytest
+import torch
+
+from torchrsm import physics
+from torchrsm.metrics import frame_squared_error
+from torchrsm.web import messages
+from torchrsm.web.library import MAX_VIDEOS, Library
+from torchrsm.web.session import CLIP_FRAMES, LEARNING, Session
+from torchrsm.web.worlds import RADIUS, BallsWorld, ClipWorld, DigitsWorld
+
+
+@pytest.fixture(scope="module")
+def library():
+    return Library()
+
+
+def configured(library, *models, source=None, seed=5):
+    session = Session(library, seed=seed)
+    session.apply(messages.Configure(source=source or messages.BallsSource(), models=models or ("balls",)))
+    return session
+
+
+def array(message, name):
+    (entry,) = (a for e, a in zip(message.header.arrays, message.arrays, strict=True) if e.name == name)
+    return entry
+
+
+# --- Worlds -----------------------------------------------------------------------------------------------------------
+
+
+def test_balls_fly_as_in_the_stream():
+    world = BallsWorld(3, seed=9)
+    frames = torch.stack([world.next().frame[0] for _ in range(60)])[None]
+    tracks = physics.match_balls(physics.detect_balls(frames))
+    assert np.nanmedian(physics.kinetic_energy(tracks)) == pytest.approx(2.25, rel=0.02)
+
+
+@pytest.mark.parametrize(("x", "y"), [(5, 5), (0, 0), (10, 10), (0, 10)])
+def test_a_ball_that_is_placed_stays_in_the_box_and_off_the_others(x, y):
+    for seed in range(5):
+        world = BallsWorld(6, seed)
+        ball = world.place(None, x, y, 0.1, 0)
+        others = np.delete(world.positions, ball, 0)
+        assert np.linalg.norm(others - world.positions[ball], axis=1).min() >= 2 * RADIUS - 1e-9
+        assert (world.positions >= RADIUS - 1e-9).all()
+        assert (world.positions <= 10 - RADIUS + 1e-9).all()
+        assert world.velocities[ball].tolist() == [0.1, 0]
+
+
+def test_the_nearest_ball_is_taken_and_an_unknown_one_refused():
+    world = BallsWorld(3, seed=1)
+    wanted = world.positions[2] + 0.05
+    assert world.place(None, *wanted, 0, 0) == 2
+    with pytest.raises(ValueError, match=r"ball must be in 0\.\.2; got 3"):
+        world.place(3, 5, 5, 0, 0)
+
+
+def test_a_clip_begins_again():
+    frames = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+    world = ClipWorld(frames)
+    seen = [world.next() for _ in range(7)]
+    assert [round(float(one.frame) * 255) for one in seen] == [0, 1, 2, 0, 1, 2, 0]
+    assert [one.start for one in seen] == [True, False, False, True, False, False, True]
+
+
+def test_digits_begin_with_a_start():
+    world = DigitsWorld(seed=2)
+    assert world.frame_shape == (1, 32, 32)
+    assert [world.next().start for _ in range(3)] == [True, False, False]
+
+
+# --- Showing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_holds_what_it_says(library):
+    session = configured(library, "balls", "copy-last")
+    for _ in range(6):
+        message = session.advance()
+    header = message.header
+    assert (header.type, header.step, header.mode) == ("frame", 6, "predict")
+    names = [entry.name for entry in header.arrays]
+    assert names[:3] == ["truth", "prediction:0", "prediction:1"]
+    assert names[3:] == ["winners:0:0", "winners:0:1"]
+    truth, predicted = array(message, "truth"), array(message, "prediction:0")
+    error = ((truth / 255.0 - predicted / 255.0) ** 2).sum()
+    assert header.errors[0] == pytest.approx(error, abs=0.2)
+    assert header.errors[1] == pytest.approx(header.copy_error)
+    assert header.errors[0] < header.copy_error
+    data = message.encode()
+    length = int.from_bytes(data[:4], "little")
+    assert messages.Shown.model_validate_json(data[4 : 4 + length]) == header
+    sizes = [int(np.prod(e.shape)) * (2 if e.dtype == "uint16" else 1) for e in header.arrays]
+    assert len(data) == 4 + length + sum(sizes)
+
+
+def test_winners_are_the_model_s(library):
+    session = configured(library)
+    model = library.model("balls")
+    state = model.initial_state((1, 1, 30, 30))
+    world = BallsWorld(3, seed=5)
+    for _ in range(4):
+        message = session.advance()
+        prediction = model.predict(state)
+        state = model.observe(world.next().frame, prediction, state)
+    winners = array(message, "winners:0:0")
+    cells = prediction.layers[0].cells
+    assert np.array_equal(np.sort(winners, axis=-1), np.sort(cells.index[0].numpy(), axis=-1))
+    strongest = cells.index[0].gather(-1, cells.value[0].abs().argmax(-1, keepdim=True))[..., 0]
+    assert np.array_equal(winners[..., 0], strongest.numpy())
+    assert session.state().panes[0].layers[0].winners == winners.shape[-1]
+
+
+def test_a_dream_hears_itself_alone(library):
+    session = configured(library)
+    for _ in range(20):
+        session.advance()
+    session.apply(messages.Dream())
+    assert session.state().dream_from == 21
+    model, state = library.model("balls"), session._watchers[0].state
+    dream, _ = model.rollout(state, 5)
+    for step in range(5):
+        message = session.advance()
+        expected = (dream[0, step] * 255).round().to(torch.uint8).numpy()
+        assert np.abs(array(message, "prediction:0").astype(int) - expected).max() <= 1
+        assert message.header.mode == "dream"
+    session.apply(messages.Wake())
+    assert session.state().dream_from is None
+    errors = [session.advance().header.errors[0] for _ in range(6)]
+    assert errors[-1] < 5 < 100  # it sees again
+
+
+def test_a_ball_placed_in_a_dream_is_dreamt_on(library):
+    session = configured(library, source=messages.BallsSource(balls=1))
+    for _ in range(15):
+        session.advance()
+    session.apply(messages.Dream())
+    session.apply(messages.Place(x=2, y=8, vx=0.3, vy=-0.2))
+    frames = [array(session.advance(), "prediction:0") for _ in range(8)]
+    lower_left = [frame[0, 15:, :15].sum() for frame in frames]
+    assert lower_left[0] < lower_left[4]
+
+
+def test_the_energy_of_the_truth_is_that_of_the_world(library):
+    session = configured(library)
+    energies = [session.advance().header.energies for _ in range(30)]
+    assert energies[0] == (None, None)
+    assert np.median([e[0] for e in energies if e[0] is not None]) == pytest.approx(2.25, rel=0.05)
+    assert sum(e[1] is not None for e in energies) > 20
+
+
+def test_a_clip_is_a_film_of_what_was_shown(library, tmp_path):
+    from torchrsm.streams import VideoReader
+
+    session = configured(library, "balls", "copy-last")
+    for _ in range(CLIP_FRAMES + 5):
+        session.advance()
+    message = session.clip()
+    assert message.header.type == "clip"
+    (tmp_path / "clip.mp4").write_bytes(array(message, "film").tobytes())
+    assert sum(1 for _ in VideoReader(tmp_path / "clip.mp4")) == CLIP_FRAMES
+
+
+# --- Requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_changes_where_a_request_cannot_be_done(library):
+    session = Session(library, seed=0)
+    with pytest.raises(ValueError, match="configure must be the first request; got play"):
+        session.apply(messages.Play())
+    with pytest.raises(ValueError, match="model must be one of balls, .*; got 'secret'"):
+        session.apply(messages.Configure(models=("secret",)))
+    with pytest.raises(ValueError, match="not here any more"):
+        session.apply(messages.Configure(models=("balls",), source=messages.VideoSource(video="../../etc/passwd")))
+    assert not session.configured
+    session = configured(library)
+    for request, message in (
+        (messages.Dream(), "dream needs a frame"),
+        (messages.Stop(), "stop needs a training"),
+        (messages.Clip(), "a clip needs frames"),
+        (messages.Place(ball=5, x=1, y=1), r"ball must be in 0\.\.2; got 5"),
+    ):
+        before = session.state()
+        with pytest.raises(ValueError, match=message):
+            session.apply(request)
+        assert session.state() == before
+
+
+def test_a_video_is_watched_and_cannot_be_played_with(library):
+    frames = (np.random.default_rng(0).random((12, 1, 20, 33)) * 255).astype(np.uint8)
+    video = library.add_video("clip.mp4", frames)
+    session = configured(library, source=messages.VideoSource(video=video))
+    message = session.advance()
+    assert array(message, "truth").tolist() == frames[0].tolist()
+    assert message.header.energies == ()
+    assert message.header.errors == (None,)  # nothing was seen before
+    with pytest.raises(ValueError, match="place is for bouncing balls; got a source of kind 'video'"):
+        session.apply(messages.Place(x=1, y=1))
+
+
+def test_only_so_many_videos_are_kept(library):
+    ids = [library.add_video("v", np.zeros((2, 1, 8, 8), np.uint8)) for _ in range(MAX_VIDEOS + 1)]
+    assert len(set(ids)) == len(ids)
+    with pytest.raises(ValueError, match="upload it again"):
+        library.video(ids[0])
+    assert library.video(ids[-1]).shape == (2, 1, 8, 8)
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_learns_from_nothing_and_the_library_s_does_not(library):
+    shared = {name: weight.clone() for name, weight in library.model("balls").state_dict().items()}
+    session = configured(library)
+    session.apply(messages.Train(minutes=0.5))
+    assert session.state().panes[0].model == LEARNING
+    assert session.trains
+    errors = []
+    while session.trains:
+        error = session.advance(share=2.0).header.errors[0]
+        errors += [] if error is None else [error]
+        if len(errors) > 20 and np.mean(errors[-5:]) < 0.3 * np.mean(errors[:3]):
+            break
+    else:
+        pytest.fail(f"the error did not fall: {errors}")
+    assert 0 < session.state().training.progress < 1
+    assert all(torch.equal(weight, shared[name]) for name, weight in library.model("balls").state_dict().items())
+
+
+def test_a_training_that_is_stopped_keeps_what_it_has_learned(library):
+    session = configured(library)
+    session.apply(messages.Train(minutes=10))
+    for _ in range(3):
+        session.advance(share=1.0)
+    session.apply(messages.Stop())
+    model = session._watchers[0].model
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for _ in range(3):
+        session.advance(share=1.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not model.training
+
+
+def test_a_training_ends(library):
+    session = configured(library)
+    session.apply(messages.Train(minutes=0.1))
+    while session.trains:
+        progress = session.advance(share=4.0).header.progress
+    assert progress is None
+    assert session.state().training.progress == 1
+    assert not session._watchers[0].model.training
+
+
+def test_a_training_that_waits_learns_nothing(library):
+    session = configured(library)
+    session.apply(messages.Train(minutes=1))
+    session.advance(share=0.0)
+    assert session.state(queued=2).training == messages.TrainingState(minutes=1, progress=0, running=True, queued=2)
+
+
+@pytest.mark.parametrize("kind", ["digits", "video"])
+def test_other_sources_are_learned_from_too(library, kind):
+    source = messages.DigitsSource()
+    if kind == "video":
+        frames = (np.random.default_rng(0).random((12, 1, 20, 33)) * 255).astype(np.uint8)
+        source = messages.VideoSource(video=library.add_video("clip.mp4", frames))
+    session = configured(library, source=source)
+    session.apply(messages.Train(minutes=1))
+    shown = [session.advance(share=1.0) for _ in range(3)]
+    assert session.state().training.progress > 0
+    assert shown[-1].header.errors[0] > 0
+    truth = torch.from_numpy(array(shown[-1], "truth")).float() / 255
+    assert float(frame_squared_error(truth[None], truth[None])) == 0
