@@ -28,20 +28,11 @@ ROWS = [
     ("frame t-1 (`copy-last`)", "copy-last.json", RECTIFIED, "11.82 ± 0.27"),
     ("**RSM, two layers, rectified** (`balls`)", SEEDS[0], RECTIFIED, "0.41 ± 0.05"),
     ("the same, raw", SEEDS[0], RAW, "3.72 ± 0.30"),
-    ("RSM, one layer, rectified (`balls_1l`)", "balls_1l.json", RECTIFIED, "0.80 ± 0.07"),
-    ("the same, raw", "balls_1l.json", RAW, "-"),
     ("RSM, the published two layers, raw (`paper_fast`)", "paper_fast.json", RECTIFIED, "3.72 ± 0.30"),
     ("RSM, the published first layer alone, raw (`paper_fast_1l`)", "paper_fast_1l.json", RECTIFIED, "-"),
 ]
 
-RECTIFIERS = [
-    ("none (raw)", "rectifier-none.json"),
-    ("fixed sharpening filter", "rectifier-sharpening.json"),
-    ("lambda = 0", "rectifier-lambda-0.json"),
-    ("lambda = 0.0002", "rectifier-lambda-2e-4.json"),
-    ("lambda = 0.02", "rectifier-lambda-2e-2.json"),
-    ("lambda = 0.0002, dreams and motion loss", "rectifier-dreams.json"),
-]
+WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-video.json")
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -62,7 +53,7 @@ def number(value: float | None) -> str:
 
 def tables() -> str:
     """Return all that stands between the markers."""
-    return "\n\n".join(part for part in (_bench(), _errors(), _dreams(), _rectifiers(), _speed()) if part)
+    return "\n\n".join(part for part in (_bench(), _errors(), _dreams(), _worlds(), _speed()) if part)
 
 
 def benches() -> dict[float, Results]:
@@ -103,8 +94,8 @@ def _bench() -> str:
     ]
     lines = [
         "Every system under one scorer: each trained from nothing on the same stream for the same time on"
-        f" {one.threads} core(s), while another training ran on the other. What follows the errors is of a system's"
-        " longest training;"
+        f" {one.threads} core(s); a minute is one of processor time, for the other core was busy. What follows the"
+        " errors is of a system's longest training;"
         f" three balls and energy are of the first 50 steps of {one.dream_steps} that it dreamt, after 50 true frames.",
         "",
         f"| {' | '.join(head)} |",
@@ -261,30 +252,25 @@ def _dreams() -> str:
     return "\n".join(lines)
 
 
-def _rectifiers() -> str:
-    lines, minutes, dreams = [], 0.0, 0
-    for label, name in RECTIFIERS:
-        result = read(name)
-        if result is None:
-            continue
-        error, physics = result[RECTIFIED], result["rollout"]["physics"]
-        dreams = physics["sequences"]
-        minutes = result["training"]["minutes"] if result["training"] else minutes
-        first = physics["windows"][0]
-        lines.append(
-            f"| {label} | {score(error['all_predictable'])} | {score(error['after_2'])} | {first['right_count']:.3f} |"
-            f" {first['sharpness']:.3f} | {number(first['kinetic_energy'])} | {physics['lifetime']:.0f} |"
-        )
+def _worlds() -> str:
+    """Other worlds than the balls: error beside that of the frame before, at equal time."""
+    lines = []
+    for world in filter(None, map(read, WORLDS)):
+        name = {"video": f"a film, `{world['film']}`"}.get(world["world"], f"Moving MNIST, {world['world'][7:]} pixels")
+        for row in world["rows"]:
+            share = f"{row['share_of_copy_last']:.2f}" if "share_of_copy_last" in row else "1"
+            how = "none" if row["system"] == "copy-last" else f"{world['minutes']:g} min"
+            lines.append(f"| {name} | `{row['system']}` | {row['mean']:.2f} ± {row['sd']:.2f} | {share} | {how} |")
     if not lines:
         return ""
     head = [
-        f"Rectifiers on one stack, that of `balls`, seed 0 (`benchmarks/rectifiers.py`). Those that learn had"
-        f" {minutes:.1f} minutes on one core each; {dreams} dreams of 150 steps:",
+        "Other worlds, squared error per frame on what was never learned from: digits of their own, the last fifth of"
+        " the film (`benchmarks/other_worlds.py`). Share: of the error of the frame before.",
         "",
-        "| rectifier | all predictable | after 2 | three balls* | pixels 0.1..0.9* | energy, px²* | lifetime, steps |",
-        "|---|---|---|---|---|---|---|",
+        "| world | system | error | share | training |",
+        "|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *lines, "", "\\* steps 1 to 50 of the dreams; the world: 1, 0.0895, 2.25."])
+    return "\n".join([*head, *lines])
 
 
 def _speed() -> str:
@@ -295,6 +281,16 @@ def _speed() -> str:
             f"One stream at a time on one core `{prediction['model']}` predicts"
             f" {prediction['predict_frames_per_second']:.0f} frames/s and dreams"
             f" {prediction['dream_frames_per_second']:.0f} frames/s, rectifier included.",
+        ]
+    page = read("page_speed.json")
+    if page:
+        waits, memory_by_minute = page["control_milliseconds"], page["memory_mebibytes_by_minute"]
+        lines += [
+            "",
+            f"The page's server: {page['frames_per_second_alone']:.0f} frames/s for one viewer who dreams, on one core."
+            f" With {page['viewers']} viewers on {page['cores']} cores {page['frames_per_second_each']:.0f} frames/s"
+            f" each, and a control answers in {waits['p50']:.0f} ms (median), {waits['p99']:.0f} ms (99 %). Memory over"
+            f" {len(memory_by_minute) - 1} minutes: {min(memory_by_minute):.0f} to {max(memory_by_minute):.0f} MiB.",
         ]
     if engine:
         share, peak = engine["forward_share_of_peak"], engine["peak_multiply_adds_per_second"] / 1e9

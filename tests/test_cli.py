@@ -36,6 +36,7 @@ RUN_FILES = {
     "timing.jsonl",
 }
 PRESET_NAMES = ", ".join(PRESETS)
+COMMANDS = "command must be one of train, predict, watch, serve, evaluate, bench, dream, presets, info"
 
 
 def train(folder, *arguments, steps=12):
@@ -298,8 +299,8 @@ def test_info_describes_a_run_and_a_model(tmp_path, run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), ["command must be one of train, predict, watch, serve, evaluate, bench, dream, presets, info; got none"]),
-        (("fly",), ["command must be one of train, predict, watch, serve, evaluate, bench, dream, presets, info; got fly"]),
+        ((), [f"{COMMANDS}; got none"]),
+        (("fly",), [f"{COMMANDS}; got fly"]),
         (("train",), [f"needs a preset first, one of {PRESET_NAMES}, or video or digits; got none"]),
         (("train", "--out", "run"), [f"needs a preset first, one of {PRESET_NAMES}, or video or digits; got --out"]),
         (("train", "ball", "--out", "run"), [f"preset must be one of {PRESET_NAMES}; got 'ball'"]),

@@ -103,15 +103,15 @@ def balls() -> RunConfig:
         learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
         rectifying=RectifyingConfig(
             share=0.97,
-            stack_share=0.2,
+            stack_share=0.12,
             learning_rate=2e-3,
             matrix_learning_rate=5e-3,
             schedule="cosine",
-            loop_share=0.25,
-            loop_from=0.75,
+            loop_share=0.125,
+            loop_from=0.85,
             loop_steps=60,
             loop_error=2.0,
-            motion_weight=0.004,
+            motion_weight=0.002,
         ),
         training=TrainingConfig(minutes=15, batch_size=16),
     )
@@ -123,12 +123,13 @@ def balls_compact() -> RunConfig:
     below, above = run.model.layers
     below = below.model_copy(update={"input_frames": 1, "input_decay": 0.7})
     model = {"layers": (below, above), "rectifier": CompactConfig()}
-    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02, "loop_from": 0.5}
+    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
+    dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
     return run.model_copy(
         update={
             "name": "balls_compact",
             "model": run.model.model_copy(update=model),
-            "rectifying": run.rectifying and run.rectifying.model_copy(update=rectifying),
+            "rectifying": run.rectifying and run.rectifying.model_copy(update={**rectifying, **dreams}),
         }
     )
 

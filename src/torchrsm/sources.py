@@ -51,6 +51,7 @@ class VideoConfig(Config):
         crop: ``square`` cuts the middle out first.
         channels: 1 for grey, 3 for colour.
         frames_per_second: None for those of the film.
+        mirror: half of the passages through a clip, drawn at random, are learned from mirrored, left to right.
         held_out: share of each clip, its end, that is never learned from.
     """
 
@@ -61,6 +62,7 @@ class VideoConfig(Config):
     crop: Literal["square"] | None = None
     channels: Literal[1, 3] = 1
     frames_per_second: float | None = Field(default=None, gt=0, le=1000)
+    mirror: bool = True
     held_out: float = Field(default=0.2, ge=0, lt=1)
 
 
@@ -79,14 +81,15 @@ def make_stream(config: AnyStreamConfig, batch_size: int, seed: int) -> Stream:
     Args:
         config: what is learned from.
         batch_size: streams in parallel.
-        seed: of the sequences; of a video, which has none, of nothing.
+        seed: of the sequences; of a video, of what is mirrored.
 
     Raises:
         ValueError: a video cannot be read.
         FileNotFoundError: there is none.
     """
     if isinstance(config, VideoConfig):
-        return ClipStream([clip[: _learned(config, clip)] for clip in _clips(config)], batch_size)
+        learned = [clip[: _learned(config, clip)] for clip in _clips(config)]
+        return ClipStream(learned, batch_size, mirror=config.mirror, seed=seed)
     settings = config.model_dump(exclude={"kind"})
     if isinstance(config, MovingMNISTConfig):
         return MovingMNIST(batch_size, seed=seed, split="train", **settings)
