@@ -15,6 +15,7 @@ from torchrsm.learning import (
     motion_loss,
 )
 from torchrsm.model import ModelConfig, VideoPredictor
+from torchrsm.muon import Muon
 from torchrsm.predictor import restart
 from torchrsm.rectifier import CompactConfig
 from torchrsm.streams import BouncingBalls
@@ -341,13 +342,14 @@ def test_a_long_gradient_is_shortened(share):
     torch.testing.assert_close(gradient({**settings, "gradient_norm": 1.1 / share * limit}), free)
 
 
-def test_muon_has_the_matrices_of_the_blocks_and_adam_the_rest():
+def test_muon_has_the_kernels_and_adam_the_rest():
     learning = begin(matrix_learning_rate=1e-2)
     adam, muon, descent = learning.optimisers
-    assert [type(o) for o in learning.optimisers] == [torch.optim.Adam, torch.optim.Muon, torch.optim.SGD]
+    assert [type(o) for o in learning.optimisers] == [torch.optim.Adam, Muon, torch.optim.SGD]
     names = {id(weight): name for name, weight in learning.model.rectifier.named_parameters()}
-    given = [sorted(names[id(w)] for w in o.param_groups[0]["params"]) for o in (adam, muon)]
-    assert given[1] == [f"blocks.{block}.{layer}.weight" for block in (0, 1) for layer in (1, 3)]
+    given = [sorted(names[id(w)] for group in o.param_groups for w in group["params"]) for o in (adam, muon)]
+    blocks = [f"blocks.{block}.{layer}.weight" for block in (0, 1) for layer in (1, 3)]
+    assert given[1] == [*blocks, "head.weight", "tail.weight"]
     assert sorted(given[0] + given[1]) == sorted(names.values())
     discriminator = {id(weight) for weight in learning.discriminator.parameters()}
     assert {id(weight) for weight in descent.param_groups[0]["params"]} == discriminator
@@ -366,9 +368,9 @@ def test_the_rates_follow_the_schedule():
     prediction, frame = some_prediction(learning.model)
     for progress, factor in ((0.25, 0.5), (0.5, 1.0), (0.75, 0.55), (1.0, 0.1)):
         teach(learning, prediction, frame, progress)
-        adam, muon, descent = (o.param_groups[0]["lr"] for o in learning.optimisers)
-        assert (adam, muon) == pytest.approx((factor * 1e-3, factor * 2e-3))
-        assert descent == 3e-3
+        adam, muon, descent = ({group["lr"] for group in o.param_groups} for o in learning.optimisers)
+        assert (*adam, *muon) == pytest.approx((factor * 1e-3, factor * 2e-3))
+        assert descent == {3e-3}
 
 
 def test_streams_that_begin_are_not_learned():

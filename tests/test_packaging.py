@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "torchrsm"
 
 # The way that imports go: each part imports only from those before it.
 ORDER = (
-    ("config", "checkpoint", "functional", "predictor", "metrics", "shipped", "streams"),
+    ("config", "checkpoint", "functional", "predictor", "metrics", "muon", "shipped", "streams"),
     ("kernels", "physics", "model_folder", "learner"),
     ("layer", "rectifier", "evaluation", "media", "baselines"),
     ("stack", "video", "sources"),

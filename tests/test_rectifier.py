@@ -9,7 +9,6 @@ from torchrsm.rectifier import (
     CompactConfig,
     CompactGenerator,
     Discriminator,
-    MatrixConvolution,
     PaperConfig,
     PaperGenerator,
     RectifierConfig,
@@ -132,17 +131,6 @@ def test_a_cell_that_is_missing_changes_nothing():
 def test_compact_refuses_cells_of_another_number_of_layers():
     with pytest.raises(ValueError, match="zip"):
         compact(pad=0)(torch.rand(2, 1, 8, 8), seen_by((2, 1, 8, 8), 0)[:1])
-
-
-def test_a_matrix_convolution_begins_as_any_convolution_and_is_one():
-    layer = MatrixConvolution(5)
-    assert layer.weight.shape == (5, 45)
-    assert layer.weight.abs().max() <= 45**-0.5
-    assert layer.weight.std() > 0
-    x = torch.randn(2, 5, 4, 3)
-    plain = torch.nn.Conv2d(5, 5, 3, padding=1)
-    plain.load_state_dict({"weight": layer.weight.detach().view(5, 5, 3, 3), "bias": layer.bias.detach()})
-    torch.testing.assert_close(layer(x), plain(x))
 
 
 # --- Paper ------------------------------------------------------------------------------------------------------------

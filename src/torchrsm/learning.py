@@ -12,7 +12,8 @@ from torch import Tensor
 from torchrsm.config import Config
 from torchrsm.metrics import frame_squared_error
 from torchrsm.model import Prediction, VideoPredictor
-from torchrsm.rectifier import Discriminator, MatrixConvolution, adversarial_loss, discriminator_loss
+from torchrsm.muon import Muon, kernels_of
+from torchrsm.rectifier import Discriminator, adversarial_loss, discriminator_loss
 
 RECTIFIER_LOSSES = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
 """Names of the four terms in `Rectified.losses`."""
@@ -96,8 +97,7 @@ class RectifyingConfig(ScheduleConfig):
         stack_share: of the budget in which the stack learns, the first of it; None, as published, until the rectifier
             begins. Where the two overlap both learn from each frame, each from its own error.
         learning_rate: of the generator, Adam.
-        matrix_learning_rate: of the matrices in the generator's blocks, Muon (Adam steps made orthogonal), which takes
-            about two thirds of Adam's steps; None for Adam there, too.
+        matrix_learning_rate: of the generator's kernels, each taken as a matrix, by `Muon`; None for Adam there, too.
         adversarial_weight: lambda, the weight of the adversarial term beside the mean squared error; at 0 there is no
             discriminator.
         discriminator_learning_rate: plain gradient descent.
@@ -184,16 +184,13 @@ class RectifierLearning:
         self.discriminator = Discriminator(frame_elements)
         self._weights = list(model.rectifier.parameters())
         self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
-        blocks = [part for part in model.rectifier.modules() if isinstance(part, MatrixConvolution)]
-        matrices = [part.weight for part in blocks if config.matrix_learning_rate is not None]
-        others = [weight for weight in self._weights if not any(weight is matrix for matrix in matrices)]
+        kernels = kernels_of(model.rectifier) if config.matrix_learning_rate is not None else []
+        others = [weight for weight in self._weights if not any(weight is kernel for kernel, _ in kernels)]
         self._generator: list[tuple[torch.optim.Optimizer, float]] = [
             (torch.optim.Adam(others, config.learning_rate, fused=True), config.learning_rate)
         ]
-        if matrices:
-            assert config.matrix_learning_rate is not None
-            muon = torch.optim.Muon(matrices, config.matrix_learning_rate, weight_decay=0.0)
-            self._generator.append((muon, config.matrix_learning_rate))
+        if config.matrix_learning_rate is not None:
+            self._generator.append((Muon(kernels, config.matrix_learning_rate), config.matrix_learning_rate))
         self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
 
     @property
@@ -239,7 +236,8 @@ class RectifierLearning:
         if config.gradient_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._weights, config.gradient_norm)
         for optimiser, rate in self._generator:
-            optimiser.param_groups[0]["lr"] = rate * config.rate_factor(progress)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * config.rate_factor(progress)
             optimiser.step()
         if config.adversarial_weight:
             self._discriminator.zero_grad()  # also of what the generator's step left there

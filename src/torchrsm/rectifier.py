@@ -95,22 +95,6 @@ class SharpeningFilter(nn.Module):
         return torch.sigmoid(self.config.gain * (_logit(raw) - level) + level)
 
 
-class MatrixConvolution(nn.Module):
-    """A 3x3 convolution that keeps ``width`` channels, its weights one matrix ``[width, width * 9]``.
-
-    As a matrix they can be trained by an optimiser that knows matrices (Muon).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(_convolution(width, width).weight.detach().flatten(1))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``[b, width, h, w]`` of an input of that shape, with zeros around it."""
-        return F.conv2d(x, self.weight.unflatten(1, (-1, 3, 3)), self.bias, padding=1)
-
-
 class CompactGenerator(nn.Module):
     """A residual convolutional network at half the resolution; what it finds is added to the logit of the prediction.
 
@@ -137,7 +121,7 @@ class CompactGenerator(nn.Module):
             [nn.Parameter(_CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells if config.sees_cells]
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), MatrixConvolution(width), nn.SiLU(), _from_zero(MatrixConvolution(width)))
+            nn.Sequential(nn.SiLU(), _convolution(width, width), nn.SiLU(), _from_zero(_convolution(width, width)))
             for _ in range(config.blocks)
         )
         self.tail = _from_zero(_convolution(width, 4 * channels))
@@ -215,7 +199,10 @@ class UNetGenerator(nn.Module):
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.GroupNorm(1, width), MatrixConvolution(width), nn.GELU(), _from_zero(MatrixConvolution(width))
+                nn.GroupNorm(1, width),
+                _convolution(width, width),
+                nn.GELU(),
+                _from_zero(_convolution(width, width)),
             )
             for _ in range(config.blocks)
         )
