@@ -72,10 +72,10 @@ def paper_fast_1l() -> RunConfig:
 def balls() -> RunConfig:
     """Return the best for two cores; its weights fit frames of any size and any number of balls."""
     below = LayerConfig(
-        groups=200,
-        active_groups=10,
+        groups=100,
+        active_groups=8,
         kernel_size=7,
-        recurrent_kernel_size=3,
+        recurrent_kernel_size=1,
         input_frames=4,
         input_threshold=1 / 256,
         normalisation="location",
@@ -118,10 +118,11 @@ def balls() -> RunConfig:
 
 
 def balls_compact() -> RunConfig:
-    """Return the same stack with a trace for the last frames, then a rectifier that sees its prediction alone."""
+    """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction alone."""
     run = balls()
     below, above = run.model.layers
-    below = below.model_copy(update={"input_frames": 1, "input_decay": 0.7})
+    wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3}
+    below = below.model_copy(update={**wide, "input_frames": 1, "input_decay": 0.7})
     model = {"layers": (below, above), "rectifier": CompactConfig()}
     rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
     dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
