@@ -241,15 +241,22 @@ def test_the_verdict_names_the_best_peer():
     lines = verdict(results(row("a", seed(3.0, 5)), row("b", seed(1.5, 4)), ours, row("r", seed(9.0), rsm=True)))
     assert lines == [
         "Next-frame error: balls 0.500, best of the others b 1.500: 3.00 times lower.",
-        "Lifetime of dreams: balls 100 steps, best of the others a 5.",
+        "Lifetime of dreams: balls 100 steps, 50.0% alive at the end,"
+        " best of the others a 5 steps, 50.0% alive at the end.",
     ]
 
 
 def test_the_verdict_says_so_when_a_peer_is_ahead():
     lines = verdict(results(row("peer", seed(0.25, 150)), row("balls", seed(0.5, 100), rsm=True)))
     assert lines[0].endswith("2.00 times higher; peer is ahead.")
-    assert lines[1].endswith("best of the others peer 150; peer is ahead.")
+    assert lines[1].endswith("best of the others peer 150 steps, 50.0% alive at the end; peer is ahead.")
     assert verdict(results(row("peer"))) == verdict(results(row("balls", rsm=True))) == []
+
+
+@pytest.mark.parametrize(("alive", "end"), [(0.4, "."), (0.5, "; neither is ahead."), (0.6, "; peer is ahead.")])
+def test_where_dreams_live_equally_long_more_of_them_alive_are_better(alive, end):
+    said = verdict(results(row("peer", seed(alive=alive)), row("balls", rsm=True)))[1]
+    assert said.endswith(f"best of the others peer 10 steps, {alive:.1%} alive at the end{end}")
 
 
 def test_results_that_are_none_are_refused(tmp_path):

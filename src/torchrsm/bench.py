@@ -202,6 +202,11 @@ class Row(BaseModel):
         """Median steps that a dream lives, mean over the runs."""
         return statistics.mean(seed.lifetime for seed in self.seeds)
 
+    @property
+    def alive(self) -> float:
+        """Share of the dreams that live to the end, mean over the runs."""
+        return statistics.mean(seed.alive for seed in self.seeds)
+
 
 class Results(BaseModel):
     """The table of a bench; rows stand in the order of `SYSTEMS`."""
@@ -508,14 +513,27 @@ def verdict(results: Results) -> list[str]:
     if not ours or not peers:
         return []
     best, peer = (min(rows, key=lambda row: row.error) for rows in (ours, peers))
-    lasting = max(peers, key=lambda row: row.lifetime)
+    lasting = max(peers, key=_endurance)
     ahead = peer.error / best.error
+    longer, shorter = _endurance(best), _endurance(lasting)
+    if longer == shorter:
+        of_dreams = "; neither is ahead."
+    else:
+        of_dreams = "." if longer > shorter else f"; {lasting.system} is ahead."
     return [
         f"Next-frame error: {best.system} {best.error:.3f}, best of the others {peer.system} {peer.error:.3f}: "
         + (f"{ahead:.2f} times lower." if ahead >= 1 else f"{1 / ahead:.2f} times higher; {peer.system} is ahead."),
-        f"Lifetime of dreams: {best.system} {best.lifetime:g} steps, best of the others {lasting.system} "
-        f"{lasting.lifetime:g}" + ("." if best.lifetime > lasting.lifetime else f"; {lasting.system} is ahead."),
+        f"Lifetime of dreams: {_lives(best)}, best of the others {_lives(lasting)}{of_dreams}",
     ]
+
+
+def _endurance(row: Row) -> tuple[float, float]:
+    """Return how long a system's dreams live, and the share of those that live to the end."""
+    return row.lifetime, row.alive
+
+
+def _lives(row: Row) -> str:
+    return f"{row.system} {row.lifetime:g} steps, {row.alive:.1%} alive at the end"
 
 
 def draw(results: Results, folder: Path) -> None:

@@ -30,6 +30,7 @@ from torchrsm.sources import AnyStreamConfig, BouncingBallsConfig, VideoConfig
 
 _PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
 _PAPER_LAYER_2 = LayerConfig(groups=128, cells_per_group=8, active_groups=5, kernel_size=3)
+_PASSAGES = 4  # through a video, side by side
 _PAPER_STEPS = 200_000  # of the stack
 _PAPER_RECTIFIER_STEPS = 50_000
 _PAPER_STEPS_IN_ALL = _PAPER_STEPS + _PAPER_RECTIFIER_STEPS
@@ -195,7 +196,8 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     """Return a run that learns from another stream, whatever the size of its frames.
 
     In RSM, what is tuned to bouncing balls is undone: inputs near 0 are read, no stream dreams, and where most of a
-    picture may stand still the rectifier changes the last frame instead of the stack's prediction.
+    picture may stand still the rectifier changes the last frame instead of the stack's prediction. Of a video a batch
+    is four passages: its frames are few, so that many small updates tell more than few large ones.
     """
     if isinstance(run, BaselineRunConfig) or isinstance(stream, BouncingBallsConfig):
         return run.model_copy(update={"stream": stream})
@@ -207,7 +209,10 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     if rectifying is not None:
         rectifying = rectifying.model_copy(update={"loop_share": 0.0, "motion_weight": 0.0})
     model = run.model.model_copy(update=changes)
-    return run.model_copy(update={"model": model, "rectifying": rectifying, "stream": stream})
+    training = run.training
+    if isinstance(stream, VideoConfig):
+        training = training.model_copy(update={"batch_size": _PASSAGES})
+    return run.model_copy(update={"model": model, "rectifying": rectifying, "training": training, "stream": stream})
 
 
 def sized(run: AnyRunConfig, shape: tuple[int, int, int]) -> AnyRunConfig:
