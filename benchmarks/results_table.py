@@ -32,7 +32,7 @@ ROWS = [
     ("RSM, the published first layer alone, raw (`paper_fast_1l`)", "paper_fast_1l.json", RECTIFIED, "-"),
 ]
 
-WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-video.json")
+WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-traffic.json", "world-bikes.json")
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -241,6 +241,16 @@ def _dreams() -> str:
             f"{physics['sequences']} dreams of {steps:,} steps: median lifetime {physics['lifetime']:,.0f} steps,"
             f" {physics['never_ended']:.1%} live to the end.",
         ]
+    peer = read("simvp-dream-1000.json")
+    if peer:
+        window, physics = peer["physics"]["windows"][-1], peer["physics"]
+        lines += [
+            "",
+            f"The same of `simvp`, from its bench: median lifetime {physics['lifetime']:,.0f} steps,"
+            f" {physics['never_ended']:.1%} live to the end, kinetic energy {window['kinetic_energy']:.2f} px²,"
+            f" reflection error {window['reflection_degrees']:.1f} degrees over steps"
+            f" {window['first']}..{window['last']}.",
+        ]
     tracked, simulator = rollout["physics"]["tracked"], rollout["simulator"] or []
     lines += [
         "",
@@ -260,12 +270,13 @@ def _worlds() -> str:
         for row in world["rows"]:
             share = f"{row['share_of_copy_last']:.2f}" if "share_of_copy_last" in row else "1"
             how = "none" if row["system"] == "copy-last" else f"{world['minutes']:g} min"
-            lines.append(f"| {name} | `{row['system']}` | {row['mean']:.2f} ± {row['sd']:.2f} | {share} | {how} |")
+            error = f"{row['mean']:.3g}" if world["frames"][0] == 1 else score(row)
+            lines.append(f"| {name} | `{row['system']}` | {error} | {share} | {how} |")
     if not lines:
         return ""
     head = [
         "Other worlds, squared error per frame on what was never learned from: digits of their own, the last fifth of"
-        " the film (`benchmarks/other_worlds.py`). Share: of the error of the frame before.",
+        " a film (`benchmarks/other_worlds.py`). Share: of the error of the frame before.",
         "",
         "| world | system | error | share | training |",
         "|---|---|---|---|---|",
