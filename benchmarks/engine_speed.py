@@ -20,7 +20,7 @@ from torchrsm import LocalLearning, Prediction, RunConfig, VideoPredictor, kerne
 from torchrsm.functional import Cells
 from torchrsm.kernels import EngineName
 from torchrsm.layer import LayerState, RSMLayer
-from torchrsm.streams import BouncingBalls
+from torchrsm.sources import make_stream
 
 
 class Loop:
@@ -32,7 +32,7 @@ class Loop:
         self.torch_threads = threads if engine == "reference" else 1
         self.model = VideoPredictor(run.model, engine).train()
         self.learning = LocalLearning(self.model, run.learning)
-        self.stream = BouncingBalls(batch, **run.stream.model_dump())
+        self.stream = make_stream(run.stream, batch, run.training.seed)
         self.state = self.fresh = self.model.initial_state((batch, *self.stream.frame_shape))
 
     def step(self) -> Prediction:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from torchrsm import bouncing_ball_frames, load, shipped_models
+from torchrsm import bouncing_ball_frames, load, preset, shipped_models
 from torchrsm.cli import main
 from torchrsm.evaluation import NextFrameScores, RolloutScores, imagine
 
@@ -164,11 +164,12 @@ def test_the_shipped_model_is_described(capsys):
 
 
 def test_settings_of_the_rectifier_are_flags(tmp_path):
-    flags = ["--rectifying.share", "0.5", "--rectifying.adversarial-weight", "0", "--model.rectifier.width", "8"]
+    flags = ["--rectifying.share", "0.5", "--rectifying.stack-share", "0.5", "--rectifying.adversarial-weight", "0"]
+    flags += ["--model.rectifier.width", "8"]
     small = ["--batch-size", "2", "--threads", "1", "--steps", "4", "--log-steps", "1"]
     assert main(["train", "balls", "--out", str(tmp_path / "run"), *small, *flags]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in lines] == ["stack", "stack", "rectifier", "rectifier"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["rectifier"] == {"kind": "compact", "width": 8, "blocks": 4, "sees_cells": True}
+    assert config["rectifier"] == preset("balls").model.rectifier.model_copy(update={"width": 8}).model_dump()
     assert "model.safetensors" in os.listdir(tmp_path / "run")

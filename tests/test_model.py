@@ -136,7 +136,7 @@ def refused(message, kind=ValueError):
     start = time.perf_counter()
     with pytest.raises(kind, match=message):
         yield
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5
 
 
 def edit(folder, change):

@@ -381,8 +381,9 @@ def test_dreams_are_not_in_the_recorded_error(tmp_path):
     frames, errors = torch.rand(4, 6, 12, 12), []
     for number, late in enumerate((0.0, 1.0)):
         frames[:3, 3:] = late
-        still = {"learning_rate": 1e-30, "loop_share": 0.75, "loop_from": 0.0, "loop_steps": 9, "motion_weight": 0.0}
-        config = rectified_run(still, tmp_path / "stack", steps=6, log_steps=3)
+        still = {"learning_rate": 1e-30, "matrix_learning_rate": None, "motion_weight": 0.0}
+        dreams = {"loop_share": 0.75, "loop_from": 0.0, "loop_steps": 9}
+        config = rectified_run({**still, **dreams}, tmp_path / "stack", steps=6, log_steps=3)
         Trainer(config, tmp_path / f"run-{number}", stream=ArrayStream(frames.clone(), 4)).run()
         errors.append([line["frame_squared_error"] for line in records(tmp_path / f"run-{number}")])
     assert errors[0] == errors[1]

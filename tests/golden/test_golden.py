@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent / "reference")]
 from warm_kernels import tiny_run  # noqa: E402
 
 from torchrsm import LocalLearning, VideoPredictor, restart  # noqa: E402
-from torchrsm.streams import BouncingBalls  # noqa: E402
+from torchrsm.sources import make_stream  # noqa: E402
 
 FILE = Path(__file__).parent / "tiny.json"
 STEPS = 20
@@ -31,7 +31,7 @@ def golden_run() -> list[dict]:
             wave = torch.arange(parameter.numel(), dtype=torch.float64).mul(12.9898).sin().mul(43758.5453)
             parameter.copy_((wave.frac() * 0.3).reshape(parameter.shape))
     learning = LocalLearning(model, run.learning)
-    stream = BouncingBalls(4, **run.stream.model_dump())
+    stream = make_stream(run.stream, 4, run.training.seed)
     state = fresh = model.initial_state((4, *stream.frame_shape))
     record = []
     for step in range(STEPS):
