@@ -208,6 +208,8 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     rectifying = run.rectifying
     if rectifying is not None:
         rectifying = rectifying.model_copy(update={"loop_share": 0.0, "motion_weight": 0.0})
+        if isinstance(stream, VideoConfig):
+            rectifying = rectifying.model_copy(update={"frame_loss": "squared_error"})
     model = run.model.model_copy(update=changes)
     training = run.training
     if isinstance(stream, VideoConfig):
