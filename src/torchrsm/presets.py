@@ -108,11 +108,12 @@ def balls() -> RunConfig:
             learning_rate=2e-3,
             matrix_learning_rate=5e-3,
             schedule="cosine",
+            frame_loss="cross_entropy",
             loop_share=0.125,
             loop_from=0.85,
             loop_steps=60,
             loop_error=2.0,
-            motion_weight=0.002,
+            motion_weight=0.005,
         ),
         training=TrainingConfig(minutes=15, batch_size=16),
     )
@@ -125,7 +126,7 @@ def balls_compact() -> RunConfig:
     wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3}
     below = below.model_copy(update={**wide, "input_frames": 1, "input_decay": 0.7})
     model = {"layers": (below, above), "rectifier": CompactConfig()}
-    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
+    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02, "frame_loss": "squared_error"}
     dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
     return run.model_copy(
         update={
