@@ -206,7 +206,7 @@ def test_an_uploaded_video_is_watched(server, viewer):
     assert {k: video[k] for k in ("name", "frames", "channels", "height", "width")} == {
         "name": "größe.mp4",
         "frames": 12,
-        "channels": 1,
+        "channels": 3,
         "height": 48,
         "width": 64,
     }
@@ -215,6 +215,12 @@ def test_an_uploaded_video_is_watched(server, viewer):
     viewer.ask("step")
     frame = viewer.until(lambda m: m["type"] == "frame")
     assert frame["arrays"][0]["shape"] == [1, 48, 64]
+
+
+def test_a_film_in_grey_is_kept_in_grey(server):
+    picture = np.random.default_rng(0).integers(0, 255, (6, 48, 64, 1), dtype=np.uint8).repeat(3, 3)
+    status, video = upload(server, encode_mp4(picture, 10))
+    assert (status, video["channels"]) == (201, 1)
 
 
 @pytest.mark.parametrize(

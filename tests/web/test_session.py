@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrsm import physics
+from torchrsm import VideoConfig, VideoPredictor, fit, physics, preset
 from torchrsm.metrics import frame_squared_error
 from torchrsm.web import messages
 from torchrsm.web.library import MAX_VIDEOS, Library
@@ -196,6 +196,30 @@ def test_a_video_is_watched_and_cannot_be_played_with(library):
     assert message.header.errors == (None,)  # nothing was seen before
     with pytest.raises(ValueError, match="place is for bouncing balls; got a source of kind 'video'"):
         session.apply(messages.Place(x=1, y=1))
+
+
+@pytest.mark.parametrize(("models", "channels"), [(("balls",), 1), (("copy-last",), 3), (("balls", "copy-last"), 1)])
+def test_a_video_is_shown_in_colour_to_those_that_see_it(library, models, channels):
+    frames = (np.random.default_rng(0).random((12, 3, 20, 33)) * 255).astype(np.uint8)
+    session = configured(library, *models, source=messages.VideoSource(video=library.add_video("clip.mp4", frames)))
+    truth = array(session.advance(), "truth")
+    red, green, blue = frames[0].astype(float)
+    shown = frames[0] if channels == 3 else np.rint(0.299 * red + 0.587 * green + 0.114 * blue)[None]
+    assert truth.shape == (channels, 20, 33)
+    assert np.abs(truth.astype(float) - shown).max() <= 1
+    session.apply(messages.Train(minutes=0.5))
+    assert array(session.advance(), "truth").shape == (channels, 20, 33)
+
+
+def test_a_model_that_sees_colour_watches_in_colour(tmp_path):
+    run = fit(preset("balls"), (3, 20, 34), VideoConfig(path="-"))
+    VideoPredictor(run.model).save_pretrained(tmp_path / "colour")
+    library = Library([tmp_path / "colour"])
+    video = library.add_video("clip.mp4", np.zeros((4, 3, 20, 34), np.uint8))
+    session = configured(library, "colour", "copy-last", source=messages.VideoSource(video=video))
+    assert array(session.advance(), "truth").shape == (3, 20, 34)
+    with pytest.raises(ValueError, match="channels"):
+        configured(library, "colour", "balls", source=messages.VideoSource(video=video))
 
 
 def test_only_so_many_videos_are_kept(library):

@@ -95,6 +95,11 @@ class Library:
             raise ValueError(f"model must be one of {', '.join(self._models)}; got {name!r}")
         return self._models[name]
 
+    def see_colour(self, names: Sequence[str]) -> bool:
+        """Say whether models are shown a video in its colours: not where one of them reads grey frames only."""
+        entries = [self._entries[name] for name in names if name in self._entries and name != "copy-last"]
+        return not any(entry.channels == 1 for entry in entries)
+
     def add_video(self, name: str, frames: NDArray[np.uint8]) -> str:
         """Keep a video and return its id, which cannot be guessed; of more than `MAX_VIDEOS` the oldest goes."""
         video = secrets.token_urlsafe(12)

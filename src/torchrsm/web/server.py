@@ -46,6 +46,7 @@ MAX_DECODED_PIXELS = 600 * 1920 * 1080
 _UPLOAD_SECONDS = 60.0  # for the bytes to come
 _DECODE_SECONDS = 4.0
 _DECODE_QUEUE = 4
+_GREY = 8  # levels by which the channels of a grey pixel may differ, as coding leaves them
 _CONTENT_SECURITY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -433,12 +434,12 @@ def _too_large(size: int) -> str:
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:
-    """Return the first frames of a video, small, ``[t, c, h, w]``."""
+    """Return the first frames of a video, small, ``[t, c, h, w]``, in colour where it has any."""
     deadline = time.monotonic() + _DECODE_SECONDS
     height, width = VideoReader(path, max_pixels=MAX_DECODED_PIXELS).frame_shape[1:]
     side = min(MAX_VIDEO_SIDE, max(height, width))
     tall = height >= width
-    reader = VideoReader(path, height=side if tall else None, width=None if tall else side)
+    reader = VideoReader(path, height=side if tall else None, width=None if tall else side, channels=3)
     frames = []
     pixels = MAX_DECODED_PIXELS
     for frame in reader:
@@ -448,7 +449,9 @@ def _decode(path: Path) -> NDArray[np.uint8]:
             break
     if len(frames) < 2:
         raise ValueError(f"a video must have 2 frames or more; got {len(frames)}")
-    return np.stack(frames)
+    found = np.stack(frames)
+    colours = found.max(1).astype(np.int16) - found.min(1)
+    return found if colours.max() > _GREY else found[:, :1]
 
 
 async def _refusal(request: Request, error: Exception) -> Response:

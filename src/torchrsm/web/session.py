@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ from torchrsm.web.messages import (
     TrainingState,
     Wake,
 )
-from torchrsm.web.worlds import RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World
+from torchrsm.web.worlds import RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World, in_grey
 
 LEARNING = "learning"
 LEARNS = "balls_1l"
@@ -281,19 +281,20 @@ class Session:
         return Message(Shown(type="clip", step=self.step, mode=self.mode, arrays=(entry,)), (content,))
 
     def _configure(self, request: Configure) -> None:
-        world = self._open(request.source)
+        world = self._open(request.source, request.models)
         watchers = [_Watcher.of(name, self.library.model(name), world.frame_shape) for name in request.models]
         self.source, self._world, self._watchers = request.source, world, watchers
         self._training, self._before, self._painted = None, None, None
         self.mode, self.dream_from, self.step = "predict", None, 0
         self._shown.clear()
 
-    def _open(self, source: Source) -> World:
+    def _open(self, source: Source, models: Sequence[str]) -> World:
         if isinstance(source, BallsSource):
             return BallsWorld(source.balls, self.seed)
         if isinstance(source, DigitsSource):
             return DigitsWorld(self.seed)
-        return ClipWorld(self.library.video(source.video))
+        frames = self.library.video(source.video)
+        return ClipWorld(frames if self.library.see_colour(models) else in_grey(frames))
 
     def _play(self, playing: bool) -> None:
         self.playing = playing
@@ -350,7 +351,9 @@ class Session:
 
     def _stream(self, config: AnyStreamConfig) -> Stream:
         if isinstance(config, VideoConfig):
-            return ClipStream([self.library.video(config.path)], _TRAINING_STREAMS)
+            frames = self.library.video(config.path)
+            assert self._world is not None
+            return ClipStream([frames if self._world.frame_shape[0] > 1 else in_grey(frames)], _TRAINING_STREAMS)
         return make_stream(config, _TRAINING_STREAMS, self.seed)
 
     def _learn(self, until: float) -> None:

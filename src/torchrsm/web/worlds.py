@@ -16,6 +16,8 @@ RESOLUTION = 30
 _TOUCH = 2 * RADIUS
 _BOX = 10.0
 
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
 
 class Seen(NamedTuple):
     """One frame of a world.
@@ -124,6 +126,14 @@ class DigitsWorld:
         """Return the next frame."""
         frames, starts, _ = next(self._stream)
         return Seen(frames, bool(starts[0]))
+
+
+def in_grey(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return ``[t, 1, h, w]`` of frames in grey or colour: the luma of ITU-R BT.601."""
+    if frames.shape[1] == 1:
+        return frames
+    luma = np.rint(np.einsum("tchw,c->thw", frames, _LUMA)[:, None])
+    return np.asarray(luma, dtype=np.uint8)
 
 
 class ClipWorld:

@@ -47,10 +47,12 @@ export function fits(model, shape) {
   return channels && (model.height ?? shape.height) === shape.height && (model.width ?? shape.width) === shape.width;
 }
 
-/** Whether a model can be chosen for a source, as far as is known. */
+/** Whether a model can be chosen for a source, as far as is known. A video is shown in grey to models that see no colour. */
 export function choosable(state, model, source) {
   const key = sourceKey(source);
-  return fits(model, state.shapes.get(key)) && !state.refused.has(`${key} ${model.name}`);
+  const shape = state.shapes.get(key);
+  const grey = source.kind === "video" && model.channels === 1 && shape !== undefined;
+  return fits(model, grey ? { ...shape, channels: 1 } : shape) && !state.refused.has(`${key} ${model.name}`);
 }
 
 /** Take in what the server has said of the session. */
@@ -69,8 +71,10 @@ export function takeSession(state, session) {
   }
   state.dreamFrom = session.dream_from ?? state.dreamFrom;
   if (session.step === 0) state.history.clear();
-  state.shapes.set(sourceKey(session.source), {
-    channels: session.channels,
+  const key = sourceKey(session.source);
+  const sent = session.source.kind === "video" ? (state.shapes.get(key)?.channels ?? 1) : 1; // it may be shown in grey
+  state.shapes.set(key, {
+    channels: Math.max(sent, session.channels),
     height: session.height,
     width: session.width,
   });
