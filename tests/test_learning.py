@@ -248,17 +248,9 @@ def softplus(x):
     return np.logaddexp(0, x)
 
 
-@pytest.mark.parametrize(
-    ("frame_loss", "formula"),
-    [
-        ("squared_error", lambda x, y: (x - y) ** 2),
-        ("cross_entropy", lambda x, y: -y * np.log(x) - (1 - y) * np.log(1 - x)),
-    ],
-)
-def test_a_step_s_losses_are_their_formulas(frame_loss, formula):
+def test_a_step_s_losses_are_their_formulas():
     """Both frames are seen through the same noise, and the discriminator judges what was generated before the step."""
-    weights = {"motion_weight": 0.5, "adversarial_weight": 0.1}
-    learning = begin(**weights, noise_deviation=0.3, real_label=0.8, frame_loss=frame_loss)
+    learning = begin(motion_weight=0.5, noise_deviation=0.3, real_label=0.8, adversarial_weight=0.1)
     prediction, frame = some_prediction(learning.model)
     last, learn, alone = torch.rand(STREAMS, 1, 8, 8), [True, True, True, False], [0, 0, 2, 0]
     settings = {"learn": learn, "alone": alone, "last": last}
@@ -282,7 +274,7 @@ def test_a_step_s_losses_are_their_formulas(frame_loss, formula):
     own = ((rectified[2] - last[2]).double().numpy() ** 2).sum()
     world = ((frame - last).double().numpy()[:2] ** 2).sum() / 2
     expected = (
-        formula(x, y).mean(),
+        ((x - y) ** 2).mean(),
         softplus(-generated).mean(),
         (0.8 * softplus(-real) + 0.2 * softplus(real)).mean() + softplus(generated).mean(),
         (own / world - 1) ** 2,
@@ -308,7 +300,7 @@ def gradient(settings, **step):
 
 
 def test_the_terms_are_weighed():
-    """Of the same generator: lambda times the adversarial gradient is added to that of the frame loss."""
+    """Of the same generator: lambda times the adversarial gradient is added to that of the squared error."""
     still = {"learning_rate": 1e-30, "discriminator_learning_rate": 1e-30}
     plain, once, twice = (gradient({**still, "adversarial_weight": w}) for w in (0.0, 0.01, 0.02))
     assert (once - plain).abs().max() > 1e-6
@@ -500,7 +492,6 @@ def test_a_dream_ends_where_a_sequence_begins():
     [
         ({"share": 1.0}, "share\n.*less than 1"),
         ({"learning_rate": 0.0}, "learning_rate\n.*greater than 0"),
-        ({"frame_loss": "absolute"}, "frame_loss\n.*'squared_error' or 'cross_entropy'"),
         ({"matrix_learning_rate": -1.0}, "matrix_learning_rate\n.*greater than 0"),
         ({"adversarial_weight": -1e-4}, "adversarial_weight\n.*greater than or equal to 0"),
         ({"real_label": 1.1}, "real_label\n.*less than or equal to 1"),

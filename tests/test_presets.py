@@ -112,7 +112,6 @@ def test_paper_is_what_was_published():
         "share": 50_000 / 250_000,
         "stack_share": None,
         "learning_rate": 5e-4,
-        "frame_loss": "squared_error",
         "adversarial_weight": 2e-4,
         "discriminator_learning_rate": 5e-4,
         "real_label": 0.9,

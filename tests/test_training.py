@@ -502,7 +502,7 @@ def test_a_bad_rectifier_stops_the_run_and_leaves_the_last_checkpoint(tmp_path, 
             with torch.no_grad():
                 trainer.model.rectifier.head.bias[0] = value
 
-    with pytest.raises(NonFiniteError, match="the rectifier's frame loss is nan at step 15; the last") as caught:
+    with pytest.raises(NonFiniteError, match="the rectifier's squared error is nan at step 15; the last") as caught:
         trainer.run(spoil)
     assert str(tmp_path / "run" / CHECKPOINT_FILE) in str(caught.value)
 

@@ -6,7 +6,6 @@ import math
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.muon import Muon, kernels_of
 from torchrsm.rectifier import Discriminator, adversarial_loss, discriminator_loss
 
-RECTIFIER_LOSSES = ("frame loss", "adversarial loss", "discriminator's loss", "motion loss")
+RECTIFIER_LOSSES = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
 """Names of the four terms in `Rectified.losses`."""
 
 _WAKING_STEPS = 2  # at least, after a dream, until predictions are those of a stream that never dreamt
@@ -99,9 +98,7 @@ class RectifyingConfig(ScheduleConfig):
             begins. Where the two overlap both learn from each frame, each from its own error.
         learning_rate: of the generator, Adam.
         matrix_learning_rate: of the generator's kernels, each taken as a matrix, by `Muon`; None for Adam there, too.
-        frame_loss: mean error of the generator's pixels, ``squared_error``, as published, or ``cross_entropy``, whose
-            least is at the same average but which also hears a pixel that is almost black or white.
-        adversarial_weight: lambda, the weight of the adversarial term beside the frame loss; at 0 there is no
+        adversarial_weight: lambda, the weight of the adversarial term beside the mean squared error; at 0 there is no
             discriminator.
         discriminator_learning_rate: plain gradient descent.
         real_label: what the discriminator shall say of a frame that came, below 1 to keep it from being too sure.
@@ -120,7 +117,6 @@ class RectifyingConfig(ScheduleConfig):
     stack_share: float | None = Field(default=None, gt=0, lt=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     matrix_learning_rate: float | None = Field(default=None, gt=0)
-    frame_loss: Literal["squared_error", "cross_entropy"] = "squared_error"
     adversarial_weight: float = Field(default=2e-4, ge=0)
     discriminator_learning_rate: float = Field(default=5e-4, gt=0)
     real_label: float = Field(default=0.9, gt=0, le=1)
@@ -224,8 +220,7 @@ class RectifierLearning:
         none = rectified.new_zeros(())
         if not len(real):
             return Rectified(rectified.detach(), (none, none, none, none))
-        crossed = config.frame_loss == "cross_entropy"
-        error = F.binary_cross_entropy(wanted, real) if crossed else F.mse_loss(wanted, real)
+        error = (wanted - real).square().mean()
         total, adversarial, discrimination, motion = error, none, none, none
         noise = config.noise_deviation * torch.randn_like(real) if config.adversarial_weight else none
         if config.adversarial_weight:

@@ -108,12 +108,11 @@ def balls() -> RunConfig:
             learning_rate=2e-3,
             matrix_learning_rate=5e-3,
             schedule="cosine",
-            frame_loss="cross_entropy",
             loop_share=0.125,
             loop_from=0.85,
             loop_steps=60,
             loop_error=2.0,
-            motion_weight=0.005,
+            motion_weight=0.002,
         ),
         training=TrainingConfig(minutes=15, batch_size=16),
     )
@@ -126,7 +125,7 @@ def balls_compact() -> RunConfig:
     wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3}
     below = below.model_copy(update={**wide, "input_frames": 1, "input_decay": 0.7})
     model = {"layers": (below, above), "rectifier": CompactConfig()}
-    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02, "frame_loss": "squared_error"}
+    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
     dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
     return run.model_copy(
         update={
@@ -209,8 +208,6 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     rectifying = run.rectifying
     if rectifying is not None:
         rectifying = rectifying.model_copy(update={"loop_share": 0.0, "motion_weight": 0.0})
-        if isinstance(stream, VideoConfig):
-            rectifying = rectifying.model_copy(update={"frame_loss": "squared_error"})
     model = run.model.model_copy(update=changes)
     training = run.training
     if isinstance(stream, VideoConfig):
