@@ -39,6 +39,12 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
     ]
     r = config.rectifying
     stack = 1 - r.share if r.stack_share is None else r.stack_share
+    dreamt = "No stream dreamt while it learned."
+    if r.loop_share:
+        dreamt = (
+            f"In the last {1 - r.loop_from:.0%} of the rectifier's time {r.loop_share:.0%} of the streams\ndreamt,"
+            f" for up to {r.loop_steps} steps, with the motion loss."
+        )
     return "\n".join(
         [
             f"# {name}",
@@ -51,10 +57,8 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
             "",
             f"{training['minutes']:g} minutes on {training['threads']} core(s): {training['steps']:,} steps,",
             f"{training['frames']:,} frames, none seen twice. The stack learned in the first {stack:.0%} of the",
-            f"time, the rectifier in the last {r.share:.0%}. In the last {1 - r.loop_from:.0%} of the rectifier's time"
-            f" {r.loop_share:.0%} of",
-            f"its streams dreamt, for up to {r.loop_steps} steps, with the motion loss. Both the next-frame scores and",
-            "the dreams below are of these same weights.",
+            f"time, the rectifier in the last {r.share:.0%}. {dreamt} Both the next-frame",
+            "scores and the dreams below are of these same weights.",
             "",
             f"## Scores on the {scores['sequences']} test sequences",
             "",
