@@ -108,23 +108,25 @@ def balls() -> RunConfig:
             learning_rate=2e-3,
             matrix_learning_rate=5e-3,
             schedule="cosine",
+            loop_share=0.125,
+            loop_from=0.85,
+            loop_steps=60,
+            loop_error=2.0,
+            motion_weight=0.002,
         ),
         training=TrainingConfig(minutes=15, batch_size=16),
     )
 
 
 def balls_compact() -> RunConfig:
-    """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction alone.
-
-    It knows less, so its dreams would slow down: some of its streams dream while it learns.
-    """
+    """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction alone."""
     run = balls()
     below, above = run.model.layers
     wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3}
     below = below.model_copy(update={**wide, "input_frames": 1, "input_decay": 0.7})
     model = {"layers": (below, above), "rectifier": CompactConfig()}
     rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
-    dreams = {"loop_share": 0.25, "loop_from": 0.5, "loop_steps": 60, "loop_error": 2.0, "motion_weight": 0.004}
+    dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
     return run.model_copy(
         update={
             "name": "balls_compact",
