@@ -28,6 +28,7 @@ ROWS = [
     ("frame t-1 (`copy-last`)", "copy-last.json", RECTIFIED, "11.82 ± 0.27"),
     ("**RSM, two layers, rectified** (`balls`)", SEEDS[0], RECTIFIED, "0.41 ± 0.05"),
     ("the same, raw", SEEDS[0], RAW, "3.72 ± 0.30"),
+    ("RTRBM whose last frame sets the biases, too (`rtrbm --model.direct`)", "rtrbm-direct.json", RECTIFIED, "-"),
     ("RSM, the published two layers, raw (`paper_fast`)", "paper_fast.json", RECTIFIED, "3.72 ± 0.30"),
     ("RSM, the published first layer alone, raw (`paper_fast_1l`)", "paper_fast_1l.json", RECTIFIED, "-"),
 ]
