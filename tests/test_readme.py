@@ -18,7 +18,8 @@ def commands():
     """Return each `torchrsm` command line that a page or the Makefile shows, without its comment."""
     found = []
     for page in PAGES:
-        found += re.findall(r"^(?:\$ | {4})torchrsm (.*)$", page.read_text(), re.MULTILINE)
+        text = page.read_text().replace("\\\n", " ")
+        found += re.findall(r"^(?:\$ | {4})torchrsm (.*)$", text, re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
     values = dict(re.findall(r"^(\w+) [?:]?= (.*)$", makefile, re.MULTILINE))
     for line in re.findall(r"^\t@?\$\(BIN\)/torchrsm (.*)$", makefile, re.MULTILINE):
