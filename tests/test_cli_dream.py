@@ -160,7 +160,7 @@ def test_the_shipped_model_is_described(capsys):
     assert main(["info", "balls"]) == 0
     output = capsys.readouterr().out
     assert "layer 2: " in output
-    assert "rectifier: compact, " in output
+    assert "rectifier: unet, " in output
 
 
 def test_settings_of_the_rectifier_are_flags(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from warm_kernels import tiny_run
 
-from torchrsm import PRESETS, Trainer, VideoPredictor, load, preset
+from torchrsm import PRESETS, Trainer, VideoConfig, VideoPredictor, fit, load, preset
 from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED
 from torchrsm.runs import BaselineRunConfig, RunConfig
 from torchrsm.streams import BouncingBalls
@@ -195,3 +195,9 @@ def test_tiny_has_every_mechanism_of_paper():
     neutral = {"groups", "cells_per_group", "active_groups"}
     for small, published in zip(tiny_run(steps=1).model.layers, preset("paper").model.layers, strict=True):
         assert small.model_dump(exclude=neutral) == published.model_dump(exclude=neutral)
+
+
+@pytest.mark.parametrize(("size", "patch"), [((30, 30), 3), ((32, 32), 4), ((64, 78), 2), ((48, 113), 1), ((9, 60), 3)])
+def test_patches_divide_the_frame(size, patch):
+    run = fit(preset("convlstm-wide"), (1, *size), VideoConfig(path="-"))
+    assert (run.model.height, run.model.width, run.model.patch) == (*size, patch)

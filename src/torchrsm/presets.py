@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -218,12 +219,17 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
 def sized(run: AnyRunConfig, shape: tuple[int, int, int]) -> AnyRunConfig:
     """Return a run for frames of this shape; RSM takes height and width only where its weights depend on them.
 
+    Where a system folds patches of a frame into channels, they get the size nearest to its own that divides the frame.
+
     Raises:
         ValueError: the system cannot read frames of this size.
     """
     channels, height, width = shape
     size = {} if run.model.height is None else {"height": height, "width": width}
     settings = {**run.model.model_dump(), "channels": channels, **size}
+    if "patch" in settings:
+        dividing = [patch for patch in range(1, 1 + math.gcd(height, width)) if height % patch == width % patch == 0]
+        settings["patch"] = min(dividing, key=lambda patch: abs(math.log(patch / settings["patch"])))
     return run.model_copy(update={"model": type(run.model).model_validate(settings)})
 
 
