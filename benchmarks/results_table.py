@@ -114,7 +114,7 @@ def _bench() -> str:
             f"{first.right_count:.3f}",
             number(first.energy),
             f"{first.lifetime:g}",
-            f"{first.alive:.0%}",
+            f"{first.alive:.1%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for minutes, results in by_minutes.items():

@@ -606,3 +606,13 @@ def test_a_budget_in_minutes_does_not_pay_for_the_warm_up(tmp_path, monkeypatch)
     assert 0.5 <= trainer.seconds < 1
     assert phases[0] == "stack"
     assert phases[-1] == "rectifier"
+
+
+def test_a_curve_leaves_out_records_of_no_frame(tmp_path):
+    errors, seconds = [0.0, 4.0, 2.0, 0.0], [10, 20, 50, 100]
+    lines = [{"step": i, "phase": "stack", "frame_squared_error": error} for i, error in enumerate(errors)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    times = [{"step": i, "seconds": second} for i, second in enumerate(seconds)]
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    curve = learning_curve(tmp_path)
+    assert (curve.minutes, curve.frame_squared_error) == ([0.5, 1.0], [4.0, 2.0])

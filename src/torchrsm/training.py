@@ -329,7 +329,10 @@ class LearningCurve(NamedTuple):
 
 
 def learning_curve(folder: Path | str, minutes: float = 0.5) -> LearningCurve:
-    """Read the error of the run in a folder, averaged over stretches of ``minutes``."""
+    """Read the error of the run in a folder, averaged over stretches of ``minutes``.
+
+    A record of no frame that could be predicted, whose error is 0, is left out.
+    """
     records, timing = (
         [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
         for name in (METRICS_FILE, TIMING_FILE)
@@ -338,6 +341,8 @@ def learning_curve(folder: Path | str, minutes: float = 0.5) -> LearningCurve:
     total = timing[-1]["seconds"] / 60 / minutes if timing else 0.0
     last = max(0, math.ceil(total - 0.1) - 1)  # a budget ends a step late; that is no stretch of its own
     for record, at in zip(records, timing, strict=True):
+        if record["frame_squared_error"] == 0:
+            continue
         stretch = (min(int(at["seconds"] / 60 / minutes), last), record["phase"])
         stretches.setdefault(stretch, []).append(record["frame_squared_error"])
     return LearningCurve(
