@@ -1,6 +1,6 @@
-"""Decode video files and folders of pictures into frames, one by one, in constant memory, whatever the files hold.
+"""Read a film frame by frame, in constant memory, whatever the file holds.
 
-Files come from anywhere, so nothing in them is believed. Only containers that keep all of their content in one file are
+Files come from anywhere, so nothing in them is trusted. Only containers that keep all of their content in one file are
 opened, from a handle that knows no other file and no network; sizes are limited before memory is taken for them; and
 whatever is wrong ends in a `ValueError` that names the file, or in the error of the file system.
 """
@@ -8,32 +8,24 @@ whatever is wrong ends in a `ValueError` that names the file, or in the error of
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from torchrsm.streams.framing import MAX_SIDE, Crop, Framing, PixelBudget
+from torchrsm.streams.paths import require_file
 from torchrsm.streams.stream import require_integer
 
-Crop = Literal["square"] | tuple[int, int, int, int] | None
-"""The middle square, or ``(top, left, height, width)`` in pixels of the upright picture, or all of it."""
-
-MAX_SIDE = 8192
-"""Largest height or width of a picture that is decoded, pixels."""
 MAX_RATE = 1000
 """Most frames per second."""
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 # Demuxers that read one file and nothing else: no playlist (hls, dash, concat, sdp), no single picture.
 _CONTAINERS = (
@@ -41,98 +33,10 @@ _CONTAINERS = (
     "yuv4mpegpipe,mjpeg,dv,mxf,rm,wtv"
 )
 _KINDS = "MP4, WebM, Matroska, AVI, MPEG, GIF, ..."
-_PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _MAX_DAMAGED = 100  # packets that cannot be decoded, before the rest of a film is given up
 _LONGEST_STILL = 60  # seconds between two frames; a longer gap, or a step back, is an error of the film's clock
 _SEEK_FROM = 10  # seconds; before that, decoding from the beginning is as fast
 _FALLBACK_PERIOD = Fraction(1, 25)
-
-
-@dataclass(frozen=True)
-class Framing:
-    """How a picture becomes a frame: which part of it, how large, in how many channels.
-
-    Shrunk pictures are averaged over the area of each new pixel, enlarged ones interpolated linearly. Grey is
-    ``0.299 red + 0.587 green + 0.114 blue`` (ITU-R BT.601). Pixels are taken as square.
-
-    Args:
-        height: of a frame, pixels, 1 to 8192; None for as the width asks, or as it is.
-        width: of a frame, pixels, 1 to 8192; None for as the height asks, or as it is.
-        crop: what is cut out first.
-        channels: 1 for grey, 3 for red, green and blue.
-
-    Raises:
-        ValueError: an argument is outside its range.
-    """
-
-    height: int | None = None
-    width: int | None = None
-    crop: Crop = None
-    channels: int = 1
-
-    def __post_init__(self) -> None:
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size is not None:
-                require_integer(name, size, 1, MAX_SIDE)
-        if self.channels not in (1, 3) or isinstance(self.channels, bool):
-            raise ValueError(f"channels must be 1 (grey) or 3 (colour), received {self.channels!r}")
-        if self.crop is None or (isinstance(self.crop, str) and self.crop == "square"):
-            return
-        if not isinstance(self.crop, tuple | list) or len(self.crop) != 4:
-            raise ValueError(f"crop must be None, 'square' or (top, left, height, width), received {self.crop!r}")
-        for name, value, low in zip(("top", "left", "height", "width"), self.crop, (0, 0, 1, 1), strict=True):
-            require_integer(f"crop: {name}", value, low)
-
-    def shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return channels, height and width of the frame that a picture of some size becomes.
-
-        Raises:
-            ValueError: the crop is not inside of the picture.
-        """
-        _, _, cut_height, cut_width = self._cut(height, width)
-        new_height, new_width = self.height, self.width
-        if new_height is None:
-            new_height = cut_height if new_width is None else max(1, round(cut_height * new_width / cut_width))
-        if new_width is None:
-            new_width = cut_width if self.height is None else max(1, round(cut_width * new_height / cut_height))
-        if max(new_height, new_width) > MAX_SIDE:
-            raise ValueError(f"frames must be at most {MAX_SIDE} pixels a side, received {new_height} x {new_width}")
-        return (self.channels, new_height, new_width)
-
-    def frame(self, picture: NDArray[np.uint8], shape: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
-        """Return the frame ``[channels, height, width]`` of a picture.
-
-        Args:
-            picture: ``[height, width, 3]`` or, grey, ``[height, width]``.
-            shape: of the frame; None for what `shape` says.
-
-        Raises:
-            ValueError: the crop is not inside of the picture.
-        """
-        height, width = picture.shape[:2]
-        _, *new = shape or self.shape(height, width)
-        top, left, *cut = self._cut(height, width)
-        image = Image.fromarray(np.ascontiguousarray(picture[top : top + cut[0], left : left + cut[1]]))
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        if new != cut:
-            shrinks = new[0] <= cut[0] and new[1] <= cut[1]
-            image = image.resize((new[1], new[0]), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
-        frame = np.array(image)
-        return frame[None] if self.channels == 1 else np.ascontiguousarray(frame.transpose(2, 0, 1))
-
-    def _cut(self, height: int, width: int) -> tuple[int, int, int, int]:
-        if self.crop is None:
-            return (0, 0, height, width)
-        if isinstance(self.crop, str):
-            side = min(height, width)
-            return ((height - side) // 2, (width - side) // 2, side, side)
-        top, left, cut_height, cut_width = self.crop
-        if top + cut_height > height or left + cut_width > width:
-            raise ValueError(
-                f"crop must be inside of the picture, {height} x {width} (height x width), received (top, left, "
-                f"height, width) = {tuple(self.crop)}"
-            )
-        return (top, left, cut_height, cut_width)
 
 
 class VideoReader:
@@ -188,7 +92,7 @@ class VideoReader:
             self._film_rate = rate if rate is not None and rate <= MAX_RATE else None
             self._film_seconds, self._film_frames = _length(container, stream, self._tick, self._film_rate)
             self._check_header(stream.codec_context.height, stream.codec_context.width)
-            first = next(self._decoded(container, stream, _Budget(self._path, self._max_pixels)), None)
+            first = next(self._decoded(container, stream, PixelBudget(self._path, self._max_pixels)), None)
             if first is None:
                 raise ValueError(f"{self._path} must be a video, received one without a frame that can be decoded")
             self._origin = Fraction(0) if first.pts is None else first.pts * self._tick
@@ -242,7 +146,7 @@ class VideoReader:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames, ``[channels, height, width]`` each; they are the caller's to change."""
         reformatter = VideoReformatter()
-        budget = _Budget(self._path, self._max_pixels)
+        budget = PixelBudget(self._path, self._max_pixels)
         shown: av.VideoFrame | None = None
         for frame in self._selected(budget):
             if frame is shown:
@@ -267,7 +171,7 @@ class VideoReader:
 
     def _check_header(self, height: int, width: int) -> None:
         """Refuse a film that is too large by its header, before a frame of it is decoded."""
-        budget = _Budget(self._path, self._max_pixels)
+        budget = PixelBudget(self._path, self._max_pixels)
         budget.check_sides(height, width)
         expected = self._film_frames
         if expected is None:
@@ -280,7 +184,9 @@ class VideoReader:
         given = self.frame_count if self._rate is not None else None
         budget.spend(height, width, max(1, expected, given or 0))
 
-    def _decoded(self, container: InputContainer, stream: av.VideoStream, budget: _Budget) -> Iterator[av.VideoFrame]:
+    def _decoded(
+        self, container: InputContainer, stream: av.VideoStream, budget: PixelBudget
+    ) -> Iterator[av.VideoFrame]:
         """Yield the frames from where the container stands, without the damaged ones."""
         damaged = 0
         packets = container.demux(stream)
@@ -317,7 +223,7 @@ class VideoReader:
             previous = time if previous is None else max(time, previous)
             yield previous, frame
 
-    def _from_start(self, budget: _Budget) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    def _from_start(self, budget: PixelBudget) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Yield the frames with their times, from the beginning, or from a key frame not after ``start``."""
         if self._start >= _SEEK_FROM:
             with self._opened() as (container, stream):
@@ -335,7 +241,7 @@ class VideoReader:
         with self._opened() as (container, stream):
             yield from self._timed(self._decoded(container, stream, budget))
 
-    def _selected(self, budget: _Budget) -> Iterator[av.VideoFrame]:
+    def _selected(self, budget: PixelBudget) -> Iterator[av.VideoFrame]:
         """Yield the frames from ``start`` to ``end`` at the rate that was asked for; a repeated one is the same object.
 
         A container that counts milliseconds rounds the times of its frames: one tick early or late is on time.
@@ -369,159 +275,12 @@ class VideoReader:
         return _FALLBACK_PERIOD if self._film_rate is None else 1 / self._film_rate
 
 
-class ImageFolderReader:
-    """The pictures of a folder as frames, in the natural order of their names: ``frame2`` before ``frame10``.
-
-    Making one reads the headers of all pictures. Other files, hidden ones and folders inside are left out. Pictures are
-    turned upright as EXIF says; transparent ones lie on black; of an animation the first picture counts.
-
-    Args:
-        folder: of pictures: .png .jpg .jpeg .bmp .webp .tif .tiff .gif.
-        height: as `Framing` explains it.
-        width: as `Framing` explains it.
-        crop: as `Framing` explains it.
-        channels: 1 for grey, 3 for colour.
-        max_pixels: most pixels of all pictures together, as stored; None for no limit.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        NotADirectoryError: it is no folder.
-        ValueError: an argument is outside its range; the folder has no picture; one of them is not what its name says,
-            damaged, or too large; or they differ in size and would not all become frames of one shape. Damage beyond
-            the header shows while iterating.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        crop: Crop = None,
-        channels: int = 1,
-        max_pixels: int | None = None,
-    ) -> None:
-        self._framing = Framing(height, width, crop, channels)
-        budget = _Budget(Path(folder), None if max_pixels is None else require_integer("max_pixels", max_pixels, 1))
-        self._folder = require_folder(folder)
-        self._paths = files_with_suffix(self._folder, PICTURE_SUFFIXES)
-        if not self._paths:
-            raise ValueError(f"{self._folder} must have pictures in it ({' '.join(PICTURE_SUFFIXES)}), received none")
-        shapes = []
-        for path in self._paths:
-            picture_height, picture_width = _picture_size(path)
-            budget.spend(picture_height, picture_width)
-            try:
-                shapes.append(self._framing.shape(picture_height, picture_width))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-        self._shape = shapes[0]
-        _, first_height, first_width = shapes[0]
-        for path, (_, one_height, one_width) in zip(self._paths, shapes, strict=True):
-            same_aspect = round(one_width * first_height / one_height) == first_width
-            if not same_aspect and not (height and width):
-                raise ValueError(
-                    f"{path} must have the shape of {self._paths[0].name}, which gives {first_height} x {first_width}, "
-                    f"received {one_height} x {one_width} (height x width); set height and width, or crop"
-                )
-
-    @property
-    def paths(self) -> list[Path]:
-        """The pictures, in the order of the frames."""
-        return list(self._paths)
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the frames."""
-        return self._shape
-
-    @property
-    def frame_count(self) -> int:
-        """How many pictures there are."""
-        return len(self._paths)
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the frames, ``[channels, height, width]`` each; they are the caller's to change."""
-        for path in self._paths:
-            yield self._framing.frame(_read_picture(path), self._shape)
-
-
 def require_rate(frames_per_second: float) -> Fraction:
     """Return a rate, exactly, or raise a ValueError if it is not a number above 0 and at most 1000."""
     number = isinstance(frames_per_second, int | float | Fraction) and not isinstance(frames_per_second, bool)
     if not number or not 0.001 <= frames_per_second <= MAX_RATE:
         raise ValueError(f"frames_per_second must be a number in 0.001..{MAX_RATE}, received {frames_per_second!r}")
     return Fraction(frames_per_second).limit_denominator(100_000)
-
-
-def require_local(path: str | Path) -> Path:
-    """Return a path, or raise a ValueError if it is the address of something on a network."""
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(path)):
-        raise ValueError(f"the path of a file on this computer is needed, received the address {str(path)!r}")
-    if "\0" in str(path):
-        raise ValueError(f"a path must not hold a zero byte, received {str(path)!r}")
-    return Path(path)
-
-
-def require_file(path: str | Path) -> Path:
-    """Return the path of an existing file, or raise a FileNotFoundError, an IsADirectoryError or a ValueError."""
-    path = require_local(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} must be a file, received a folder")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} must be an existing file, received nothing at that path")
-    if not path.is_file():
-        raise ValueError(f"{path} must be a file, received a device or a pipe")
-    return path
-
-
-def require_folder(path: str | Path) -> Path:
-    """Return the path of an existing folder, or raise a FileNotFoundError or a NotADirectoryError."""
-    path = require_local(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} must be an existing folder, received nothing at that path")
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} must be a folder, received a file")
-    return path
-
-
-def files_with_suffix(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Return the files of a folder with one of the suffixes, not hidden, in the natural order of their names."""
-    chosen = tuple(suffixes)
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in chosen and not path.name.startswith(".") and path.is_file()
-    ]
-    return sorted(found, key=lambda path: (_natural(path.name), path.name))
-
-
-def _natural(name: str) -> list[str | int]:
-    """Return a key that sorts numbers in names by their value."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", name.casefold()))]
-
-
-class _Budget:
-    """Counts decoded pixels, and refuses pictures and films that are too large."""
-
-    def __init__(self, path: Path, max_pixels: int | None) -> None:
-        self._path, self._max_pixels, self._spent = path, max_pixels, 0
-
-    def check_sides(self, height: int, width: int) -> None:
-        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-            # FFmpeg tells no size at all of a picture above the limit that it was given.
-            size = f"{height} x {width} (height x width)" if min(height, width) > 0 else "none or larger ones"
-            raise ValueError(f"{self._path} must have pictures of 1 to {MAX_SIDE} pixels a side, received {size}")
-
-    def spend(self, height: int, width: int, pictures: int = 1) -> None:
-        self.check_sides(height, width)
-        self._spent += pictures * height * width
-        if self._max_pixels is not None and self._spent > self._max_pixels:
-            what = f"{pictures} pictures" if pictures > 1 else "pictures"
-            raise ValueError(
-                f"{self._path} must have at most {self._max_pixels} pixels in all (max_pixels), received more: {what} "
-                f"of {height} x {width} (height x width)"
-            )
 
 
 class _Bytes:
@@ -612,51 +371,3 @@ def _require_times(start: float, end: float | None) -> tuple[Fraction, Fraction 
         Fraction(start).limit_denominator(microseconds),
         None if end is None else Fraction(end).limit_denominator(microseconds),
     )
-
-
-@contextmanager
-def _opened_picture(path: Path) -> Iterator[Image.Image]:
-    try:
-        # Sizes are limited here, more strictly than where Pillow warns.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=_PICTURE_FORMATS) as image:
-                _Budget(path, None).check_sides(image.height, image.width)
-                yield image
-    except (ValueError, PermissionError, FileNotFoundError) as error:
-        if str(path) in str(error):
-            raise
-        raise _broken_picture(path, error) from error
-    except Exception as error:  # a broken file breaks the parsers in a dozen ways
-        raise _broken_picture(path, error) from error
-
-
-def _broken_picture(path: Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(f"{path} must be a complete picture ({', '.join(_PICTURE_FORMATS)}): {reason}")
-
-
-def _picture_size(path: Path) -> tuple[int, int]:
-    """Return height and width of a picture as it is to be shown, from its header."""
-    with _opened_picture(path) as image:
-        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if sideways else (image.height, image.width)
-
-
-def _read_picture(path: Path) -> NDArray[np.uint8]:
-    """Return a picture, ``[height, width, 3]`` or, grey, ``[height, width]``."""
-    with _opened_picture(path) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("1", "L"):
-            return np.array(upright.convert("L"))
-        if upright.mode.startswith("I"):  # 16 bits
-            return np.asarray(np.clip(np.asarray(upright), 0, 65535) // 256, np.uint8)
-        if upright.mode == "F":
-            raise ValueError("pixels must be integers, received floating-point ones")
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            black = Image.new("RGB", rgba.size)
-            black.paste(rgba, mask=rgba.getchannel("A"))
-            return np.array(black)
-        return np.array(upright.convert("RGB"))
