@@ -15,7 +15,6 @@ A run is a folder::
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import time
@@ -26,15 +25,23 @@ from typing import IO
 
 import torch
 
-from torchrsm.baselines import SequenceModel, make_baseline
-from torchrsm.learning.contract import NonFiniteError
-from torchrsm.learning.online import OnlineLearner
-from torchrsm.learning.windows import SequenceLearner
-from torchrsm.model import VideoPredictor, load
+from torchrsm.baselines import SequenceModel
+from torchrsm.learning.contract import NonFiniteError, require_finite_tensors
+from torchrsm.learning.randomness import Randomness
+from torchrsm.model import VideoPredictor
 from torchrsm.rsm import kernels
-from torchrsm.runs.checkpoint import CHECKPOINT_FILE, FORMAT, lay_out_as_weights, load_checkpoint, optimiser_state
+from torchrsm.runs.checkpoint import (
+    CHECKPOINT_FILE,
+    FORMAT,
+    lay_out_as_weights,
+    load_checkpoint,
+    optimiser_state,
+    saved_sums,
+)
+from torchrsm.runs.devices import choose_device
 from torchrsm.runs.record import METRICS_FILE, TIMING_FILE, Record
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, first_difference, load_run_config, save_run_config
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, first_difference, load_run_config, save_run_config
+from torchrsm.scoring.metrics import precise_type
 from torchrsm.state import flatten, unflatten
 from torchrsm.storage.folders import load_weights
 from torchrsm.storage.tensors import make_folder, save_tensors, write_atomically
@@ -70,19 +77,16 @@ class Trainer:
         elif saved.exists():
             raise FileExistsError(f"{self.folder} holds a run; resume it or choose another folder")
         going_on = resume and (self.folder / CHECKPOINT_FILE).exists()
-        stack_from = config.stack_from if isinstance(config, RunConfig) and not going_on else None
-        stack = None if stack_from is None else load(stack_from)
+        self.device = choose_device(training.device)
         self.threads = training.threads or kernels.threads()
-        kernels.set_threads(self.threads)
-        torch.manual_seed(training.seed)
         self.stream: Stream = stream or make_stream(config.stream, training.batch_size, training.seed)
-        self.learner = _learner(config, (self.stream.batch_size, *self.stream.frame_shape))
-        if stack is not None:
-            assert isinstance(self.learner, OnlineLearner)
-            self.learner.take_stack(stack)
+        shape = (self.stream.batch_size, *self.stream.frame_shape)
+        self._randomness = Randomness(training.seed, self.device)
+        with self._randomness.in_use():
+            self.learner = config.make_learner(shape, self.device, begins=not going_on)
         self.step = 0
         self.seconds = 0.0
-        self._sums = [0.0] * 2  # frames, their error, each loss
+        self._sums = self._no_sums()
         self._offsets = {METRICS_FILE: 0, TIMING_FILE: 0}
         if going_on:
             self._restore()
@@ -119,15 +123,13 @@ class Trainer:
             report: called with each record.
 
         Raises:
-            NonFiniteError: an input, a loss or a weight is NaN or infinite.
+            NonFiniteError: an input, a loss or a weight is NaN or infinite; weights are looked at before each checkpoint
+                and at the end of each phase.
             ValueError: the stream gives frames outside of 0..1.
             KeyboardInterrupt: the run was interrupted; its checkpoint is saved.
         """
-        threads = kernels.threads(), torch.get_num_threads()
-        try:
+        with kernels.threads_in_use(self.threads), self._randomness.in_use():
             return self._run(report)
-        finally:
-            kernels.set_threads(*threads)
 
     def _run(self, report: Callable[[Record], None]) -> VideoPredictor | SequenceModel:
         self.learner.warm_up()
@@ -159,28 +161,40 @@ class Trainer:
         return self.model.eval()
 
     def _teach(self) -> None:
-        try:
-            scored, error, losses = self.learner.teach(self._next_batch, self.progress)
-        except NonFiniteError as reason:
-            good = self.folder / CHECKPOINT_FILE
-            kept = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-            raise NonFiniteError(f"{reason} at step {self.step + 1}; {kept}") from reason
-        terms = [1.0, error, *losses]
-        self._sums += [0.0] * (len(terms) - len(self._sums))
-        self._sums = [total + scored * term for total, term in zip(self._sums, terms, strict=True)]
+        """Take the next batches of the stream, let the model learn from them, and add up what came of it."""
+        with self._naming_the_checkpoint():
+            batches = [self._next_batch() for _ in range(self.learner.batches_per_update)]
+            taught = self.learner.teach(batches, self.progress)
+        terms = torch.stack([torch.ones_like(taught.scored), taught.frame_squared_error, *taught.losses])
+        sums = taught.scored * terms
+        self._sums = sums if len(self._sums) != len(sums) else self._sums + sums
         self.step += 1
 
     def _next_batch(self) -> StreamBatch:
         batch = next(self.stream)
-        low, high = float(batch.frames.min()), float(batch.frames.max())
+        low, high = (float(value) for value in batch.frames.aminmax())  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)):
             raise NonFiniteError("the stream gave a frame with NaN or infinity")
         if low < 0 or high > 1:
             raise ValueError(f"frames must be in 0..1; the stream gave {low:.6g}..{high:.6g} at step {self.step + 1}")
         return batch
 
+    @contextmanager
+    def _naming_the_checkpoint(self) -> Iterator[None]:
+        """Add the step and the last checkpoint to what is said of a number that is not finite."""
+        try:
+            yield
+        except NonFiniteError as reason:
+            good = self.folder / CHECKPOINT_FILE
+            kept = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
+            raise NonFiniteError(f"{reason} at step {self.step + 1}; {kept}") from reason
+
+    def _no_sums(self) -> Tensor:
+        """Return the sums of no update: frames, their error, each loss times its frames (none yet)."""
+        return torch.zeros(2, dtype=precise_type(self.device), device=self.device)
+
     def _log(self, logs: Mapping[str, IO[str]], phase: str, frames_per_second: float) -> Record:
-        frames, error, *losses = self._sums
+        frames, error, *losses = self._sums.tolist()
         frames = max(frames, 1.0)
         record = Record(
             phase,
@@ -192,12 +206,12 @@ class Trainer:
             self.seconds,
             frames_per_second,
         )
-        self._sums = [0.0] * 2
+        self._sums = self._no_sums()
         line = {
             "phase": phase,
             "step": record.step,
             "frame_squared_error": record.frame_squared_error,
-            "losses": record.losses,
+            "losses": dict(zip(record.loss_names, record.losses, strict=True)),
         }
         print(json.dumps(line), file=logs[METRICS_FILE])
         print(json.dumps({"step": record.step, "seconds": record.seconds}), file=logs[TIMING_FILE])
@@ -230,7 +244,8 @@ class Trainer:
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
         tensors |= flatten("state", self.learner.state)
-        tensors["random"] = torch.get_rng_state()
+        self._require_finite(tensors)
+        tensors |= {_RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
         header = {
             "format": FORMAT,
             "step": self.step,
