@@ -248,7 +248,8 @@ class Bench:
         """Do what is not done yet, and write the table again after each part.
 
         Args:
-            reporting: gives the function that is called with the records of a run, see `torchrsm.cli.progress.reporting`.
+            reporting: gives the function that is called with the records of a run, such as
+                `torchrsm.cli.progress.reporting`.
             say: called with a line about each part.
 
         Raises:

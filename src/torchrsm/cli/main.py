@@ -5,12 +5,14 @@ Nothing heavy is imported before the command is known, so that ``--help`` and ``
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
 from collections.abc import Sequence
 
 from torchrsm import __version__
+from torchrsm.cli.console import discard_output, prepared
 from torchrsm.shipped import shipped_models
 
 _MODULES = {  # the file beside this one that has a function of the command's name
@@ -62,13 +64,29 @@ MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 stopped, 2 bad input, 130 interrupted.
+    """Run one command and return its exit code.
+
+    It is 0 where all is done, 1 where the numbers went wrong, 2 for bad input, 130 for an interrupt, and 141 where the
+    reader of the output left before the end (128 and the number of the signal, as shells count).
 
     Args:
         arguments: the command and its flags; None for those of the process.
     """
+    with prepared():
+        code = _ended(list(sys.argv[1:] if arguments is None else arguments))
+        discard_output()
+        return code
+
+
+def _ended(arguments: list[str]) -> int:
+    """Run a command, say in one line why it failed, if it did, and return the exit code."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(arguments)
+        sys.stdout.flush()
+    except SystemExit as end:  # of a command's help
+        return int(end.code or 0)
+    except BrokenPipeError:
+        return 141
     except ImportError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -78,29 +96,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_text(error), 2)
     except ArithmeticError as error:
         return _fail(str(error), 1)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
             raise
         return _fail(f"not enough memory: {error}", 2)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", 130)
+    return 0
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> None:
     command, *rest = arguments or [""]
     if command in ("-h", "--help"):
         print(USAGE.format(shipped=", ".join(shipped_models()) or "none"))
-        return 0
+        return
     if command == "--version":
         print(__version__)
-        return 0
+        return
     if command not in _MODULES:
         raise ValueError(f"command must be one of {', '.join(_MODULES)}; got {command or 'none'}; see --help")
     from torchrsm import kernels
 
     kernels.set_threads(kernels.threads())
     getattr(importlib.import_module(f"torchrsm.cli.{_MODULES[command]}"), command)(rest)
-    return 0
 
 
 def _text(error: ValueError | OSError) -> str:
@@ -113,5 +131,6 @@ def _text(error: ValueError | OSError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"torchrsm: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody listens
+        print(f"torchrsm: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,11 +65,7 @@ def watch(arguments: list[str]) -> None:
             "surprise": round(seen.surprise, 3),
             "anomaly": seen.surprise >= command.threshold,
         }
-        try:
-            print(json.dumps(line), flush=True)
-        except BrokenPipeError:  # who reads has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
+        print(json.dumps(line), flush=True)
 
 
 def _rounded(value: float | None) -> float | None:
