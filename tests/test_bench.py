@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from torchrsm import bench, cli
 from torchrsm.bench import Bench, BenchConfig, Results, Row, Seed, peak_mebibytes, read_results, table, verdict
-from torchrsm.presets import preset
 from torchrsm.cli.progress import reporting
+from torchrsm.presets import preset
 from torchrsm.training import Trainer
 
 SMALL = {"minutes": 0.02, "threads": 1, "sequences": 2, "dream_steps": 5, "memory_from_length": ()}

@@ -65,7 +65,7 @@ def test_the_place_that_the_user_chose_goes_first(tmp_path, twice, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "chosen"))
     assert hits(compiled()(twice)) == 0
     assert list((tmp_path / "chosen").glob("*/*.nbc"))
-    assert numba.config.CACHE_DIR == str(tmp_path / "chosen")
+    assert str(tmp_path / "chosen") == numba.config.CACHE_DIR
 
 
 def test_without_such_a_place_it_lies_in_a_private_folder(tmp_path, twice):
