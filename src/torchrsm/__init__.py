@@ -9,23 +9,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as in the table below, for type checkers and editors
-    from torchrsm import physics, streams
+    from torchrsm import streams
     from torchrsm.baselines import BASELINES, SequenceModel, make_baseline
-    from torchrsm.evaluation import TEST_SEED, VALIDATION_SEED, Evaluator, bouncing_ball_frames, evaluate_rollouts
-    from torchrsm.layer import LayerConfig, RSMLayer
-    from torchrsm.learner import NonFiniteError
-    from torchrsm.learning import LearningConfig, LocalLearning, RectifierLearning, RectifyingConfig
+    from torchrsm.learning.contract import NonFiniteError
+    from torchrsm.learning.local import LearningConfig, LocalLearning
+    from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
+    from torchrsm.learning.windows import SequenceLearningConfig
     from torchrsm.model import ModelConfig, Prediction, VideoPredictor
     from torchrsm.predictor import Predictor, restart, rollout
-    from torchrsm.presets import PRESETS, fit, preset
-    from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig, UNetConfig
-    from torchrsm.runs import BaselineRunConfig, RunConfig, TrainingConfig
-    from torchrsm.sequence_learner import SequenceLearningConfig
-    from torchrsm.shipped import shipped_models
-    from torchrsm.sources import BouncingBallsConfig, MovingMNISTConfig, VideoConfig, frame_shape, held_out_frames
-    from torchrsm.stack import RSMStack
+    from torchrsm.rectifiers.compact import CompactConfig
+    from torchrsm.rectifiers.paper import PaperConfig
+    from torchrsm.rectifiers.sharpening import SharpeningConfig
+    from torchrsm.rectifiers.unet import UNetConfig
+    from torchrsm.rsm.layer import LayerConfig, RSMLayer
+    from torchrsm.rsm.stack import RSMStack
+    from torchrsm.runs.fitting import fit
+    from torchrsm.runs.presets import PRESETS, preset
+    from torchrsm.runs.settings import BaselineRunConfig, RunConfig, TrainingConfig
+    from torchrsm.runs.trainer import Trainer
+    from torchrsm.scoring import physics
+    from torchrsm.scoring.evaluation import Evaluator
+    from torchrsm.scoring.rollouts import evaluate_rollouts
+    from torchrsm.storage.shipped import shipped_models
+    from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VideoConfig, frame_shape
+    from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED, bouncing_ball_frames, held_out_frames
     from torchrsm.systems import load
-    from torchrsm.training import Trainer
     from torchrsm.watching import Surprise, Watcher
 
 __version__ = "0.1.0"
@@ -84,24 +92,16 @@ _NAMES = {  # of each module
         "SequenceModel",
         "make_baseline",
     ),
-    "torchrsm.evaluation": (
-        "TEST_SEED",
-        "VALIDATION_SEED",
-        "Evaluator",
-        "bouncing_ball_frames",
-        "evaluate_rollouts",
-    ),
-    "torchrsm.layer": (
-        "LayerConfig",
-        "RSMLayer",
-    ),
-    "torchrsm.learner": ("NonFiniteError",),
-    "torchrsm.learning": (
+    "torchrsm.learning.contract": ("NonFiniteError",),
+    "torchrsm.learning.local": (
         "LearningConfig",
         "LocalLearning",
+    ),
+    "torchrsm.learning.rectifying": (
         "RectifierLearning",
         "RectifyingConfig",
     ),
+    "torchrsm.learning.windows": ("SequenceLearningConfig",),
     "torchrsm.model": (
         "ModelConfig",
         "Prediction",
@@ -112,40 +112,48 @@ _NAMES = {  # of each module
         "restart",
         "rollout",
     ),
-    "torchrsm.presets": (
+    "torchrsm.rectifiers.compact": ("CompactConfig",),
+    "torchrsm.rectifiers.paper": ("PaperConfig",),
+    "torchrsm.rectifiers.sharpening": ("SharpeningConfig",),
+    "torchrsm.rectifiers.unet": ("UNetConfig",),
+    "torchrsm.rsm.layer": (
+        "LayerConfig",
+        "RSMLayer",
+    ),
+    "torchrsm.rsm.stack": ("RSMStack",),
+    "torchrsm.runs.fitting": ("fit",),
+    "torchrsm.runs.presets": (
         "PRESETS",
-        "fit",
         "preset",
     ),
-    "torchrsm.rectifier": (
-        "CompactConfig",
-        "PaperConfig",
-        "SharpeningConfig",
-        "UNetConfig",
-    ),
-    "torchrsm.runs": (
+    "torchrsm.runs.settings": (
         "BaselineRunConfig",
         "RunConfig",
         "TrainingConfig",
     ),
-    "torchrsm.sequence_learner": ("SequenceLearningConfig",),
-    "torchrsm.shipped": ("shipped_models",),
-    "torchrsm.sources": (
+    "torchrsm.runs.trainer": ("Trainer",),
+    "torchrsm.scoring.evaluation": ("Evaluator",),
+    "torchrsm.scoring.rollouts": ("evaluate_rollouts",),
+    "torchrsm.storage.shipped": ("shipped_models",),
+    "torchrsm.streams.settings": (
         "BouncingBallsConfig",
         "MovingMNISTConfig",
         "VideoConfig",
         "frame_shape",
+    ),
+    "torchrsm.streams.splits": (
+        "TEST_SEED",
+        "VALIDATION_SEED",
+        "bouncing_ball_frames",
         "held_out_frames",
     ),
-    "torchrsm.stack": ("RSMStack",),
     "torchrsm.systems": ("load",),
-    "torchrsm.training": ("Trainer",),
     "torchrsm.watching": (
         "Surprise",
         "Watcher",
     ),
 }
-_MODULES = {"physics": "torchrsm.physics", "streams": "torchrsm.streams"}  # whole modules, by their public name
+_MODULES = {"physics": "torchrsm.scoring.physics", "streams": "torchrsm.streams"}  # whole modules, by their public name
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 

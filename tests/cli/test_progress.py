@@ -7,7 +7,7 @@ import pytest
 
 from torchrsm.cli import progress
 from torchrsm.cli.progress import describe, reporting
-from torchrsm.training import Record
+from torchrsm.runs.record import Record
 
 
 def record(step, steps=400):

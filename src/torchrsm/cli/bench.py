@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, field_validator
 
-from torchrsm import kernels
-from torchrsm.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.progress import reporting
 from torchrsm.config import Config
+from torchrsm.rsm import kernels
+from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
 
 
 class BenchCommand(Config):

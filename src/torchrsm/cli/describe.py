@@ -10,10 +10,10 @@ import tyro
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
 from torchrsm.model import VideoPredictor
-from torchrsm.model_folder import model_kind
-from torchrsm.presets import PRESETS
-from torchrsm.runs import RUN_FILE, load_run_config
-from torchrsm.shipped import find_model
+from torchrsm.runs.presets import PRESETS
+from torchrsm.runs.settings import RUN_FILE, load_run_config
+from torchrsm.storage.folders import model_kind
+from torchrsm.storage.shipped import find_model
 from torchrsm.systems import load
 
 

@@ -12,26 +12,23 @@ import tyro
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from torchrsm.checkpoint import write_atomically
 from torchrsm.cli.films import reading
 from torchrsm.cli.outputs import check_writable
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
-from torchrsm.evaluation import (
-    TEST_SEED,
-    imagine,
-    judge_dreams,
-    predict_sequences,
-)
-from torchrsm.media import save_image, two_row_picture
-from torchrsm.physics import check_world
+from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
+from torchrsm.media.pictures import save_image, two_row_picture
+from torchrsm.scoring.physics import check_world
+from torchrsm.scoring.rollouts import judge_dreams
+from torchrsm.scoring.sequences import imagine, predict_sequences
+from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     bouncing_ball_sequences,
     load_clips,
     load_frames,
 )
+from torchrsm.streams.splits import TEST_SEED
 from torchrsm.systems import load
-from torchrsm.video import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 
 DREAM_SUFFIXES = (*FILM_SUFFIXES, ".png", ".npz")
 FILM_SEQUENCES = 4

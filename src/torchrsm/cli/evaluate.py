@@ -10,34 +10,26 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from torchrsm.baselines import WITHOUT_WEIGHTS
-from torchrsm.checkpoint import write_atomically
 from torchrsm.cli.outputs import check_writable
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
-from torchrsm.evaluation import (
-    FRAMES_IN_A_SEQUENCE,
-    Evaluator,
-    RolloutScores,
-    Split,
-    evaluate_rollouts,
-    predict_sequences,
-    simulator_tracked_error,
-)
-from torchrsm.media import physics_panels, plot_by_step, save_image, strip
-from torchrsm.metrics import SIMILARITY_WINDOW
+from torchrsm.media.pictures import save_image, strip
+from torchrsm.media.plots import physics_panels, plot_by_step
 from torchrsm.predictor import Predictor
-from torchrsm.runs import RUN_FILE, load_run_config
-from torchrsm.shipped import find_model
-from torchrsm.sources import (
-    AnyStreamConfig,
-    BouncingBallsConfig,
-    held_out_frames,
-)
+from torchrsm.runs.record import training_summary
+from torchrsm.runs.settings import RUN_FILE, load_run_config
+from torchrsm.scoring.evaluation import Evaluator
+from torchrsm.scoring.metrics import SIMILARITY_WINDOW
+from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, simulator_tracked_error
+from torchrsm.scoring.sequences import predict_sequences
+from torchrsm.storage.shipped import find_model
+from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     load_frames,
 )
+from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig
+from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, held_out_frames
 from torchrsm.systems import load
-from torchrsm.training import training_summary
 
 
 class EvaluateCommand(Config):

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torchrsm.runs import RUN_FILE, load_run_config
-from torchrsm.sources import (
-    VideoConfig,
-    frame_shape,
-)
+from torchrsm.runs.settings import RUN_FILE, load_run_config
+from torchrsm.streams.settings import VideoConfig, frame_shape
 from torchrsm.systems import load
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torchrsm import __version__
 from torchrsm.cli.console import discard_output, prepared
-from torchrsm.shipped import shipped_models
+from torchrsm.storage.shipped import shipped_models
 
 _MODULES = {  # the file beside this one that has a function of the command's name
     "train": "train",
@@ -115,7 +115,7 @@ def _run(arguments: list[str]) -> None:
         return
     if command not in _MODULES:
         raise ValueError(f"command must be one of {', '.join(_MODULES)}; got {command or 'none'}; see --help")
-    from torchrsm import kernels
+    from torchrsm.rsm import kernels
 
     kernels.set_threads(kernels.threads())
     getattr(importlib.import_module(f"torchrsm.cli.{_MODULES[command]}"), command)(rest)

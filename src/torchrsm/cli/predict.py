@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from torchrsm.checkpoint import write_atomically
 from torchrsm.cli.films import reading
 from torchrsm.cli.outputs import check_writable
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
-from torchrsm.metrics import frame_squared_error
+from torchrsm.media.films import Comparison, write_film
 from torchrsm.predictor import Predictor
+from torchrsm.scoring.metrics import frame_squared_error
+from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     load_clips,
 )
 from torchrsm.systems import load
-from torchrsm.video import Comparison, write_film
 
 
 class PredictCommand(Config):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
-from torchrsm.shipped import find_model
+from torchrsm.storage.shipped import find_model
 
 
 class ServeCommand(Config):

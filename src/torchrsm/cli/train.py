@@ -12,15 +12,11 @@ import tyro
 from torchrsm.cli.parsing import parse, taken
 from torchrsm.cli.progress import reporting
 from torchrsm.config import Config
-from torchrsm.presets import PRESETS, adapted, preset, sized
-from torchrsm.runs import AnyRunConfig, BaselineRunConfig, RunConfig
-from torchrsm.sources import (
-    AnyStreamConfig,
-    MovingMNISTConfig,
-    VideoConfig,
-    frame_shape,
-)
-from torchrsm.training import Trainer
+from torchrsm.runs.fitting import adapted, sized
+from torchrsm.runs.presets import PRESETS, preset
+from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
+from torchrsm.runs.trainer import Trainer
+from torchrsm.streams.settings import AnyStreamConfig, MovingMNISTConfig, VideoConfig, frame_shape
 
 
 class _TrainCommand(Config):

@@ -14,9 +14,9 @@ import tyro
 from numpy.typing import NDArray
 from pydantic import Field
 
-from torchrsm import kernels
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
+from torchrsm.rsm import kernels
 from torchrsm.streams import (
     ImageFolderReader,
     VideoReader,
