@@ -12,10 +12,30 @@ from typing import Any
 
 from torchrsm import load
 from torchrsm.checkpoint import write_atomically
-from torchrsm.runs import load_run_config
+from torchrsm.runs import RunConfig, load_run_config
 from torchrsm.training import training_summary
 
 MODELS = Path(__file__).parent.parent / "models"
+
+
+def sight(config: RunConfig) -> list[str]:
+    """Return what the stack and the rectifier see and how each learns, in lines of the card."""
+    frames, rectifier = config.model.layers[0].input_frames, config.model.rectifier
+    assert rectifier is not None
+    said = "the last frame" if frames == 1 else f"the last {frames} frames"
+    reads = [said] if rectifier.kind == "unet" else []
+    reads += ["the stack's\nprediction"]
+    if getattr(rectifier, "sees_cells", False):
+        reads[-1] += " and the winners of its layers"
+    lines = [
+        f"The stack reads {said} and keeps a memory. Each of its layers learns from its own error; no",
+        f"gradient crosses a layer or a step. The rectifier (`{rectifier.kind}`) reads {', '.join(reads)}."
+        " It learns by backpropagation through its own layers.",
+    ]
+    if rectifier.kind == "unet" and frames > 1:
+        lines[-1] += " In this world"
+        lines.append(f"{said} say all that can be known, so the rectifier could do as well without the stack.")
+    return lines
 
 
 def card(name: str, run: Path, scores: dict[str, Any]) -> str:
@@ -51,6 +71,8 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
             "",
             "Predicts and imagines video of bouncing balls: a stack of two RSM layers and a rectifier. Its weights fit",
             "frames of any size; it has seen 30 x 30 pixels with three balls.",
+            "",
+            *sight(config),
             "",
             f"    torchrsm train {config.name} --out DIR {how} --threads {training['threads']}"
             f" --seed {training['seed']}",
