@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,24 @@ from torchrsm.training import training_summary
 MODELS = Path(__file__).parent.parent / "models"
 
 
-def sight(config: RunConfig) -> list[str]:
-    """Return what the stack and the rectifier see and how each learns, in lines of the card."""
-    frames, rectifier = config.model.layers[0].input_frames, config.model.rectifier
+def sight(config: RunConfig) -> str:
+    """Return a paragraph: what the stack and the rectifier see, and how each learns."""
+    count, rectifier = config.model.layers[0].input_frames, config.model.rectifier
     assert rectifier is not None
-    said = "the last frame" if frames == 1 else f"the last {frames} frames"
-    reads = [said] if rectifier.kind == "unet" else []
-    reads += ["the stack's\nprediction"]
+    frames = "the last frame" if count == 1 else f"the last {count} frames"
+    reads = "the stack's prediction"
     if getattr(rectifier, "sees_cells", False):
-        reads[-1] += " and the winners of its layers"
-    lines = [
-        f"The stack reads {said} and keeps a memory. Each of its layers learns from its own error; no",
-        f"gradient crosses a layer or a step. The rectifier (`{rectifier.kind}`) reads {', '.join(reads)}."
-        " It learns by backpropagation through its own layers.",
-    ]
-    if rectifier.kind == "unet" and frames > 1:
-        lines[-1] += " In this world"
-        lines.append(f"{said} say all that can be known, so the rectifier could do as well without the stack.")
-    return lines
+        reads += " and the winners of its layers"
+    if rectifier.kind == "unet":
+        reads = f"{frames}, {reads}"
+    text = (
+        f"The stack reads {frames} and keeps a memory. Each of its layers learns from its own error; no gradient"
+        f" crosses a layer or a step. The rectifier (`{rectifier.kind}`) reads {reads}. It learns by backpropagation"
+        " through its own layers."
+    )
+    if rectifier.kind == "unet" and count > 1:
+        text += f" In this world {frames} say all that can be known, so it could do as well without the stack."
+    return textwrap.fill(text, 110)
 
 
 def card(name: str, run: Path, scores: dict[str, Any]) -> str:
@@ -72,7 +73,7 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
             "Predicts and imagines video of bouncing balls: a stack of two RSM layers and a rectifier. Its weights fit",
             "frames of any size; it has seen 30 x 30 pixels with three balls.",
             "",
-            *sight(config),
+            sight(config),
             "",
             f"    torchrsm train {config.name} --out DIR {how} --threads {training['threads']}"
             f" --seed {training['seed']}",

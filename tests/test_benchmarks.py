@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from torchrsm import preset
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -69,3 +71,11 @@ def test_the_engine_benchmark_counts_and_times(monkeypatch, capsys, tmp_path) ->
     assert 0.2 * below < result["forward_multiply_adds_per_frame"] <= below + above
     assert result["fused_frames_per_second"] > 0
     assert "median ratio" in capsys.readouterr().out
+
+
+def test_the_card_says_what_the_shipped_model_sees() -> None:
+    paragraph = benchmark("ship_model").sight(preset("balls"))
+    assert "The rectifier (`unet`) reads the last 4 frames, the stack's prediction and the winners" in " ".join(
+        paragraph.split()
+    )
+    assert f"\n\n{paragraph}\n\n" in (ROOT / "models" / "balls" / "card.md").read_text()
