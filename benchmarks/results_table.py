@@ -58,6 +58,11 @@ def score(summary: dict[str, float] | None) -> str:
     return "-" if summary is None else f"{summary['mean']:.2f} ± {summary['sd']:.2f}"
 
 
+def cores(count: int) -> str:
+    """Write how many cores there were."""
+    return "1 core" if count == 1 else f"{count} cores"
+
+
 def number(value: float | None) -> str:
     """Write a figure that may be unknown."""
     return "-" if value is None else f"{value:.2f}"
@@ -95,7 +100,7 @@ def headline() -> str:
     return "\n".join(
         [
             "Squared error per frame, the sum over its 900 pixels, mean ± standard deviation over"
-            f" {bench.sequences} test sequences, after {bench.minutes:g} minutes of training on {bench.threads} core(s)"
+            f" {bench.sequences} test sequences, after {bench.minutes:g} minutes of training on {cores(bench.threads)}"
             f" ({seeds_of(trained)})."
             f" Alive: the share of dreams of {bench.dream_steps} steps that still look like the world at their end.",
             "",
@@ -209,7 +214,7 @@ def _bench() -> str:
     ]
     lines = [
         "Every system under one scorer: each trained from nothing on the same stream for the same time on"
-        f" {one.threads} core(s). The other core was busy with something else, so a minute is one of processor time."
+        f" {cores(one.threads)}. The other core was busy with something else, so a minute is one of processor time."
         " The columns after the errors are of a system's longest training;"
         f" three balls and energy are of the first 50 steps of {one.dream_steps} that it dreamt, after 50 true frames.",
         "",
@@ -307,7 +312,7 @@ def _errors() -> str:
         how = "none"
         if training:
             frames, threads = training["frames"] / 1e6, training["threads"]
-            how = f"{training['minutes']:.0f} min on {threads} core(s), {frames:.2f} M frames"
+            how = f"{training['minutes']:.0f} min on {cores(threads)}, {frames:.2f} M frames"
         windows = " | ".join(score(error[window]) for window in ("all_predictable", "after_2", "after_10"))
         lines.append(f"| {label} | {published} | {windows} | {how} |")
     seeds = [result[RECTIFIED]["all_predictable"]["mean"] for result in map(read, SEEDS) if result]

@@ -58,13 +58,13 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
         f" {w['outside']:.4f} | {w['overlap']:.4f} | {w['reflection_degrees']:.1f} |"
         for w in windows
     ]
-    r = config.rectifying
+    r, cores = config.rectifying, "1 core" if training["threads"] == 1 else f"{training['threads']} cores"
     stack = 1 - r.share if r.stack_share is None else r.stack_share
     dreamt = "No stream dreamt while it learned."
     if r.loop_share:
         dreamt = (
-            f"In the last {1 - r.loop_from:.0%} of the rectifier's time {r.loop_share:.0%} of the streams\ndreamt,"
-            f" for up to {r.loop_steps} steps, with the motion loss."
+            f"In the last {100 * (1 - r.loop_from):g}% of the rectifier's time {100 * r.loop_share:g}% of the streams\n"
+            f"dreamt, for up to {r.loop_steps} steps, with the motion loss."
         )
     return "\n".join(
         [
@@ -78,7 +78,7 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
             f"    torchrsm train {config.name} --out DIR {how} --threads {training['threads']}"
             f" --seed {training['seed']}",
             "",
-            f"{training['minutes']:g} minutes on {training['threads']} core(s): {training['steps']:,} steps,",
+            f"{training['minutes']:g} minutes on {cores}: {training['steps']:,} steps,",
             f"{training['frames']:,} frames, none seen twice. The stack learned in the first {stack:.0%} of the",
             f"time, the rectifier in the last {r.share:.0%}. {dreamt} Both the next-frame",
             "scores and the dreams below are of these same weights.",
