@@ -155,3 +155,23 @@ def test_the_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"(?:^ {4}|`)make ([a-z]+)", page.read_text(), re.MULTILINE)}
     assert {"demo", "test", "install"} <= named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_page_names_exist(page):
+    ours = re.compile(r"`((?:src/torchrsm|tests|benchmarks|docs|models|[a-z_]+)/[\w/]*(?:\.\w+)?)`")
+    for name in ours.findall(page.read_text()):
+        if name.split("/")[0] not in ("runs", "shared"):  # a run's folder is not part of the tree
+            assert (ROOT / name).exists() or (ROOT / "src" / "torchrsm" / name).exists(), name
+
+
+def test_the_pages_and_sections_that_the_code_names_exist():
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = " ".join(file.read_text().split())
+        for name, section in re.findall(r'([\w/]+\.md)(?:, "([^"]+)")?', text):
+            if name in ("table.md", "card.md", "README.md", "CHANGELOG.md") or file == Path(__file__):
+                continue
+            assert (ROOT / name).is_file(), f"{file} names {name}"
+            if section:
+                headings = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
+                assert section in [heading.split(" (")[0] for heading in headings], f"{file}: {section}"
