@@ -17,10 +17,10 @@ from typing import Any
 
 from torchrsm.baselines import ConstantVelocityConfig, CopyLastConfig, DTSBNConfig, SimVPConfig
 from torchrsm.baselines.rtrbm import BoltzmannConfig
-from torchrsm.bench import Results, Row, draw, read_results, verdict
-from torchrsm.presets import preset
-from torchrsm.rectifier import UNetConfig
-from torchrsm.runs import BaselineRunConfig, RunConfig
+from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
+from torchrsm.runs.presets import preset
+from torchrsm.runs.settings import BaselineRunConfig, RunConfig
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

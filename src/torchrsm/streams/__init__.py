@@ -9,9 +9,10 @@ from torchrsm.streams.bouncing_balls import (
     simulate_balls,
 )
 from torchrsm.streams.clips import ClipStream
-from torchrsm.streams.decoding import ImageFolderReader, VideoReader
+from torchrsm.streams.films import VideoReader
 from torchrsm.streams.image_folder import ImageFolder
 from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
+from torchrsm.streams.pictures import ImageFolderReader
 from torchrsm.streams.stream import Stream, StreamBatch, check_stream
 from torchrsm.streams.transforms import Pad
 from torchrsm.streams.video_file import VideoFile, load_clips

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from torchrsm.streams.clips import ClipStream
-from torchrsm.streams.decoding import Crop, ImageFolderReader
+from torchrsm.streams.framing import Crop
+from torchrsm.streams.pictures import ImageFolderReader
 from torchrsm.streams.video_file import Part, collect_clips
 
 

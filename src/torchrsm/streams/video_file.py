@@ -11,16 +11,10 @@ from numpy.typing import NDArray
 
 from torchrsm.streams.array import load_frames
 from torchrsm.streams.clips import ClipStream
-from torchrsm.streams.decoding import (
-    PICTURE_SUFFIXES,
-    Crop,
-    Framing,
-    ImageFolderReader,
-    VideoReader,
-    files_with_suffix,
-    require_file,
-    require_local,
-)
+from torchrsm.streams.films import VideoReader
+from torchrsm.streams.framing import Crop, Framing
+from torchrsm.streams.paths import files_with_suffix, require_file, require_local
+from torchrsm.streams.pictures import PICTURE_SUFFIXES, ImageFolderReader
 from torchrsm.streams.stream import require_integer
 
 VIDEO_SUFFIXES = (

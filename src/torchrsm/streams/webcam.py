@@ -14,7 +14,8 @@ import av
 import av.error
 import torch
 
-from torchrsm.streams.decoding import Crop, Framing, require_rate
+from torchrsm.streams.films import require_rate
+from torchrsm.streams.framing import Crop, Framing
 from torchrsm.streams.stream import StreamBatch, require_integer
 
 _PATIENCE = 10  # seconds
