@@ -40,8 +40,8 @@ ROWS = [
     ("**RSM, two layers, rectified** (`balls`)", SEEDS[0], RECTIFIED, "0.41 ± 0.05"),
     ("the same, raw", SEEDS[0], RAW, "3.72 ± 0.30"),
     ("RTRBM whose last frame sets the biases, too (`rtrbm --model.direct`)", "rtrbm-direct.json", RECTIFIED, "-"),
-    ("RSM, the published two layers, raw (`paper_fast`)", "paper_fast.json", RECTIFIED, "3.72 ± 0.30"),
-    ("RSM, the published first layer alone, raw (`paper_fast_1l`)", "paper_fast_1l.json", RECTIFIED, "-"),
+    ("RSM, the published two layers, raw (`paper-fast`)", "paper-fast.json", RECTIFIED, "3.72 ± 0.30"),
+    ("RSM, the published first layer alone, raw (`paper-fast-1l`)", "paper-fast-1l.json", RECTIFIED, "-"),
 ]
 
 WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-traffic.json", "world-bikes.json")

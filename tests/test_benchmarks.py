@@ -44,8 +44,8 @@ def test_what_a_system_sees_and_how_it_learns_follows_its_settings() -> None:
         "stack: the last 4 frames, and a memory; rectifier: the last 4 frames, the stack's prediction, its winners"
     )
     assert learns.endswith("rectifier: backpropagation through its own layers")
-    assert module.described("paper_rectifier")[0].endswith("; rectifier: the stack's prediction")
-    assert module.described("paper_fast") == ("each frame once, and a memory", "each layer from its own error")
+    assert module.described("paper-rectifier")[0].endswith("; rectifier: the stack's prediction")
+    assert module.described("paper-fast") == ("each frame once, and a memory", "each layer from its own error")
     assert module.described("simvp")[0] == "the last 4 frames"
     assert module.described("predrnn")[1] == "backpropagation through 8 frames"
 

@@ -69,8 +69,8 @@ class Prediction(NamedTuple):
         frame: ``[b, c, h, w]`` in 0..1, what is shown and fed back; rectified if the model has a rectifier.
         raw: ``[b, c, h, w]``, what the stack predicts: the average of all futures.
         layers: what each layer predicts; it carries the graphs for `VideoPredictor.losses`.
-        seen: ``[b, c', h', w']``, what the stack read before it predicted: the last frame with its border and, behind
-            it, its trace.
+        seen: ``[b, c', h', w']``, what the stack read before it predicted, with the border: the last
+            ``input_frames`` frames of the first layer, the last one first, then the trace if the layer has one.
     """
 
     frame: Tensor

@@ -1,7 +1,9 @@
 """Bouncing balls: simulate the world of Sutskever et al. and render it, sequence by sequence.
 
 World units: the box is [0, 10] x [0, 10], a frame lasts one unit of time. A position or velocity is ``(x, y)``, x along
-the columns of the image and y along its rows. Source: protocol.md, "The world" (Sutskever, Hinton, Taylor 2008).
+the columns of the image and y along its rows.
+
+Source: docs/science/protocol.md, "The world" (Sutskever, Hinton, Taylor 2008).
 
 A sequence is a function of its number and the seed alone. Its start is drawn with a counter-based generator from
 integers, sums, products and quotients, so it does not depend on a library's generator, on the batch or on the past.

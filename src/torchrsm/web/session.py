@@ -53,7 +53,7 @@ from torchrsm.web.messages import (
 from torchrsm.web.worlds import RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World, in_grey
 
 LEARNING = "learning"
-LEARNS = "balls_1l"
+LEARNS = "balls-1l"
 """The preset that is learned at the page."""
 CLIP_FRAMES = 300
 _TRAINING_STREAMS = 8

@@ -30,7 +30,7 @@ from torchrsm.config import Config
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
 from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, table
-from torchrsm.runs.presets import PRESETS, preset
+from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import Record, learning_curve, training_summary
 from torchrsm.runs.settings import RUN_FILE, RunConfig
 from torchrsm.runs.trainer import Trainer
@@ -106,7 +106,7 @@ class BenchConfig(Config):
     def _known(cls, systems: tuple[str, ...]) -> tuple[str, ...]:
         for name in systems:
             if name not in PRESETS:
-                raise ValueError(f"systems must be 'all' or among {', '.join(PRESETS)}; got {name!r}")
+                raise ValueError(f"systems must be 'all' or among {', '.join(PRESETS)}; got {unknown_preset(name)}")
             stream = preset(name).stream
             size = stream.resolution if isinstance(stream, BouncingBallsConfig) else 0
             if size != 30:

@@ -3,7 +3,7 @@
 A displacement is in pixels per frame. What could not be measured is NaN. The true values in the docstrings were
 measured with this module on the 200 validation sequences.
 
-Source: protocol.md, "Self-looping".
+Source: docs/science/protocol.md, "Dreams".
 """
 
 from __future__ import annotations
