@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrsm.scoring import physics
 from torchrsm.learning.contract import NonFiniteError
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.media.films import Comparison, encode_mp4
@@ -22,6 +21,7 @@ from torchrsm.predictor import Predictor, restart
 from torchrsm.runs.fitting import fit
 from torchrsm.runs.presets import preset
 from torchrsm.runs.settings import RunConfig
+from torchrsm.scoring import physics
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.streams import ClipStream, Stream
 from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, MovingMNISTConfig, VideoConfig, make_stream
