@@ -141,17 +141,6 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_reading_order_names_every_file_once():
-    source = ROOT / "src" / "torchrsm"
-    page = (ROOT / "docs" / "science" / "architecture.md").read_text()
-    rows = re.findall(r"^\| ((?:`[\w/]+\.py`(?:, )?)+) \|", page, re.MULTILINE)
-    listed = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)]
-    files = {str(file.relative_to(source)) for file in source.rglob("*.py")}
-    # What only gathers names is not listed.
-    gathers = {"__init__.py", "streams/__init__.py", "baselines/__init__.py", "web/__init__.py"}
-    assert sorted(listed) == sorted(files - gathers)
-
-
 def test_the_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"(?:^ {4}|`)make ([a-z]+)", page.read_text(), re.MULTILINE)}
@@ -167,12 +156,11 @@ def test_the_files_that_a_page_names_exist(page):
 
 
 def test_the_pages_and_sections_that_the_code_names_exist():
-    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests" / "reference").rglob("*.py")]:
         text = " ".join(file.read_text().split())
         for name, section in re.findall(r'([\w/]+\.md)(?:, "([^"]+)")?', text):
-            if name in ("table.md", "card.md", "README.md", "CHANGELOG.md") or file == Path(__file__):
+            if name.removesuffix(".md") == "table":  # a file that a bench writes
                 continue
             assert (ROOT / name).is_file(), f"{file} names {name}"
-            if section:
-                headings = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
-                assert section in [heading.split(" (")[0] for heading in headings], f"{file}: {section}"
+            headings = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
+            assert not section or section in headings, f"{file} names a section {section!r} of {name}"
