@@ -1,4 +1,4 @@
-"""Scores imagined frames: tracked beside the true ones while that means anything, then judged by their physics."""
+"""Scores imagined frames: beside the true ones for as long as that is meaningful, then by their physics."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torchrsm.streams.bouncing_balls import bouncing_ball_sequences, render_ball
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, split_seed
 
 SIMULATOR_NOISE = 0.03
-"""Deviation, px, of the positions that the simulator starts with where it is put beside a dream."""
+"""Deviation, px, of the positions from which the simulator starts when it is compared with a dream."""
 
 
 class RolloutScores(BaseModel):
     """What `evaluate_rollouts` measured.
 
     Attributes:
-        prime: true frames observed before the model is left alone.
+        prime: true frames that the model observes before it goes on alone.
         steps: frames imagined after them.
         physics: of the imagined frames.
         simulator: tracked error of the world itself, started beside the truth with positions that are off by
@@ -102,7 +102,7 @@ def evaluate_rollouts(
 def judge_dreams(
     dream: Tensor, frames: Tensor, prime: int, simulator: tuple[TrackedError, ...] | None = None
 ) -> RolloutScores:
-    """Judge dreams ``[n, steps, 1, 30, 30]`` that are there; the rest as `evaluate_rollouts`, which makes them."""
+    """Judge given dreams ``[n, steps, 1, 30, 30]``; the other arguments are those of `evaluate_rollouts`."""
     before, truth = frames[:, :prime], frames[:, prime:]
     physics = summarise_physics(dream, truth if truth.shape[1] else None, before)
     return RolloutScores(prime=prime, steps=dream.shape[1], physics=physics, simulator=simulator)
