@@ -112,7 +112,7 @@ def simulator_tracked_error(split: Split, sequences: int = 200, *, prime: int = 
     """Return how fast the world itself loses the fixed sequences when its balls start `SIMULATOR_NOISE` off.
 
     Each coordinate of each ball of the last frame of the priming gets Gaussian noise of that deviation (fixed seed);
-    velocities are right. What comes out is judged from its pixels as a dream is.
+    the velocities are the true ones. The result is judged by its pixels, as a dream is.
 
     Raises:
         ValueError: an argument is out of its range.
