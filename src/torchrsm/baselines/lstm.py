@@ -5,7 +5,7 @@ bouncing objects", 2019, arXiv 1907.13494, and the authors' settings; the unit i
 Schmidhuber, "Long short-term memory", Neural Computation 1997, with forget gates.
 
 A frame goes in as one vector with values in -1..1; the output of the last layer, in -1..1 as well, is the prediction.
-Nothing in it knows which pixels are neighbours.
+The network does not know which pixels are neighbours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torchrsm.baselines.sequence_model import (
 from torchrsm.state import detach
 
 UNSEEN = 0.5
-"""Value of a frame that stands for none, before the first; 0 once frames are brought to -1..1."""
+"""Value of the frame that stands in before the first one; 0 once frames are scaled to -1..1."""
 
 
 class LSTMConfig(BaselineConfig):
@@ -36,8 +36,8 @@ class LSTMConfig(BaselineConfig):
 
     Attributes:
         hidden_units: of each layer below the last, from the frame on.
-        readout: ``cell``, the last layer has a unit for each pixel and its output is the frame; ``linear``, there is no
-            such layer, but weights and a logistic from the last of ``hidden_units`` to the pixels.
+        readout: ``cell``: a further layer has a unit for each pixel, and its output is the frame. ``linear``: weights
+            and a logistic from the last of ``hidden_units`` to the pixels take its place.
     """
 
     kind: Literal["lstm"] = "lstm"

@@ -95,7 +95,7 @@ class Written(NamedTuple):
 
 
 class SpatiotemporalLSTM(nn.Module):
-    """A layer.
+    """A layer of the network.
 
     Args:
         below: channels of the input.

@@ -157,7 +157,7 @@ class RTRBM(SequenceModel):
         )
 
     def predict(self, state: RTRBMState) -> Predicted:
-        """Settle the step's machine, from the last frame on."""
+        """Run the mean field of the step's machine, starting from the last frame."""
         weights, recurrent = self.matrices()
         last = state.frame.flatten(1)
         machine = Machine(weights, *self._biases(recurrent, state.past, state.begun, last))
@@ -170,7 +170,7 @@ class RTRBM(SequenceModel):
         return RTRBMState(frame, past, torch.ones_like(state.begun))
 
     def learn(self, window: Window, state: RTRBMState) -> Lesson:
-        """Return the loss of contrastive divergence. Only the last step is predicted for the record: it takes long."""
+        """Return the loss of contrastive divergence. Only the last step is predicted and scored: that is slow."""
         frames = window.frames.flatten(2)
         weights, recurrent = self.matrices()
         seen = frames @ weights.t()

@@ -29,9 +29,9 @@ class Seq2SeqConvLSTMConfig(StackConfig):
 
     Attributes:
         horizon: frames that a decoder is asked for while it learns.
-        decode_every: a decoder starts after this many frames of a window, and again after each so many.
-        curriculum_updates: a decoder is asked for one frame at first, and for one more after so many updates each,
-            until they are ``horizon``; None asks for all from the beginning.
+        decode_every: frames of a window between two starts of a decoder; the first start is after as many.
+        curriculum_updates: a decoder is asked for one frame at first, and for one more each time that this many updates
+            are done, up to ``horizon``; None asks for all from the beginning.
     """
 
     kind: Literal["seq2seq-convlstm"] = "seq2seq-convlstm"

@@ -1,8 +1,8 @@
 """What the baselines have in common: a `Predictor` that learns from windows of the streams, and its folder on disk.
 
-A window is what comes next on every stream of the batch, some frames long. The gradient goes back through the window
-and no further: the state that a window begins with is the last one's, without its graph (truncated backpropagation
-through time). So a baseline sees the very frames that RSM sees, in the same order, and memory grows with the window.
+A window holds the next frames of every stream of the batch. The gradient goes back through the window and no further:
+a window begins with the state of the last one, without its graph (truncated backpropagation through time). So a
+baseline sees the same frames as RSM, in the same order, and its memory grows with the window.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SequenceModel(nn.Module):
 
     Each defines `initial_state`, `predict` and `advance`, the work of `observe`.
 
-    While it learns a state carries the graph of its window; elsewhere the callers switch graphs off.
+    While a baseline learns, its state carries the graph of the window. Elsewhere the callers switch graphs off.
 
     Args:
         config: its settings.
@@ -121,7 +121,7 @@ class SequenceModel(nn.Module):
 
     @property
     def shortest_window(self) -> int:
-        """Frames that a window must have at least, so that there is something to learn."""
+        """The fewest frames of a window that teach something."""
         return 1
 
     def check_shape(self, shape: tuple[int, int, int, int]) -> None:
@@ -155,7 +155,7 @@ class SequenceModel(nn.Module):
         return Lesson((loss,), frames.detach(), scored, detach(state))
 
     def rollout(self, state: Any, steps: int) -> tuple[Tensor, Any]:
-        """Imagine what comes next, ``[b, steps, c, h, w]``, and return the state after it, too.
+        """Imagine what comes next; return the frames ``[b, steps, c, h, w]`` and the state after them.
 
         Raises:
             ValueError: ``steps`` is below 1.
@@ -176,7 +176,7 @@ class SequenceModel(nn.Module):
 
 
 def mean_squared_error(frames: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
-    """Return the squared error of a pixel, a scalar: the mean over the frames that are scored.
+    """Return the mean squared error of the pixels of the scored frames, a scalar.
 
     Args:
         frames, truth: ``[time, b, c, h, w]``.

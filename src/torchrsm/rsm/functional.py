@@ -3,7 +3,7 @@
 Everything is a map with its features last: ``[b, h, w, ...]`` with batch, rows and columns of the map in question, and
 ``c`` channels, ``g`` groups, ``n`` cells or ``k`` winners of a location. Cell ``j`` of group ``i`` has the index
 ``j * groups + i``, so ``y.unflatten(-1, (-1, groups))`` gives every group a column of its own. Line numbers refer to
-docs/algorithm.md.
+docs/science/algorithm.md.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, che
 
 
 class LayerConfig(Config):
-    """Settings of one layer. The names and their published symbols stand side by side in docs/notation.md.
+    """Settings of one layer. The names and their published symbols stand side by side in docs/science/notation.md.
 
     Attributes:
         groups: groups of cells at each location (g); they share their feed-forward weights.

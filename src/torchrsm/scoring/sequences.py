@@ -1,4 +1,4 @@
-"""Lets a predictor see whole sequences: it predicts each frame from those before it, or imagines how they go on."""
+"""Shows whole sequences to a predictor, which predicts each frame from those before it or imagines how they go on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> Predict
     with torch.inference_mode(), evaluation_mode(predictor):
         state = predictor.initial_state((n, channels, height, width))
         for index in range(frames.shape[1]):
-            # A copy: neither can the predictor change the sequences, nor does it hold a view of the frames to come.
+            # A copy, so the predictor can neither change the sequences nor hold a view of the frames to come.
             frame = frames[:, index].clone()
             start = _now(frames.device)
             prediction = predictor.predict(state)
@@ -98,7 +98,7 @@ def check_sequences(frames: Tensor) -> None:
     if not frames.is_floating_point():
         raise ValueError(f"frames must be floating point in 0..1, received {frames.dtype}")
     low, high = (float(value) for value in frames.aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN fails
+    if not (low >= 0 and high <= 1):  # written so that NaN fails, too
         raise ValueError(f"frames must lie in 0..1 and be finite, received values from {low:g} to {high:g}")
 
 
