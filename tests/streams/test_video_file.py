@@ -3,7 +3,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from test_decoding import CARPHONE, SAMPLES, film, greys, pictures
+from small_films import CARPHONE, SAMPLES, film, greys, pictures
 
 from torchrsm.streams import VideoFile, VideoReader, check_stream, load_clips
 
