@@ -9,7 +9,8 @@ from torchrsm.streams.bouncing_balls import (
     simulate_balls,
 )
 from torchrsm.streams.clips import ClipStream
-from torchrsm.streams.films import VideoReader
+from torchrsm.streams.film_clock import Gap
+from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReader
 from torchrsm.streams.image_folder import ImageFolder
 from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.pictures import ImageFolderReader
@@ -23,10 +24,13 @@ __all__ = [
     "BallSequences",
     "BouncingBalls",
     "ClipStream",
+    "DamagedFilmWarning",
     "FrameSource",
+    "Gap",
     "ImageFolder",
     "ImageFolderReader",
     "MovingMNIST",
+    "NumberedFrame",
     "Pad",
     "Stream",
     "StreamBatch",
