@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from torchrsm import LocalLearning, Prediction, RunConfig, VideoPredictor, kernels, preset, restart
-from torchrsm.functional import Cells
-from torchrsm.kernels import EngineName
-from torchrsm.layer import LayerState, RSMLayer
-from torchrsm.sources import make_stream
+from torchrsm import LocalLearning, Prediction, RunConfig, VideoPredictor, preset, restart
+from torchrsm.rsm import kernels
+from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.kernels import EngineName
+from torchrsm.rsm.layer import LayerState, RSMLayer
+from torchrsm.streams.settings import make_stream
 
 
 class Loop:

@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torchrsm.checkpoint import write_atomically
-from torchrsm.media import plot_error_by_minute
-from torchrsm.runs import RunConfig, load_run_config
-from torchrsm.training import learning_curve, training_summary
+from torchrsm.media.plots import plot_error_by_minute
+from torchrsm.runs.record import learning_curve, training_summary
+from torchrsm.runs.settings import RunConfig, load_run_config
+from torchrsm.storage.tensors import write_atomically
 
 
 def curve(folder: Path, minutes: float = 0.5) -> dict[str, Any]:

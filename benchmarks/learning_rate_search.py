@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 
 from torchrsm import Evaluator, Trainer, bouncing_ball_frames, preset
-from torchrsm.checkpoint import write_atomically
 from torchrsm.progress import reporting
-from torchrsm.runs import RUN_FILE, AnyRunConfig, RunConfig
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig
+from torchrsm.storage.tensors import write_atomically
 
 
 def scaled(run: AnyRunConfig, factor: float) -> AnyRunConfig:

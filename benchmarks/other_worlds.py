@@ -16,20 +16,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torchrsm import (
-    Evaluator,
-    MovingMNISTConfig,
-    Trainer,
-    VideoConfig,
-    fit,
-    frame_shape,
-    held_out_frames,
-    load,
-    preset,
-)
-from torchrsm.checkpoint import write_atomically
+from torchrsm import Evaluator, MovingMNISTConfig, Trainer, VideoConfig, fit, frame_shape, held_out_frames, load, preset
 from torchrsm.progress import reporting
-from torchrsm.runs import RUN_FILE
+from torchrsm.runs.settings import RUN_FILE
+from torchrsm.storage.tensors import write_atomically
 
 
 def main() -> None:

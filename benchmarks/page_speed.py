@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import connect
 
-from torchrsm.checkpoint import write_atomically
+from torchrsm.storage.tensors import write_atomically
 
 
 class Server:

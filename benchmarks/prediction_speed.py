@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from torchrsm import bouncing_ball_frames, kernels, load
-from torchrsm.checkpoint import write_atomically
+from torchrsm import bouncing_ball_frames, load
+from torchrsm.rsm import kernels
+from torchrsm.storage.tensors import write_atomically
 
 
 def main() -> None:

@@ -15,12 +15,13 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-from torchrsm import Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, kernels, load
-from torchrsm.checkpoint import write_atomically
-from torchrsm.evaluation import evaluate_rollouts
-from torchrsm.rectifier import SharpeningConfig
-from torchrsm.runs import RunConfig, load_run_config
-from torchrsm.training import training_summary
+from torchrsm import Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, load
+from torchrsm.rectifiers.sharpening import SharpeningConfig
+from torchrsm.rsm import kernels
+from torchrsm.runs.record import training_summary
+from torchrsm.runs.settings import RunConfig, load_run_config
+from torchrsm.scoring.rollouts import evaluate_rollouts
+from torchrsm.storage.tensors import write_atomically
 
 ALONE = {"loop_share": 0.0, "motion_weight": 0.0}  # no dreams while it learns
 CHANGES: dict[str, dict[str, float]] = {

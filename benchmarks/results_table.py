@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torchrsm.bench import Results, draw, read_results, verdict
+from torchrsm.runs.bench import Results, draw, read_results, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torchrsm import load
-from torchrsm.checkpoint import write_atomically
-from torchrsm.runs import load_run_config
-from torchrsm.training import training_summary
+from torchrsm.runs.record import training_summary
+from torchrsm.runs.settings import load_run_config
+from torchrsm.storage.tensors import write_atomically
 
 MODELS = Path(__file__).parent.parent / "models"
 

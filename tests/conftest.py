@@ -1,6 +1,6 @@
 import pytest
 
-from torchrsm import kernels
+from torchrsm.rsm import kernels
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,12 +20,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from torchrsm import PRESETS, TEST_SEED, __version__, cli, load, preset
-from torchrsm.checkpoint import load_tensors, save_tensors
 from torchrsm.cli import main
-from torchrsm.evaluation import Evaluator, NextFrameScores
-from torchrsm.model_folder import CONFIG_FILE, WEIGHTS_FILE
-from torchrsm.runs import flatten_settings, load_run_config
-from torchrsm.training import METRICS_FILE
+from torchrsm.runs.settings import flatten_settings, load_run_config
+from torchrsm.runs.trainer import METRICS_FILE
+from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
+from torchrsm.storage.folders import CONFIG_FILE, WEIGHTS_FILE
+from torchrsm.storage.tensors import load_tensors, save_tensors
 
 RUN_FILES = {
     "run.json",

@@ -11,7 +11,9 @@ from PIL import Image
 
 from torchrsm import bouncing_ball_frames, load, preset, shipped_models
 from torchrsm.cli import main
-from torchrsm.evaluation import NextFrameScores, RolloutScores, imagine
+from torchrsm.scoring.evaluation import NextFrameScores
+from torchrsm.scoring.rollouts import RolloutScores
+from torchrsm.scoring.sequences import imagine
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from torchrsm import kernels, load
+from torchrsm import load
 from torchrsm.cli import main
-from torchrsm.runs import load_run_config
-from torchrsm.sources import MovingMNISTConfig, VideoConfig
+from torchrsm.media.films import write_mp4
+from torchrsm.rsm import kernels
+from torchrsm.runs.settings import load_run_config
 from torchrsm.streams import VideoReader
-from torchrsm.video import write_mp4
+from torchrsm.streams.settings import MovingMNISTConfig, VideoConfig
 
 
 @pytest.fixture(autouse=True)

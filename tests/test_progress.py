@@ -7,7 +7,7 @@ import pytest
 
 from torchrsm import progress
 from torchrsm.progress import describe, reporting
-from torchrsm.training import Record
+from torchrsm.runs.record import Record
 
 
 def record(step, steps=400):

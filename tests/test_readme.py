@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrsm import cli, kernels
-from torchrsm.video import write_mp4
+from torchrsm import cli
+from torchrsm.media.films import write_mp4
+from torchrsm.rsm import kernels
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ from torchrsm import VideoPredictor, load, preset
 from torchrsm.baselines import BASELINES, WITHOUT_WEIGHTS, make_baseline
 from torchrsm.baselines.copy_last import CopyLast, CopyLastConfig
 from torchrsm.baselines.sequence_model import BaselineConfig
-from torchrsm.model_folder import CONFIG_FILE, model_kind
+from torchrsm.storage.folders import CONFIG_FILE, model_kind
 
 
 def test_rsm_by_name_and_by_folder(tmp_path):

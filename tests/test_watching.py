@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrsm.presets import for_watching
+from torchrsm.runs.fitting import for_watching
 from torchrsm.streams import VideoReader
 from torchrsm.watching import Watcher
 

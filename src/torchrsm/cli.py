@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints. ``torchrsm COMMAND --help`` lists the flags of each command.
 
-The flags of ``train`` are the settings of `torchrsm.training.RunConfig`, nested ones by their path, such as
+The flags of ``train`` are the settings of `torchrsm.runs.settings.RunConfig`, nested ones by their path, such as
 ``--model.layers.0.groups``. Bad input ends with exit code 2 and one line on the standard error.
 """
 
@@ -24,41 +24,30 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from torchrsm import __version__, kernels
+from torchrsm import __version__
 from torchrsm.baselines import WITHOUT_WEIGHTS
-from torchrsm.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
-from torchrsm.checkpoint import write_atomically
 from torchrsm.config import Config, first_error
-from torchrsm.evaluation import (
-    FRAMES_IN_A_SEQUENCE,
-    TEST_SEED,
-    Evaluator,
-    RolloutScores,
-    Split,
-    evaluate_rollouts,
-    imagine,
-    judge_dreams,
-    predict_sequences,
-    simulator_tracked_error,
-)
-from torchrsm.media import physics_panels, plot_by_step, save_image, strip, two_row_picture
-from torchrsm.metrics import SIMILARITY_WINDOW, frame_squared_error
+from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, Comparison, dream_frames, save_video, write_film
+from torchrsm.media.pictures import save_image, strip, two_row_picture
+from torchrsm.media.plots import physics_panels, plot_by_step
 from torchrsm.model import VideoPredictor
-from torchrsm.model_folder import model_kind
-from torchrsm.physics import check_world
 from torchrsm.predictor import Predictor
-from torchrsm.presets import PRESETS, adapted, preset, sized
 from torchrsm.progress import reporting
-from torchrsm.runs import RUN_FILE, AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
-from torchrsm.shipped import find_model, shipped_models
-from torchrsm.sources import (
-    AnyStreamConfig,
-    BouncingBallsConfig,
-    MovingMNISTConfig,
-    VideoConfig,
-    frame_shape,
-    held_out_frames,
-)
+from torchrsm.rsm import kernels
+from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
+from torchrsm.runs.fitting import adapted, sized
+from torchrsm.runs.presets import PRESETS, preset
+from torchrsm.runs.record import training_summary
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
+from torchrsm.runs.trainer import Trainer
+from torchrsm.scoring.evaluation import Evaluator
+from torchrsm.scoring.metrics import SIMILARITY_WINDOW, frame_squared_error
+from torchrsm.scoring.physics import check_world
+from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, judge_dreams, simulator_tracked_error
+from torchrsm.scoring.sequences import imagine, predict_sequences
+from torchrsm.storage.folders import model_kind
+from torchrsm.storage.shipped import find_model, shipped_models
+from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     ImageFolderReader,
     VideoReader,
@@ -67,9 +56,9 @@ from torchrsm.streams import (
     load_clips,
     load_frames,
 )
+from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, MovingMNISTConfig, VideoConfig, frame_shape
+from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, TEST_SEED, Split, held_out_frames
 from torchrsm.systems import load
-from torchrsm.training import Trainer, training_summary
-from torchrsm.video import FILM_SUFFIXES, GIF_RATES, Comparison, dream_frames, save_video, write_film
 from torchrsm.watching import Watcher
 
 _T = TypeVar("_T")

@@ -10,14 +10,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from torchrsm.config import Config
-from torchrsm.functional import Grid
-from torchrsm.kernels import EngineName
-from torchrsm.layer import LayerConfig, LayerPrediction, LayerState
-from torchrsm.model_folder import load_model, save_model, save_weights
 from torchrsm.predictor import rollout
-from torchrsm.rectifier import RectifierConfig, make_rectifier
-from torchrsm.shipped import find_model
-from torchrsm.stack import RSMStack
+from torchrsm.rectifiers import RectifierConfig, make_rectifier
+from torchrsm.rsm.functional import Grid
+from torchrsm.rsm.kernels import EngineName
+from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState
+from torchrsm.rsm.stack import RSMStack
+from torchrsm.storage.folders import load_model, save_model, save_weights
+from torchrsm.storage.shipped import find_model
 
 
 class ModelConfig(Config):
@@ -84,7 +84,7 @@ class VideoPredictor(nn.Module):
 
     Args:
         config: its settings.
-        engine: which implementation computes the step (`torchrsm.kernels.choose_engine`).
+        engine: which implementation computes the step (`torchrsm.rsm.kernels.choose_engine`).
     """
 
     def __init__(self, config: ModelConfig, engine: EngineName = "auto") -> None:

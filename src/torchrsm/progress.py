@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from torchrsm.training import Record
+from torchrsm.runs.record import Record
 
 LINE_SECONDS = 10.0
 

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from torchrsm.baselines import BASELINES, WITHOUT_WEIGHTS, SequenceModel, make_baseline
-from torchrsm.kernels import EngineName
 from torchrsm.model import VideoPredictor
 from torchrsm.model import load as load_predictor
-from torchrsm.model_folder import load_model, model_kind
-from torchrsm.shipped import find_model
+from torchrsm.rsm.kernels import EngineName
+from torchrsm.storage.folders import load_model, model_kind
+from torchrsm.storage.shipped import find_model
 
 
 def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor | SequenceModel:

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrsm.learner import NonFiniteError
-from torchrsm.metrics import frame_squared_error
-from torchrsm.online_learner import OnlineLearner
-from torchrsm.presets import for_watching
+from torchrsm.learning.contract import NonFiniteError
+from torchrsm.learning.online import OnlineLearner
+from torchrsm.runs.fitting import for_watching
+from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.streams import StreamBatch
 
 _MEMORY = 200  # frames, over which what is usual is remembered

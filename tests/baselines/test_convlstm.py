@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torchrsm.baselines.convlstm import ConvLSTM, ConvLSTMConfig, ConvLSTMLayer, ConvLSTMStack, at_rest
 from torchrsm.baselines.lstm import UNSEEN, Memory
 from torchrsm.baselines.sequence_model import Window
+from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.predictor import restart, rollout
-from torchrsm.sequence_learner import SequenceLearner, SequenceLearningConfig
 from torchrsm.streams import StreamBatch
 
 BATCH, TIME = 3, 6

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torchrsm.baselines.lstm import Memory
 from torchrsm.baselines.pgn import PGN, Encoder, PGNConfig, Recurrence
 from torchrsm.baselines.sequence_model import Window
+from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.predictor import rollout
-from torchrsm.sequence_learner import SequenceLearner, SequenceLearningConfig
 from torchrsm.streams import ArrayStream, BouncingBalls
 
 SHAPE = (3, 1, 10, 12)

@@ -11,8 +11,8 @@ from torchrsm.baselines.predrnn import (
     decoupling,
 )
 from torchrsm.baselines.sequence_model import Window
+from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.predictor import rollout
-from torchrsm.sequence_learner import SequenceLearner, SequenceLearningConfig
 from torchrsm.streams import BouncingBalls
 
 SHAPE = (3, 1, 12, 12)

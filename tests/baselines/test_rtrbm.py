@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from torchrsm.baselines.rtrbm import RTRBM, Machine, RTRBMConfig, contrastive_divergence
 from torchrsm.baselines.sequence_model import Window
 from torchrsm.baselines.srtrbm import SRTRBM, SRTRBMConfig
+from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.predictor import rollout
-from torchrsm.sequence_learner import SequenceLearner, SequenceLearningConfig
 from torchrsm.streams import BouncingBalls
 
 SHAPE = (3, 1, 6, 6)

@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent / "reference")]
 from warm_kernels import tiny_run  # noqa: E402
 
 from torchrsm import LocalLearning, VideoPredictor, restart  # noqa: E402
-from torchrsm.sources import make_stream  # noqa: E402
+from torchrsm.streams.settings import make_stream  # noqa: E402
 
 FILE = Path(__file__).parent / "tiny.json"
 STEPS = 20

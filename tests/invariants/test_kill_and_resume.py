@@ -10,9 +10,9 @@ import torch
 from warm_kernels import rectified_run, tiny_run
 
 from torchrsm import Trainer
-from torchrsm.checkpoint import load_tensors
-from torchrsm.runs import RUN_FILE
-from torchrsm.training import CHECKPOINT_FILE, METRICS_FILE
+from torchrsm.runs.settings import RUN_FILE
+from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE
+from torchrsm.storage.tensors import load_tensors
 
 KILLS = {"stack": 50, "stack and rectifier": 20}
 STEPS = {"stack": 150, "stack and rectifier": 80}

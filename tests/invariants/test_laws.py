@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from torchrsm.functional import Cells, Grid, to_dense
-from torchrsm.layer import LayerConfig
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
-from torchrsm.rectifier import CompactConfig, PaperConfig, SharpeningConfig
+from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.paper import PaperConfig
+from torchrsm.rectifiers.sharpening import SharpeningConfig
+from torchrsm.rsm.functional import Cells, Grid, to_dense
+from torchrsm.rsm.layer import LayerConfig
 
 SHAPE = (3, 1, 10, 8)  # of a batch of frames
 STEPS = 5

@@ -3,9 +3,9 @@
 import tempfile
 
 from torchrsm import Trainer, preset
-from torchrsm.learning import RectifyingConfig
-from torchrsm.rectifier import CompactConfig
-from torchrsm.runs import RunConfig
+from torchrsm.learning.rectifying import RectifyingConfig
+from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.runs.settings import RunConfig
 
 
 def tiny_run(**training):

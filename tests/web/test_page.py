@@ -9,7 +9,7 @@ import pytest
 from live_server import Running
 from playwright.sync_api import sync_playwright
 
-from torchrsm.video import encode_mp4
+from torchrsm.media.films import encode_mp4
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from live_server import Running, watching
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from torchrsm.video import encode_mp4
+from torchrsm.media.films import encode_mp4
 
 
 def ask(server, method, path, body=None, headers=None, timeout=10):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from torchrsm import VideoConfig, VideoPredictor, fit, physics, preset
-from torchrsm.metrics import frame_squared_error
+from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.web import messages
 from torchrsm.web.library import MAX_VIDEOS, Library
 from torchrsm.web.session import CLIP_FRAMES, LEARNING, Session

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, SequenceModel
-from torchrsm.physics import WorldGeometry, detect_balls, match_balls
+from torchrsm.scoring.physics import WorldGeometry, detect_balls, match_balls
 from torchrsm.streams.bouncing_balls import BOX, render_balls
 
 

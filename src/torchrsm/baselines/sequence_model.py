@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.config import Config
-from torchrsm.model_folder import save_model, save_weights
 from torchrsm.predictor import restart, rollout
+from torchrsm.storage.folders import save_model, save_weights
 
 
 class BaselineConfig(Config):

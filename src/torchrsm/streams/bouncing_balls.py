@@ -19,6 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrsm.streams.random import WEYL, mix, uniform
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
 
 BOX = 10.0
@@ -36,9 +37,6 @@ _MAX_EXPONENT = -math.log(1e-30)  # a ball's light below 1e-30 is exactly 0: flo
 _REACH = _MAX_EXPONENT**0.125  # distance of that, in radii
 
 _LARGEST = 2**63 - 1
-_WEYL = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 
 FloatArray = NDArray[np.float64]
 
@@ -302,20 +300,6 @@ def _place(seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: floa
 
 
 @njit(cache=True, nogil=True)
-def _mix(bits: np.uint64) -> np.uint64:
-    """Scramble 64 bits, one to one (the output function of SplitMix64, Steele, Lea, Flood 2014)."""
-    bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
-    bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
-    return bits ^ (bits >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True)
-def _uniform(key: np.uint64, draw: int) -> float:
-    """Return draw number ``draw`` of the generator ``key``, uniform in [0, 1), a multiple of 2^-53."""
-    return (_mix(key + np.uint64(draw) * _WEYL) >> np.uint64(11)) * 2.0**-53
-
-
-@njit(cache=True, nogil=True)
 def _draw_starts(
     seed: np.uint64, numbers: NDArray[np.int64], radius: float, positions: FloatArray, velocities: FloatArray
 ) -> int:
@@ -324,7 +308,7 @@ def _draw_starts(
     # Uniform in [2, 10) and then rejected at the walls is uniform between these bounds.
     low, high = max(2.0, radius), BOX - radius
     for n in range(len(numbers)):
-        key = _mix(_mix(seed + _WEYL) + np.uint64(numbers[n]) * _WEYL)
+        key = mix(mix(seed + WEYL) + np.uint64(numbers[n]) * WEYL)
         draw = 0
         position, velocity = positions[n], velocities[n]
         sum_of_squares = 0.0
@@ -333,8 +317,8 @@ def _draw_starts(
                 # Standard normal as a ratio of uniforms (Kinderman, Monahan 1977): exact, and the only function that
                 # libraries may round differently decides, it does not enter the value.
                 while True:
-                    u = 1.0 - _uniform(key, draw)
-                    v = (2.0 * _uniform(key, draw + 1) - 1.0) * 0.8577638849607068  # sqrt(2 / e)
+                    u = 1.0 - uniform(key, draw)
+                    v = (2.0 * uniform(key, draw + 1) - 1.0) * 0.8577638849607068  # sqrt(2 / e)
                     draw += 2
                     normal = v / u
                     if normal * normal <= -4.0 * math.log(u):
@@ -348,8 +332,8 @@ def _draw_starts(
             tries = 1 if drawn_set < _WHOLE_SETS else _TRIES_PER_BALL
             for i in range(balls):
                 for _ in range(tries):
-                    position[i, 0] = low + (high - low) * _uniform(key, draw)
-                    position[i, 1] = low + (high - low) * _uniform(key, draw + 1)
+                    position[i, 0] = low + (high - low) * uniform(key, draw)
+                    position[i, 1] = low + (high - low) * uniform(key, draw + 1)
                     draw += 2
                     fits = True
                     for j in range(i):

@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrsm.streams.bouncing_balls import _WEYL, _mix
+from torchrsm.streams.random import WEYL, mix
 from torchrsm.streams.stream import StreamBatch, require_boolean, require_integer, saved_step
 
 _LARGEST = 2**63 - 1
@@ -127,8 +127,8 @@ def _mirrored(seed: np.uint64, passages: NDArray[np.int64]) -> NDArray[np.bool_]
     """Toss a coin for the passage of each element: a function of the seed and of the two numbers alone."""
     result = np.empty(len(passages), dtype=np.bool_)
     for element in range(len(passages)):
-        key = _mix(_mix(seed + _WEYL) + np.uint64(element) * _WEYL)
-        result[element] = _mix(key + np.uint64(passages[element]) * _WEYL) >> np.uint64(63) == np.uint64(1)
+        key = mix(mix(seed + WEYL) + np.uint64(element) * WEYL)
+        result[element] = mix(key + np.uint64(passages[element]) * WEYL) >> np.uint64(63) == np.uint64(1)
     return result
 
 

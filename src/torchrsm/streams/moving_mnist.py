@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from torchrsm.streams.bouncing_balls import _WEYL, FloatArray, _mix, _uniform
+from torchrsm.streams.bouncing_balls import FloatArray
+from torchrsm.streams.random import WEYL, mix, uniform
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
 
 Split = Literal["train", "validation", "test"]
@@ -206,11 +207,11 @@ def _paths(
         ``[digits]`` in [0, 1), and ``[length, digits, 2]`` in 0..1, (y, x).
     """
     draws, places = np.empty(digits), np.empty((length, digits, 2))
-    key = _mix(_mix(seed + _WEYL) + np.uint64(split) * _WEYL)
+    key = mix(mix(seed + WEYL) + np.uint64(split) * WEYL)
     for i in range(digits):
-        own = _mix(_mix(key + np.uint64(number) * _WEYL) + np.uint64(i + 1) * _WEYL)
-        draws[i] = _uniform(own, 0)
-        place = np.array([_uniform(own, 1), _uniform(own, 2)])
+        own = mix(mix(key + np.uint64(number) * WEYL) + np.uint64(i + 1) * WEYL)
+        draws[i] = uniform(own, 0)
+        place = np.array([uniform(own, 1), uniform(own, 2)])
         draw, turned = 3, True
         step = np.zeros(2)
         wall = np.zeros(2)  # of the walls just met, the way that leads away from them
@@ -218,7 +219,7 @@ def _paths(
             if turned:
                 # Uniform in direction, from a point in a disc: no function that libraries round differently.
                 while True:
-                    y, x = 2.0 * _uniform(own, draw) - 1.0, 2.0 * _uniform(own, draw + 1) - 1.0
+                    y, x = 2.0 * uniform(own, draw) - 1.0, 2.0 * uniform(own, draw + 1) - 1.0
                     draw += 2
                     if 1e-6 < y * y + x * x <= 1.0:
                         break

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.predictor import Predictor
-from torchrsm.shipped import shipped_models
+from torchrsm.storage.shipped import shipped_models
 from torchrsm.systems import load
 from torchrsm.web.messages import ModelEntry
 

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from torchrsm import __version__, kernels
+from torchrsm import __version__
+from torchrsm.rsm import kernels
 from torchrsm.streams import VideoReader
 from torchrsm.web import messages
 from torchrsm.web.library import Library

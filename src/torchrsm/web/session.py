@@ -13,17 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrsm import physics
-from torchrsm.learner import NonFiniteError
-from torchrsm.metrics import frame_squared_error
+from torchrsm.learning.contract import NonFiniteError
+from torchrsm.learning.online import OnlineLearner
+from torchrsm.media.films import Comparison, encode_mp4
 from torchrsm.model import VideoPredictor
-from torchrsm.online_learner import OnlineLearner
 from torchrsm.predictor import Predictor, restart
-from torchrsm.presets import fit, preset
-from torchrsm.runs import RunConfig
-from torchrsm.sources import AnyStreamConfig, BouncingBallsConfig, MovingMNISTConfig, VideoConfig, make_stream
+from torchrsm.runs.fitting import fit
+from torchrsm.runs.presets import preset
+from torchrsm.runs.settings import RunConfig
+from torchrsm.scoring import physics
+from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.streams import ClipStream, Stream
-from torchrsm.video import Comparison, encode_mp4
+from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, MovingMNISTConfig, VideoConfig, make_stream
 from torchrsm.web.library import Library
 from torchrsm.web.messages import (
     Advance,

@@ -1,0 +1,1 @@
+"""How systems learn, one update at a time."""

@@ -1,0 +1,57 @@
+"""How the stack learns: an optimiser for each layer, which follows that layer's error alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from torchrsm.learning.schedules import ScheduleConfig
+from torchrsm.model import Prediction, VideoPredictor
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LearningConfig(ScheduleConfig):
+    """How the layers learn.
+
+    Attributes:
+        learning_rates: one for each layer, from below; a single one serves all.
+        betas: decay of Adam's two averages.
+        epsilon: Adam's constant in the divisor.
+    """
+
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(5e-4,), min_length=1)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+
+
+class LocalLearning:
+    """One Adam for each layer of a model; a layer's weights follow that layer's error only."""
+
+    def __init__(self, model: VideoPredictor, config: LearningConfig) -> None:
+        layers = model.stack.layers
+        rates = config.learning_rates * len(layers) if len(config.learning_rates) == 1 else config.learning_rates
+        if len(rates) != len(layers):
+            raise ValueError(f"learning_rates must have 1 or {len(layers)} entries, one a layer; got {len(rates)}")
+        self.model = model
+        self.config = config
+        self.learning_rates = rates
+        self.optimisers = [
+            torch.optim.Adam(layer.parameters(), rate, betas=config.betas, eps=config.epsilon, fused=True)
+            for layer, rate in zip(layers, rates, strict=True)
+        ]
+
+    def step(self, losses: tuple[Tensor, ...], prediction: Prediction, progress: float) -> None:
+        """Take one step on the errors of one frame; ``progress`` through the run is in 0..1."""
+        factor = self.config.rate_factor(progress)
+        for layer, optimiser, loss, rate, part in zip(
+            self.model.stack.layers, self.optimisers, losses, self.learning_rates, prediction.layers, strict=True
+        ):
+            optimiser.param_groups[0]["lr"] = rate * factor
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            layer.update_duty(part.cells)

@@ -1,0 +1,206 @@
+"""How the rectifier learns: the generator's optimisers, the discriminator, dreams on the way."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from torchrsm.learning.muon import Muon, kernels_of
+from torchrsm.learning.schedules import ScheduleConfig
+from torchrsm.model import Prediction, VideoPredictor
+from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
+from torchrsm.scoring.metrics import frame_squared_error
+
+RECTIFIER_LOSSES = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
+"""Names of the four terms in `Rectified.losses`."""
+
+_WAKING_STEPS = 2  # at least, after a dream, until predictions are those of a stream that never dreamt
+
+
+class RectifyingConfig(ScheduleConfig):
+    """How the rectifier learns, when the stack has.
+
+    Attributes:
+        share: of the run's budget in which the rectifier learns, the last of it.
+        stack_share: of the budget in which the stack learns, the first of it; None, as published, until the rectifier
+            begins. Where the two overlap both learn from each frame, each from its own error.
+        learning_rate: of the generator, Adam.
+        matrix_learning_rate: of the generator's kernels, each taken as a matrix, by `Muon`; None for Adam there, too.
+        adversarial_weight: lambda, the weight of the adversarial term beside the mean squared error; at 0 there is no
+            discriminator.
+        discriminator_learning_rate: plain gradient descent.
+        real_label: what the discriminator shall say of a frame that came, below 1 to keep it from being too sure.
+        noise_deviation: of the Gaussian noise, the same on both frames, that the discriminator sees them through.
+        gradient_norm: a generator's gradient that is longer is shortened to it; None for no limit.
+        loop_share: share of the streams that dream on the way: once their error is below ``loop_error`` their stack
+            hears the rectified frame in place of the one that came, for up to ``loop_steps`` steps.
+        loop_from: progress through the phase from which streams dream.
+        loop_error: squared error of a frame up to which a dream still follows what comes. Beyond it the frame that came
+            is no target any more.
+        loop_steps: after so many steps on its own a stream hears the frame that came again.
+        motion_weight: weight of the error of a dream's motion, see `motion_loss`.
+    """
+
+    share: float = Field(default=0.5, ge=0, lt=1)
+    stack_share: float | None = Field(default=None, gt=0, lt=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    matrix_learning_rate: float | None = Field(default=None, gt=0)
+    adversarial_weight: float = Field(default=2e-4, ge=0)
+    discriminator_learning_rate: float = Field(default=5e-4, gt=0)
+    real_label: float = Field(default=0.9, gt=0, le=1)
+    noise_deviation: float = Field(default=0.1, ge=0)
+    gradient_norm: float | None = Field(default=None, gt=0)
+    loop_share: float = Field(default=0.0, ge=0, lt=1)
+    loop_from: float = Field(default=0.5, ge=0, lt=1)
+    loop_error: float = Field(default=2.0, gt=0)
+    loop_steps: int = Field(default=1, gt=0)
+    motion_weight: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _leaves_no_gap(self) -> Self:
+        if self.stack_share is not None and self.stack_share < 1 - self.share:
+            raise ValueError(
+                f"stack_share must be >= 1 - share = {1 - self.share:g}, or nothing would learn between; "
+                f"got {self.stack_share:g}"
+            )
+        return self
+
+
+class Rectified(NamedTuple):
+    """What `RectifierLearning.step` made of a prediction.
+
+    Attributes:
+        frame: ``[b, c, h, w]``, as it was before the update, detached.
+        losses: `RECTIFIER_LOSSES`; 0 where there is none.
+    """
+
+    frame: Tensor
+    losses: tuple[Tensor, ...]
+
+
+def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor) -> Tensor:
+    """Return how far dreams are from moving as much as the world does, a scalar.
+
+    An average of futures moves less than any of them, so dreams slow down, and where a dream has left the frames that
+    came no frame can tell it so. What it has in common with them is how much changes from frame to frame: the sum of
+    the squared differences. The loss is the mean of ``(own / motion - 1)^2``.
+
+    Args:
+        rectified: ``[b, c, h, w]``.
+        last: the frames heard before them, ``[b, c, h, w]``.
+        motion: the world's, a scalar.
+    """
+    own = (rectified - last).square().sum((1, 2, 3))
+    return (own / motion - 1).square().mean()
+
+
+class RectifierLearning:
+    """The conditional GAN: Adam (and Muon) for the generator, gradient descent for the discriminator.
+
+    The stack is not touched.
+
+    Args:
+        model: its rectifier learns.
+        config: how.
+        frame_elements: channels x height x width of the frames to come.
+    """
+
+    def __init__(self, model: VideoPredictor, config: RectifyingConfig, frame_elements: int) -> None:
+        assert model.rectifier is not None
+        self.model = model
+        self.config = config
+        self.discriminator = Discriminator(frame_elements)
+        self._weights = list(model.rectifier.parameters())
+        self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
+        kernels = kernels_of(model.rectifier) if config.matrix_learning_rate is not None else []
+        others = [weight for weight in self._weights if not any(weight is kernel for kernel, _ in kernels)]
+        self._generator: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.Adam(others, config.learning_rate, fused=True), config.learning_rate)
+        ]
+        if config.matrix_learning_rate is not None:
+            self._generator.append((Muon(kernels, config.matrix_learning_rate), config.matrix_learning_rate))
+        self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
+
+    @property
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        """Those of the generator, then the discriminator's."""
+        return [*(optimiser for optimiser, _ in self._generator), self._discriminator]
+
+    def step(
+        self, prediction: Prediction, frame: Tensor, learn: Tensor, progress: float, last: Tensor, alone: Tensor
+    ) -> Rectified:
+        """Take one step of each optimiser.
+
+        Args:
+            prediction: of the stack, from `VideoPredictor.predict_raw`.
+            frame: the frame that came, ``[b, c, h, w]``.
+            learn: ``[b]`` bool, false for streams to leave out.
+            progress: through this phase, in 0..1.
+            last: the frame that the stack heard before, ``[b, c, h, w]``.
+            alone: ``[b]`` steps for which each stream has heard its own frames; below 0 for one that wakes up, which
+                teaches nothing.
+        """
+        config = self.config
+        rectified = self.model.rectify(prediction)
+        dreams, awake = learn & (alone > 0), learn & (alone == 0)
+        follows = awake | (dreams & (frame_squared_error(rectified.detach(), frame) <= config.loop_error))
+        wanted, real, condition = rectified[follows], frame[follows], prediction.raw[follows]
+        none = rectified.new_zeros(())
+        if not len(real):
+            return Rectified(rectified.detach(), (none, none, none, none))
+        error = (wanted - real).square().mean()
+        total, adversarial, discrimination, motion = error, none, none, none
+        noise = config.noise_deviation * torch.randn_like(real) if config.adversarial_weight else none
+        if config.adversarial_weight:
+            adversarial = adversarial_loss(self.discriminator(wanted + noise, condition))
+            total = total + config.adversarial_weight * adversarial
+        if config.motion_weight and bool(dreams.any()) and bool(awake.any()):
+            world = (frame - last)[awake].square().sum((1, 2, 3)).mean()
+            if float(world) > 0:  # a still world asks for nothing
+                motion = motion_loss(rectified[dreams], last[dreams], world)
+                total = total + config.motion_weight * motion
+        self.model.zero_grad()
+        total.backward()
+        if config.gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._weights, config.gradient_norm)
+        for optimiser, rate in self._generator:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * config.rate_factor(progress)
+            optimiser.step()
+        if config.adversarial_weight:
+            self._discriminator.zero_grad()  # also of what the generator's step left there
+            discrimination = discriminator_loss(
+                self.discriminator(real + noise, condition),
+                self.discriminator(wanted.detach() + noise, condition),
+                config.real_label,
+            )
+            discrimination.backward()
+            self._discriminator.step()
+        losses = tuple(loss.detach() for loss in (error, adversarial, discrimination, motion))
+        return Rectified(rectified.detach(), losses)
+
+    def heard(
+        self, frame: Tensor, rectified: Tensor, learn: Tensor, progress: float, alone: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.
+
+        The frame after a dream is a jump, which nothing could predict, and it takes one more to see a motion again, or
+        as many as the stack reads side by side: for those steps the number is below 0.
+
+        Args:
+            frame: the frame that came, ``[b, c, h, w]``.
+            rectified: the model's own, ``[b, c, h, w]``.
+            learn: ``[b]`` bool, false where ``frame`` is the first of a sequence.
+            progress: through this phase, in 0..1.
+            alone: ``[b]`` int64, what this returned for the frame before.
+        """
+        count = round(self.config.loop_share * len(frame)) if progress >= self.config.loop_from else 0
+        dreamers = torch.arange(len(frame), device=frame.device) < count
+        starts = frame_squared_error(rectified, frame) < self.config.loop_error
+        own = dreamers & learn & ((starts & (alone == 0)) | (alone > 0)) & (alone < self.config.loop_steps)
+        awake = torch.where(alone > 0, -self._waking_steps, (alone + 1).clamp(max=0))
+        alone = torch.where(own, alone + 1, torch.where(learn, awake, 0))
+        return torch.where(own.view(-1, 1, 1, 1), rectified, frame), alone

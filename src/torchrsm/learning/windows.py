@@ -1,0 +1,154 @@
+"""How a baseline learns from a stream: one update for each window of frames, backwards through the window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from torchrsm.baselines.sequence_model import SequenceModel, Window
+from torchrsm.learning.contract import Taught, require_finite, require_finite_weights
+from torchrsm.learning.schedules import ScheduleConfig
+from torchrsm.rsm import kernels
+from torchrsm.scoring.metrics import frame_squared_error
+from torchrsm.streams import StreamBatch
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SequenceLearningConfig(ScheduleConfig):
+    """How a baseline learns.
+
+    Attributes:
+        window: frames of each stream in an update; the gradient goes back through them.
+        optimiser: ``adam``, ``rmsprop`` or ``sgd``.
+        learning_rates: one for each loss (`SequenceModel.loss_names`); a single one serves all.
+        momentum: of ``rmsprop`` and ``sgd``; for ``adam``, the decay of its average of the gradient.
+        square_decay: of the average of the squared gradient; not of ``sgd``.
+        epsilon: constant in the divisor; not of ``sgd``.
+        weight_decay: added to the gradient, times the weight.
+        gradient_norm: a gradient that is longer is shortened to it; None for no limit.
+    """
+
+    window: int = Field(default=20, gt=0)
+    optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e-3,), min_length=1)
+    momentum: _Decay = 0.9
+    square_decay: _Decay = 0.999
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_norm: float | None = Field(default=None, gt=0)
+
+
+class SequenceLearner:
+    """A `torchrsm.learning.contract.Learner`.
+
+    Args:
+        model: what learns.
+        config: how.
+        shape: batch, channels, height and width of the frames to come.
+
+    Raises:
+        ValueError: the model cannot read such frames, needs longer windows, or has another number of losses than there
+            are learning rates.
+    """
+
+    def __init__(self, model: SequenceModel, config: SequenceLearningConfig, shape: tuple[int, int, int, int]) -> None:
+        if config.window < model.shortest_window:
+            raise ValueError(f"window must be >= {model.shortest_window} for this model; got {config.window}")
+        self.model = model
+        self.config = config
+        self.state = model.initial_state(shape)
+        self._groups = [group for group in model.weight_groups() if group]
+        count = len(self._groups)
+        rates = config.learning_rates * count if len(config.learning_rates) == 1 else config.learning_rates
+        if len(rates) != count:
+            raise ValueError(f"learning_rates must have 1 or {count} entries, one a loss; got {len(rates)}")
+        self._rates = rates
+        self.optimisers: Sequence[torch.optim.Optimizer] = [
+            _optimiser(config, group, rate) for group, rate in zip(self._groups, rates, strict=True)
+        ]
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The model, which holds all weights."""
+        return {"model": self.model}
+
+    def phase(self, progress: float) -> str:
+        """Return the only phase."""
+        return "sequence"
+
+    def loss_names(self, phase: str) -> Sequence[str]:
+        """Return those of the model."""
+        return [f"loss/{name}" for name in self.model.loss_names]
+
+    def begin(self, phase: str, threads: int) -> None:
+        """Give the cores to torch."""
+        kernels.set_threads(1, torch_threads=threads)
+        self.model.train()
+
+    def warm_up(self) -> None:
+        """Do nothing: nothing is compiled."""
+
+    def teach(self, next_batch: Callable[[], StreamBatch], progress: float) -> Taught:
+        """Take one update from the next window of each stream."""
+        batches = [next_batch() for _ in range(self.config.window)]
+        window = Window(
+            torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
+        )
+        lesson = self.model.learn(window, self.state)
+        losses = [float(loss.detach()) for loss in lesson.losses]
+        for name, loss in zip(self.model.loss_names, losses, strict=True):
+            require_finite(f"the {name}", loss)
+        self._step(lesson.losses, progress)
+        require_finite_weights(self.model)
+        self.state = lesson.state
+        scored = lesson.scored
+        error = frame_squared_error(lesson.frames[scored], window.frames[scored])
+        return Taught(error.numel(), float(error.mean()) if error.numel() else 0.0, tuple(losses))
+
+    def _step(self, losses: tuple[Tensor, ...], progress: float) -> None:
+        # All gradients before any step: a loss may go through the weights of another.
+        last = len(losses) - 1
+        gradients = [
+            torch.autograd.grad(loss, group, retain_graph=number < last, allow_unused=True)
+            for number, (loss, group) in enumerate(zip(losses, self._groups, strict=True))
+        ]
+        factor = self.config.rate_factor(progress)
+        for group, found, optimiser, rate in zip(self._groups, gradients, self.optimisers, self._rates, strict=True):
+            for weight, gradient in zip(group, found, strict=True):
+                weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
+            if self.config.gradient_norm is not None:
+                torch.nn.utils.clip_grad_norm_(group, self.config.gradient_norm)
+            optimiser.param_groups[0]["lr"] = rate * factor
+            optimiser.step()
+            optimiser.zero_grad()
+
+
+def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Return a gradient in the memory layout of its weight: a fused step goes through the memory of both side by side.
+
+    ``backward`` sees to that, `torch.autograd.grad` does not.
+    """
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+
+
+def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    decay = config.weight_decay
+    if config.optimiser == "adam":
+        betas = (config.momentum, config.square_decay)
+        return torch.optim.Adam(weights, rate, betas=betas, eps=config.epsilon, weight_decay=decay, fused=True)
+    if config.optimiser == "rmsprop":
+        return torch.optim.RMSprop(
+            weights,
+            rate,
+            alpha=config.square_decay,
+            eps=config.epsilon,
+            weight_decay=decay,
+            momentum=config.momentum,
+            foreach=True,
+        )
+    return torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay, fused=True)

@@ -1,0 +1,91 @@
+"""A residual network that sees the stack's prediction and its winners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrsm.config import Config
+from torchrsm.rectifiers.parts import (
+    CELL_DEVIATION,
+    bordered,
+    convolution,
+    from_zero,
+    inside,
+    project_cells,
+    safe_logit,
+)
+from torchrsm.rsm.functional import Cells
+
+
+class CompactConfig(Config):
+    """Settings of a `CompactGenerator`, the choice for two cores.
+
+    Attributes:
+        width: channels of each inner convolution.
+        blocks: residual blocks of two convolutions.
+        sees_cells: read the winners of every layer beside the prediction.
+    """
+
+    kind: Literal["compact"] = "compact"
+    width: int = Field(default=32, gt=0)
+    blocks: int = Field(default=4, gt=0)
+    sees_cells: bool = True
+
+
+class CompactGenerator(nn.Module):
+    """A residual convolutional network at half the resolution; what it finds is added to the logit of the prediction.
+
+    The prediction gets the border that the stack reads, so that the walls can be seen, and is folded two by two into
+    channels. Every block, and the last layer, starts at 0, which returns the prediction as it is.
+
+    Args:
+        config: its settings.
+        channels: channels of a frame.
+        layer_cells: cells of each layer of the stack.
+        pad, pad_value: border of the frames that the stack reads.
+    """
+
+    def __init__(
+        self, config: CompactConfig, channels: int, layer_cells: Sequence[int], pad: int, pad_value: float
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.pad, self.pad_value = pad, pad_value
+        width = config.width
+        self.head = convolution(4 * channels, width)
+        # A row for each cell: the product with a sparse map of cells is the sum of its winners' rows.
+        self.cells = nn.ParameterList(
+            [nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells if config.sees_cells]
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), convolution(width, width), nn.SiLU(), from_zero(convolution(width, width)))
+            for _ in range(config.blocks)
+        )
+        self.tail = from_zero(convolution(width, 4 * channels))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None) -> Tensor:
+        """Return the rectified frame.
+
+        Args:
+            raw: prediction of the stack, ``[b, c, h, w]`` in 0..1.
+            cells: the winners of each layer that made it.
+            seen: not looked at.
+
+        Returns:
+            ``[b, c, h, w]`` in 0..1.
+        """
+        padded = bordered(raw, self.pad, self.pad_value)
+        x = self.head(F.pixel_unshuffle(padded, 2).contiguous(memory_format=torch.channels_last))
+        for weight, layer in zip(self.cells, cells, strict=bool(self.cells)):
+            x = x + project_cells(weight, layer, x.shape[-2:])
+        for block in self.blocks:
+            x = x + block(x)
+        change = F.pixel_shuffle(self.tail(x), 2)
+        return torch.sigmoid(safe_logit(raw) + inside(change, self.pad, raw))

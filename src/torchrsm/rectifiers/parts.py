@@ -1,0 +1,59 @@
+"""Pieces that the generators share: the border, maps of cells, layers that start at 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrsm.rsm.functional import Cells
+
+LEAKY_SLOPE = 0.2  # of the published ones, the default of the library that they were written in
+
+CELL_DEVIATION = 0.05
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+_SURE = 1e-3  # a raw value is taken to be at least this far from 0 and 1, where its logit would be infinite
+
+
+def bordered(raw: Tensor, pad: int, value: float) -> Tensor:
+    """Put the border that the stack reads around a prediction, and one line more where its size is odd."""
+    height, width = raw.shape[-2:]
+    return F.pad(raw, (pad, pad + width % 2, pad, pad + height % 2), value=value)
+
+
+def inside(padded: Tensor, pad: int, raw: Tensor) -> Tensor:
+    """Undo `bordered`: cut the border off, down to the size of the prediction."""
+    height, width = raw.shape[-2:]
+    return padded[:, :, pad : pad + height, pad : pad + width]
+
+
+def convolution(before: int, after: int) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps the size of its map."""
+    return nn.Conv2d(before, after, 3, padding=1)
+
+
+def from_zero(layer: _Layer) -> _Layer:
+    """Let a layer start as if it were not there."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def project_cells(weight: Tensor, cells: Cells, size: Sequence[int]) -> Tensor:
+    """Multiply cells ``[b, h, w, k]`` by ``weight [n, channels]``; the result is a map ``[b, channels, *size]``."""
+    b, h, w, k = cells.index.shape
+    none = cells.index < 0
+    index = cells.index.masked_fill(none, 0).view(-1, k)  # an entry that names no cell has the value 0
+    rows = F.embedding_bag(index, weight, mode="sum", per_sample_weights=cells.value.reshape(-1, k))
+    found = rows.view(b, h, w, -1).permute(0, 3, 1, 2)
+    return found if (h, w) == tuple(size) else F.interpolate(found, size=tuple(size), mode="nearest")
+
+
+def safe_logit(raw: Tensor) -> Tensor:
+    """Return the logit of a prediction in 0..1, finite at 0 and at 1."""
+    return torch.logit(raw.clamp(_SURE, 1 - _SURE))

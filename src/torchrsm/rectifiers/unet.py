@@ -1,0 +1,133 @@
+"""A U-Net that sees the stack's prediction, its winners, and the frames that the stack reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrsm.config import Config
+from torchrsm.rectifiers.parts import (
+    CELL_DEVIATION,
+    LEAKY_SLOPE,
+    bordered,
+    convolution,
+    from_zero,
+    inside,
+    project_cells,
+    safe_logit,
+)
+from torchrsm.rsm.functional import Cells
+
+
+class UNetConfig(Config):
+    """Settings of a `UNetGenerator`, which sees what the stack has seen.
+
+    Attributes:
+        features: channels at the frame's own resolution.
+        width: channels at half of it.
+        blocks: residual blocks of two convolutions there.
+        changes: what the generator's finding is added to, the stack's prediction (``raw``) or the frame that was seen
+            last (``last``). Where most of a picture stands still, the last frame is the better beginning.
+        sees_cells: read the winners of every layer, too.
+    """
+
+    kind: Literal["unet"] = "unet"
+    features: int = Field(default=16, gt=0, multiple_of=2)
+    width: int = Field(default=32, gt=0, multiple_of=2)
+    blocks: int = Field(default=4, gt=0)
+    changes: Literal["raw", "last"] = "raw"
+    sees_cells: bool = True
+
+
+class _Normed(nn.Module):
+    """A 3x3 convolution, group normalisation, leaky rectifier; at stride 2 it halves the resolution, ``up`` doubles."""
+
+    def __init__(self, before: int, after: int, stride: int = 1, up: bool = False) -> None:
+        super().__init__()
+        self.convolution: nn.Conv2d | nn.ConvTranspose2d = (
+            nn.ConvTranspose2d(before, after, 3, 2, padding=1, output_padding=1)
+            if up
+            else nn.Conv2d(before, after, 3, stride, padding=1)
+        )
+        self.norm = nn.GroupNorm(2, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.convolution(x)), LEAKY_SLOPE)
+
+
+class UNetGenerator(nn.Module):
+    """Reads the prediction, the last frame and its trace at full resolution, works at half of it, and draws at full.
+
+    One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. What it
+    finds is added to the logit of the prediction, or of the last frame; the last layer starts at 0, which returns that
+    as it is.
+
+    Args:
+        config: its settings.
+        channels: channels of a frame.
+        layer_cells: cells of each layer of the stack.
+        seen_channels: channels of the stack's input, the last frame and its trace.
+        pad, pad_value: border of the frames that the stack reads.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        channels: int,
+        layer_cells: Sequence[int],
+        seen_channels: int,
+        pad: int,
+        pad_value: float,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.pad, self.pad_value = pad, pad_value
+        features, width = config.features, config.width
+        self.read = _Normed(channels + seen_channels, features)
+        self.down = _Normed(features, width, 2)
+        self.cells = nn.ParameterList(
+            [nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells if config.sees_cells]
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(1, width),
+                convolution(width, width),
+                nn.GELU(),
+                from_zero(convolution(width, width)),
+            )
+            for _ in range(config.blocks)
+        )
+        self.up = _Normed(width, features, up=True)
+        self.draw = _Normed(2 * features, features)
+        self.tail = from_zero(nn.Conv2d(features, channels, 1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor) -> Tensor:
+        """Return the rectified frame.
+
+        Args:
+            raw: prediction of the stack, ``[b, c, h, w]`` in 0..1.
+            cells: the winners of each layer that made it.
+            seen: the stack's last input, ``[b, c', h', w']``, with its border; the frame first, its trace behind.
+
+        Returns:
+            ``[b, c, h, w]`` in 0..1.
+        """
+        padded = bordered(raw, self.pad, self.pad_value)
+        height, width = padded.shape[-2:]
+        seen = F.pad(seen, (0, width - seen.shape[-1], 0, height - seen.shape[-2]), value=self.pad_value)
+        both = 2 * torch.cat((padded, seen), 1) - 1  # zeros around a convolution are then no black pixels
+        first = self.read(both.contiguous(memory_format=torch.channels_last))
+        x = self.down(first)
+        for weight, layer in zip(self.cells, cells, strict=bool(self.cells)):
+            x = x + project_cells(weight, layer, x.shape[-2:])
+        for block in self.blocks:
+            x = x + block(x)
+        change = inside(self.tail(self.draw(torch.cat((self.up(x), first), 1))), self.pad, raw)
+        changed = raw if self.config.changes == "raw" else inside(seen[:, : raw.shape[1]], self.pad, raw)
+        return torch.sigmoid(safe_logit(changed) + change)

@@ -1,0 +1,1 @@
+"""Recurrent Sparse Memory: its equations, a layer, a stack, and the engines that compute a step."""

@@ -1,0 +1,314 @@
+"""The fused sparse engine for the CPU: hands the arrays of a step to the compiled kernels, one thread for each part.
+
+A thread takes a contiguous part of the batch and sums its gradients in a buffer of its own; the buffers are added in a
+fixed order, so a run repeats bit by bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrsm.rsm.functional import Cells, padding_before
+from torchrsm.rsm.kernels import compiled
+from torchrsm.rsm.kernels.compiled import Limits, Matrices, Reads, Scratch, Sizes
+from torchrsm.rsm.kernels.step import Context, Step, Weights
+
+
+class FusedEngine:
+    """The sparse kernels behind the calls of `torchrsm.rsm.kernels.step.Engine`.
+
+    Args:
+        threads: parts into which a batch is cut, one thread each.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
+        """See `Engine.select`."""
+        drive, index = _Select.apply(
+            self, step, context, weights.feedforward, weights.recurrent, weights.feedback, weights.bias
+        )
+        return index, drive
+
+    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
+        """See `Engine.decode`. This engine's gradients come from `loss`; the decoded map itself carries none."""
+        sizes = _sizes(step)
+        out = torch.empty(index.shape[0], sizes.input_height, sizes.input_width * sizes.channels)
+        arguments = (sizes, _locations(index), _locations(z), _array(weights.decoder), out.numpy())
+        self.run(compiled.decode, index.shape[0], lambda part: (*arguments, _scratch(sizes)))
+        x = out.unflatten(2, (sizes.input_width, sizes.channels)) + weights.output_bias.detach()
+        return torch.sigmoid(x) if sizes.sigmoid else x
+
+    def loss(
+        self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
+    ) -> Tensor:
+        """See `Engine.loss`."""
+        loss: Tensor = _Loss.apply(self, step, index, target, learn, z, weights.decoder, weights.output_bias)
+        return loss
+
+    def run(self, kernel: Callable[..., None], batch: int, arguments: Callable[[int], tuple[Any, ...]]) -> None:
+        """Call ``kernel(n0, n1, *arguments(part))`` for each part of the batch, one thread each.
+
+        The last argument of a part is working memory of its own.
+        """
+        parts = self.parts(batch)
+        bounds = [part * batch // parts for part in range(parts + 1)]
+        if parts == 1:
+            kernel(0, batch, *arguments(0))
+            return
+        if self._pool is None or self._pool._max_workers < parts - 1:
+            self._pool = ThreadPoolExecutor(parts - 1, thread_name_prefix="torchrsm")
+        waiting = [
+            self._pool.submit(kernel, bounds[part], bounds[part + 1], *arguments(part)) for part in range(1, parts)
+        ]
+        kernel(bounds[0], bounds[1], *arguments(0))
+        for future in waiting:
+            future.result()
+
+    def parts(self, batch: int) -> int:
+        """Return into how many parts a batch is cut."""
+        return max(1, min(self.threads, batch))
+
+
+class _Select(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        engine: FusedEngine,
+        step: Step,
+        context: Context,
+        feedforward: Tensor,
+        recurrent: Tensor,
+        feedback: Tensor | None,
+        bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        sizes, reads = _reads(step, context, feedback is not None)
+        batch = reads.memory_index.shape[0]
+        index = torch.empty(batch, *step.grid, step.active_groups, dtype=torch.int32)
+        drive = torch.empty(batch, *step.grid, step.active_groups)
+        limits = Limits(
+            _locations(_NO_CELLS if context.refractory is None else context.refractory),
+            _locations(_NO_MAP if context.inhibition is None else context.inhibition),
+            _array(_NO_VECTOR if context.boost is None else context.boost),
+        )
+        weights = Matrices(
+            _array(feedforward), _array(recurrent), _array(_NO_MATRIX if feedback is None else feedback), _array(bias)
+        )
+        constants = (sizes, reads, limits, weights, _locations(index), _locations(drive))
+        engine.run(compiled.select, batch, lambda part: (*constants, _scratch(sizes, reads)))
+        ctx.engine, ctx.sizes, ctx.reads, ctx.index = engine, sizes, reads, index
+        ctx.shapes = [None if w is None else w.shape for w in (feedforward, recurrent, feedback, bias)]
+        ctx.mark_non_differentiable(index)
+        ctx.set_materialize_grads(False)
+        return drive, index
+
+    @staticmethod
+    def backward(ctx: Any, d_drive: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if d_drive is None:
+            return (None,) * 7
+        engine: FusedEngine = ctx.engine
+        sizes: Sizes = ctx.sizes
+        feedforward, recurrent, feedback, bias = ctx.shapes
+        # A map's feed-forward gradient is summed transposed, so that one winner writes one contiguous run.
+        shapes = [
+            feedforward if sizes.sparse_input else feedforward[::-1],
+            recurrent,
+            feedback or (0, 0),
+            bias,
+        ]
+        batch = d_drive.shape[0]
+        sums = [Matrices(*(np.zeros(shape, np.float32) for shape in shapes)) for _ in range(engine.parts(batch))]
+        constants = (sizes, ctx.reads, _locations(ctx.index), _locations(d_drive))
+        engine.run(compiled.select_gradient, batch, lambda part: (*constants, sums[part], _scratch(sizes, ctx.reads)))
+        d_feedforward, d_recurrent, d_feedback, d_bias = _add_parts(sums)
+        return (
+            None,
+            None,
+            None,
+            d_feedforward if sizes.sparse_input else d_feedforward.t().contiguous(),
+            d_recurrent,
+            None if feedback is None else d_feedback,
+            d_bias,
+        )
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        engine: FusedEngine,
+        step: Step,
+        index: Tensor,
+        target: Tensor | Cells,
+        learn: Tensor,
+        z: Tensor,
+        decoder: Tensor,
+        output_bias: Tensor,
+    ) -> Tensor:
+        sizes, *target_arrays = _input_arrays(step, target)
+        batch = z.shape[0]
+        inner = (sizes.input_height - 2 * sizes.margin) * (sizes.input_width - 2 * sizes.margin) * sizes.channels
+        scale = learn.float() / (learn.sum().clamp(min=1) * inner)
+        loss = np.zeros(batch, np.float32)
+        d_z = torch.zeros(z.shape)
+        sums = [
+            [np.zeros(decoder.shape, np.float32), np.zeros(output_bias.shape, np.float32)]
+            for _ in range(engine.parts(batch))
+        ]
+        constants = (
+            sizes,
+            _locations(index),
+            _locations(z),
+            _array(decoder),
+            _array(output_bias),
+            *target_arrays,
+            scale.numpy(),
+        )
+        engine.run(compiled.loss, batch, lambda part: (*constants, loss, _locations(d_z), *sums[part], _scratch(sizes)))
+        # The gradient falls out of the forward pass while the decoded map is at hand, so it is kept, not made again.
+        ctx.save_for_backward(d_z, *_add_parts(sums))
+        return torch.tensor(loss.sum(dtype=np.float64), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None,) * 5, *(d_loss * gradient for gradient in ctx.saved_tensors))
+
+
+_NO_CELLS = torch.empty(0, 0, 0, 0, dtype=torch.int32)
+_NO_MAP = torch.empty(0, 0, 0, 0)
+_NO_IMAGE = torch.empty(1, 0, 0, 0)
+_NO_MATRIX = torch.empty(0, 0)
+_NO_VECTOR = torch.empty(0)
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().contiguous().numpy()
+
+
+def _locations(x: Tensor) -> Any:
+    """Return a map ``[b, h, w, ...]`` as an array ``[b, h * w, ...]``."""
+    return x.detach().contiguous().flatten(1, 2).numpy()
+
+
+def _add_parts(sums: Sequence[Sequence[Any]]) -> list[Tensor]:
+    first, *others = ([torch.from_numpy(array) for array in part] for part in sums)
+    for part in others:
+        for total, array in zip(first, part, strict=True):
+            total += array
+    return first
+
+
+@functools.cache
+def _sizes(step: Step, source: tuple[int, int, int] | None = None, channels_in: int | None = None) -> Sizes:
+    decoder_size = step.decoder_kernel_size
+    return Sizes(
+        groups=step.groups,
+        cells_per_group=step.cells_per_group,
+        active_groups=step.active_groups,
+        kernel_size=step.kernel_size,
+        stride=step.stride,
+        recurrent_kernel_size=step.recurrent_kernel_size,
+        decoder_kernel_size=decoder_size,
+        input_height=step.input_grid.height,
+        input_width=step.input_grid.width,
+        channels=step.channels,
+        channels_in=step.channels if channels_in is None else channels_in,
+        input_pool=step.input_pool,
+        source_height=source[0] if source else 0,
+        source_width=source[1] if source else 0,
+        source_winners=source[2] if source else 0,
+        height=step.grid.height,
+        width=step.grid.width,
+        margin=step.margin,
+        sigmoid=step.activation == "sigmoid",
+        sparse_input=source is not None,
+        top=padding_before(step.input_grid.height, step.kernel_size, step.stride),
+        left=padding_before(step.input_grid.width, step.kernel_size, step.stride),
+        decoder_top=padding_before(step.input_grid.height, decoder_size, step.stride) if decoder_size else 0,
+        decoder_left=padding_before(step.input_grid.width, decoder_size, step.stride) if decoder_size else 0,
+        above_width=0,
+    )
+
+
+def _scratch(s: Sizes, reads: Reads | None = None) -> Scratch:
+    """Return working memory for one thread; ``reads`` where cells are to be selected."""
+    cells, k, pooled = s.groups * s.cells_per_group, s.active_groups, s.input_height * s.input_width * s.sparse_input
+    entries_in = s.source_winners * s.input_pool**2
+    memory = 0 if reads is None else reads.memory_index.shape[2]
+    locations_above, winners_above = (0, 0) if reads is None else reads.above_index.shape[1:]
+    taps = s.kernel_size**2 * (entries_in if s.sparse_input else s.channels_in)
+    size, channels = s.decoder_kernel_size, s.channels
+    work = (
+        max(s.decoder_top + s.input_height, (s.height - 1) * s.stride + size),
+        max(s.decoder_left + s.input_width, (s.width - 1) * s.stride + size) * channels,
+    )
+    entries = max(taps, s.recurrent_kernel_size**2 * memory, winners_above, k)
+    return Scratch(
+        rows=np.empty(entries, np.int32),
+        values=np.empty(entries, np.float32),
+        pooled_index=np.empty((pooled, entries_in), np.int32),
+        pooled_value=np.empty((pooled, entries_in), np.float32),
+        pooled_count=np.empty(pooled, np.int32),
+        drive=np.empty(cells, np.float32),
+        rank=np.empty(cells, np.float32),
+        shared=np.empty(s.groups, np.float32),
+        best=np.empty(s.groups, np.float32),
+        best_value=np.empty(k, np.float32),
+        best_group=np.empty(k, np.int32),
+        above=np.empty((locations_above, cells), np.float32),
+        above_row=np.empty((s.above_width, cells), np.float32),
+        patch=np.empty(taps, np.float32),
+        decoder_patch=np.empty(size**2 * channels, np.float32),
+        work=np.empty(work if size else (s.input_height, s.input_width * channels), np.float32),
+        target=np.zeros(channels, np.float32),
+    )
+
+
+def _input_arrays(step: Step, x: Tensor | Cells) -> tuple[Sizes, Any, Any, Any]:
+    """Return sizes, map, cell indices, cell values; those of the other kind are empty."""
+    if isinstance(x, Cells):
+        return _sizes(step, tuple(x.index.shape[1:])), _array(_NO_IMAGE), *_cell_arrays(x)
+    return _sizes(step, channels_in=x.shape[3]), _array(x), *_cell_arrays(Cells(_NO_CELLS, _NO_MAP))
+
+
+def _cell_arrays(cells: Cells) -> tuple[Any, Any]:
+    return _locations(cells.index), _locations(cells.value)
+
+
+def _reads(step: Step, context: Context, has_feedback: bool) -> tuple[Sizes, Reads]:
+    memory = context.memory
+    if not isinstance(memory, Cells):
+        everything = torch.arange(memory.shape[-1], dtype=torch.int32).expand(memory.shape)
+        memory = Cells(everything, memory)
+    above = context.feedback if has_feedback and context.feedback is not None else Cells(_NO_CELLS, _NO_MAP)
+    sizes, image, input_index, input_value = _input_arrays(step, context.input)
+    reads = Reads(
+        image,
+        input_index,
+        input_value,
+        *_cell_arrays(memory),
+        *_cell_arrays(above),
+        *_interpolation(above.index.shape[1], step.grid.height),
+        *_interpolation(above.index.shape[2], step.grid.width),
+    )
+    return sizes._replace(above_width=above.index.shape[2]), reads
+
+
+@functools.cache
+def _interpolation(size: int, target: int) -> tuple[Any, Any]:
+    """Return the two sources of each target position and the weight of the second, bilinear between centres."""
+    if size == 0:
+        return np.zeros((target, 2), np.int32), np.zeros(target, np.float32)
+    source = ((torch.arange(target) + 0.5) * (size / target) - 0.5).clamp(min=0)
+    first = source.floor().long().clamp(max=size - 1)
+    pair = torch.stack((first, (first + 1).clamp(max=size - 1)), 1).to(torch.int32)
+    return pair.numpy(), (source - first).to(torch.float32).numpy()

@@ -1,0 +1,61 @@
+"""The dense engine, for any device: the functions of `torchrsm.rsm.functional` in order, differentiated by autograd."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as nn
+
+from torchrsm.rsm import functional as F
+from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.kernels.step import Context, Step, Weights
+
+
+class ReferenceEngine:
+    """Dense tensors throughout; slow, readable, the definition of the result."""
+
+    def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
+        """See `Engine.select`."""
+        memory = context.memory
+        s = F.to_dense(memory, step.cells) if isinstance(memory, Cells) else memory
+        feedback = None
+        if context.feedback is not None and weights.feedback is not None:
+            above = F.to_dense(context.feedback, weights.feedback.shape[0])
+            feedback = F.resize(above @ weights.feedback, step.grid)
+        a = F.drive(
+            F.encode(_dense_input(step, context.input), weights.feedforward, step.kernel_size, step.stride),
+            F.neighbours(s, step.recurrent_kernel_size) @ weights.recurrent,
+            feedback,
+            weights.bias,
+        )
+        index = F.select_winners(_rank(step, a, context), step.groups, step.active_groups)
+        return index, a.gather(-1, index.long())
+
+    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
+        """See `Engine.decode`."""
+        groups = F.to_dense(Cells(index % step.groups, z), step.groups)
+        if step.decoder_kernel_size == 0:
+            x = F.decode_fully_connected(groups, weights.decoder, step.input_grid)
+        else:
+            x = F.decode_convolutional(groups, weights.decoder, step.input_grid, step.decoder_kernel_size, step.stride)
+        return F.activate(x + weights.output_bias, step.activation)
+
+    def loss(
+        self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
+    ) -> Tensor:
+        """See `Engine.loss`."""
+        prediction = self.decode(step, weights, index, z)
+        return F.prediction_loss(prediction, _dense_input(step, target)[..., : step.channels], learn, step.margin)
+
+
+def _dense_input(step: Step, x: Tensor | Cells) -> Tensor:
+    if isinstance(x, Cells):
+        return F.max_pool(F.to_dense(x, step.channels), step.input_pool)
+    return x
+
+
+def _rank(step: Step, a: Tensor, context: Context) -> Tensor:
+    if context.refractory is not None:
+        last = F.to_dense(Cells(context.refractory, nn.relu(context.refractory + 1).sign().to(a.dtype)), step.cells)
+        return F.rank_refractory(a, last > 0)
+    r = F.rank(a, context.inhibition)
+    return r if context.boost is None else r * context.boost

@@ -1,0 +1,109 @@
+"""What one layer's step needs, in the same form for every engine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from torchrsm.rsm.functional import Activation, Cells, Grid, strided_grid
+
+
+class Step(NamedTuple):
+    """The fixed sizes of one layer's step.
+
+    Attributes:
+        groups, cells_per_group, active_groups: cells of a location, and how many groups win.
+        kernel_size, stride: of the feed-forward convolution.
+        recurrent_kernel_size: side of the neighbourhood whose last cells a location sees.
+        decoder_kernel_size: of the transposed convolution; 0 for a fully connected decoder.
+        input_grid, channels: the map that the layer reads and predicts.
+        input_pool: side of the windows in which the cells of the layer below are pooled first.
+        activation: of the output.
+        margin: rows and columns along each edge of the input that are seen but not predicted.
+    """
+
+    groups: int
+    cells_per_group: int
+    active_groups: int
+    kernel_size: int
+    stride: int
+    recurrent_kernel_size: int
+    decoder_kernel_size: int
+    input_grid: Grid
+    channels: int
+    input_pool: int
+    activation: Activation
+    margin: int
+
+    @property
+    def grid(self) -> Grid:
+        """The layer's own locations."""
+        return strided_grid(self.input_grid, self.stride)
+
+    @property
+    def cells(self) -> int:
+        """Cells of a location."""
+        return self.groups * self.cells_per_group
+
+
+class Weights(NamedTuple):
+    """The parameters of one layer.
+
+    Attributes:
+        feedforward: ``[kernel_size ** 2 * channels, groups]`` (and the channels of an input trace, if there is one).
+        recurrent: ``[recurrent_kernel_size ** 2 * cells, cells]``, a row for each source.
+        feedback: ``[cells above, cells]`` or None.
+        bias: ``[cells]``.
+        decoder: ``[groups, decoder_kernel_size ** 2 * channels]``, or ``[locations * groups, height * width *
+            channels]`` where it is fully connected.
+        output_bias: ``[height, width, channels]`` or ``[1, 1, channels]``.
+    """
+
+    feedforward: Tensor
+    recurrent: Tensor
+    feedback: Tensor | None
+    bias: Tensor
+    decoder: Tensor
+    output_bias: Tensor
+
+
+class Context(NamedTuple):
+    """All that a layer reads at one step; constants, so no gradient crosses a layer or a step.
+
+    Attributes:
+        input: the last input ``[b, h, w, c]`` or the cells of the layer below, before they are pooled.
+        memory: the layer's own past, normalised, as cells or as a dense map ``[b, h, w, n]``.
+        feedback: the last cells of the layer above, or None.
+        refractory: ``[b, h, w, k]`` int32, cells that cannot win at this step, or None.
+        inhibition: ``[b, h, w, n]`` in 0..1, or None.
+        boost: ``[n]`` factors of the rank, or None.
+    """
+
+    input: Tensor | Cells
+    memory: Cells | Tensor
+    feedback: Cells | None = None
+    refractory: Tensor | None = None
+    inhibition: Tensor | None = None
+    boost: Tensor | None = None
+
+
+class Engine(Protocol):
+    """One implementation of the layer's step. All engines choose the same winners and compute the same values."""
+
+    def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
+        """Return the winners ``[b, h, w, k]`` int32 and their drive ``[b, h, w, k]``, which carries the gradient."""
+        ...
+
+    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
+        """Return the predicted input ``[b, h, w, c]``.
+
+        ``index [b, h, w, k]`` are the winners, ``z [b, h, w, k]`` the values of their groups.
+        """
+        ...
+
+    def loss(
+        self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
+    ) -> Tensor:
+        """Return the scalar `functional.prediction_loss` of the decoded prediction against the new input."""
+        ...

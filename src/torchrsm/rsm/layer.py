@@ -1,0 +1,324 @@
+"""One RSM layer: it predicts its next input with a few winner cells, and learns from that error alone."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from torchrsm.config import Config
+from torchrsm.rsm import functional as F
+from torchrsm.rsm.functional import Activation, Cells, Grid, Normalisation
+from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, choose_engine
+
+
+class LayerConfig(Config):
+    """Settings of one layer. The names and their published symbols stand side by side in docs/notation.md.
+
+    Attributes:
+        groups: groups of cells at each location (g); they share their feed-forward weights.
+        cells_per_group: cells of a group (c).
+        active_groups: winners at each location (k), at most ``groups``.
+        kernel_size, stride: of the feed-forward convolution over the layer's input.
+        decoder: ``convolutional`` (transposed, with the stride of the encoder) or ``fully_connected``.
+        decoder_kernel_size: of the convolutional decoder; None for that of the encoder.
+        recurrent_kernel_size: side of the neighbourhood whose last cells a cell sees; 1, as published, for its own
+            place.
+        recurrent_decay: eps, how much of the recurrent memory is left after a step; 0 for the last cells alone.
+        input_frames: frames that the layer reads at once, the last one first, those before it as further channels. Only
+            for a layer that reads frames.
+        input_decay: adds a fading trace ``max(input_decay * trace, input)`` to the input as further channels; None for
+            no trace. Only for a layer that reads frames.
+        input_threshold: frame and trace values below it are read as 0, which costs the fused engine nothing; a
+            prediction is still compared with the whole frame. Only for a layer that reads frames.
+        normalisation: of the recurrent memory, over the whole ``sample`` (as published), each ``location`` or ``none``.
+        inhibition_decay: gamma, how much of its inhibition a cell keeps after a step; 0 keeps the last winners from
+            winning for one step, None is no inhibition.
+        boost: strength with which cells that rarely win are favoured; 0 for none. Not together with inhibition.
+        boost_decay: how much of the running frequency of wins is kept after a step.
+        dropout: share of the recurrent and feedback inputs that is dropped in training.
+        pool: side of the windows in which the layer above sees these cells.
+        activation: of the prediction.
+        output_bias: one for each ``element`` of the input, as published (fixes the frame's size), or each ``channel``.
+        margin: rows and columns along each edge of the input that the layer sees but does not predict.
+        recurrent_deviation: standard deviation of the recurrent and feedback weights at the start.
+        decoder_deviation: standard deviation of the decoder's weights at the start. Too small a value makes few cells
+            win ever; the deviation of the feed-forward weights is one over the root of their number.
+    """
+
+    groups: int = Field(gt=0)
+    cells_per_group: int = Field(default=1, gt=0)
+    active_groups: int = Field(gt=0)
+    kernel_size: int = Field(default=5, gt=0)
+    stride: int = Field(default=2, gt=0)
+    decoder: Literal["convolutional", "fully_connected"] = "convolutional"
+    decoder_kernel_size: int | None = Field(default=None, gt=0)
+    recurrent_kernel_size: int = Field(default=1, gt=0)
+    recurrent_decay: float = Field(default=0.0, ge=0, lt=1)
+    input_frames: int = Field(default=1, gt=0)
+    input_decay: float | None = Field(default=None, gt=0, lt=1)
+    input_threshold: float = Field(default=0.0, ge=0, lt=1)
+    normalisation: Normalisation = "sample"
+    inhibition_decay: float | None = Field(default=0.0, ge=0, lt=1)
+    boost: float = Field(default=0.0, ge=0)
+    boost_decay: float = Field(default=0.99, ge=0, lt=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    pool: int = Field(default=1, gt=0)
+    activation: Activation = "identity"
+    output_bias: Literal["element", "channel"] = "element"
+    margin: int = Field(default=0, ge=0)
+    recurrent_deviation: float = Field(default=0.03, gt=0)
+    decoder_deviation: float = Field(default=0.03, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.active_groups > self.groups:
+            raise ValueError(f"active_groups must be in 1..groups = 1..{self.groups}; got {self.active_groups}")
+        if self.recurrent_kernel_size % 2 == 0:
+            raise ValueError(f"recurrent_kernel_size must be odd; got {self.recurrent_kernel_size}")
+        if (self.decoder_kernel_size or self.kernel_size) < self.stride:
+            raise ValueError(
+                f"the decoder's kernel must be >= stride = {self.stride} to reach every input element; "
+                f"got {self.decoder_kernel_size or self.kernel_size}"
+            )
+        if self.boost > 0 and self.inhibition_decay is not None:
+            raise ValueError(f"boost must be 0 where inhibition_decay is not None; got boost = {self.boost}")
+        return self
+
+    @property
+    def cells(self) -> int:
+        """Cells of a location."""
+        return self.groups * self.cells_per_group
+
+    def channels_in(self, channels: int) -> int:
+        """Return the channels that the layer reads of an input of so many: its frames, and their trace behind them."""
+        return channels * (self.input_frames + (self.input_decay is not None))
+
+    @property
+    def depends_on_size(self) -> bool:
+        """Whether the weights fit one frame size only."""
+        return self.decoder == "fully_connected" or self.output_bias == "element"
+
+
+class LayerState(NamedTuple):
+    """What a layer remembers; detached, so a step's gradient ends with the step.
+
+    Attributes:
+        input: the last inputs ``[b, h, w, c']``, the last first, their trace behind them; or the last cells of the
+            layer below.
+        cells: the layer's own last cells, ``[b, h, w, k]``.
+        trace: recurrent memory ``[b, h, w, n]``, or None where ``recurrent_decay`` is 0.
+        inhibition: ``[b, h, w, n]`` in 0..1, or None where the last winners say it all.
+    """
+
+    input: Tensor | Cells
+    cells: Cells
+    trace: Tensor | None
+    inhibition: Tensor | None
+
+
+class LayerPrediction(NamedTuple):
+    """What a layer expects of its next input.
+
+    Attributes:
+        cells: the winners and their values, detached.
+        z: value of each winner's group, ``[b, h, w, k]``; carries the graph of this layer and of no other.
+        input_grid: rows and columns of the predicted input.
+    """
+
+    cells: Cells
+    z: Tensor
+    input_grid: Grid
+
+
+class RSMLayer(nn.Module):
+    """One layer of Recurrent Sparse Memory.
+
+    Args:
+        config: its settings.
+        channels: channels of its input.
+        input_pool: side of the windows in which cells that come as input are pooled.
+        cells_above: cells of the layer above, whose feedback is an input too; None for the top layer.
+        input_grid: rows and columns of the input; needed only if the weights depend on them.
+        engine: which implementation computes the step.
+
+    Raises:
+        ValueError: ``input_grid`` is missing where the weights depend on it.
+    """
+
+    duty: Tensor
+
+    def __init__(
+        self,
+        config: LayerConfig,
+        channels: int,
+        *,
+        input_pool: int = 1,
+        cells_above: int | None = None,
+        input_grid: Grid | None = None,
+        engine: EngineName = "auto",
+    ) -> None:
+        super().__init__()
+        if config.depends_on_size and input_grid is None:
+            raise ValueError("input_grid must be given for a fully connected decoder or one bias per element; got None")
+        self.config = config
+        self.channels = channels
+        self.input_pool = input_pool
+        self.input_grid = input_grid if config.depends_on_size else None
+        self.engine: EngineName = engine
+        fan_in = config.kernel_size**2 * config.channels_in(channels)
+        self.feedforward = _normal(fan_in, config.groups, fan_in**-0.5)
+        self.recurrent = _normal(
+            config.recurrent_kernel_size**2 * config.cells, config.cells, config.recurrent_deviation
+        )
+        self.feedback = None if cells_above is None else _normal(cells_above, config.cells, config.recurrent_deviation)
+        self.bias = nn.Parameter(torch.zeros(config.cells))
+        if config.decoder == "fully_connected":
+            assert input_grid is not None
+            grid = F.strided_grid(input_grid, config.stride)
+            self.decoder = _normal(
+                grid.height * grid.width * config.groups,
+                input_grid.height * input_grid.width * channels,
+                config.decoder_deviation,
+            )
+        else:
+            size = config.decoder_kernel_size or config.kernel_size
+            self.decoder = _normal(config.groups, size**2 * channels, config.decoder_deviation)
+        bias_grid = self.input_grid if config.output_bias == "element" and self.input_grid else Grid(1, 1)
+        self.output_bias = nn.Parameter(torch.zeros(*bias_grid, channels))
+        self.register_buffer("duty", torch.zeros(config.cells), persistent=config.boost > 0)
+
+    def initial_state(self, batch: int, input: Tensor | Cells) -> LayerState:
+        """Return the state of a layer that has seen nothing; ``input`` is an input of zeros."""
+        config = self.config
+        grid = self._step(self._grid_of(input)).grid
+        dense = (batch, *grid, config.cells)
+        device = self.bias.device
+        if isinstance(input, Tensor):
+            input = input.repeat(1, 1, 1, config.channels_in(1))
+        return LayerState(
+            input=input,
+            cells=F.empty_cells(batch, grid, config.active_groups, device),
+            trace=torch.zeros(dense, device=device) if config.recurrent_decay > 0 else None,
+            inhibition=torch.zeros(dense, device=device) if config.inhibition_decay else None,
+        )
+
+    def predict(self, state: LayerState, feedback: Cells | None = None) -> LayerPrediction:
+        """Choose the cells that predict the next input (lines 2 to 7).
+
+        Args:
+            state: what the layer remembers.
+            feedback: the last cells of the layer above.
+        """
+        config = self.config
+        step = self._step(self._grid_of(state.input))
+        context = Context(
+            input=state.input,
+            memory=self._memory(state),
+            feedback=None if feedback is None else feedback._replace(value=self._dropout(feedback.value)),
+            refractory=state.cells.index if config.inhibition_decay == 0 else None,
+            inhibition=state.inhibition,
+            boost=F.boost_factor(self.duty, config.boost, config.active_groups) if config.boost else None,
+        )
+        index, a = self._engine.select(step, self._weights, context)
+        y = torch.tanh(a)
+        return LayerPrediction(Cells(index, y.detach()), F.group_values(y, config.cells_per_group), step.input_grid)
+
+    def decode(self, prediction: LayerPrediction) -> Tensor:
+        """Return the predicted input ``[b, h, w, c]`` (line 9)."""
+        step = self._step(prediction.input_grid)
+        return self._engine.decode(step, self._weights, prediction.cells.index, prediction.z)
+
+    def loss(self, prediction: LayerPrediction, target: Tensor | Cells, learn: Tensor) -> Tensor:
+        """Return the mean squared error of the prediction (line 10), a scalar.
+
+        Args:
+            prediction: what `predict` returned.
+            target: the input that came, ``[b, h, w, c]`` or cells of the layer below.
+            learn: ``[b]`` bool, false for samples to leave out.
+        """
+        step = self._step(prediction.input_grid)
+        return self._engine.loss(step, self._weights, prediction.cells.index, prediction.z, target, learn)
+
+    def observe(self, input: Tensor | Cells, prediction: LayerPrediction, state: LayerState) -> LayerState:
+        """Return the state after an input (lines 1 and 8); nothing in it carries a graph."""
+        config = self.config
+        y = prediction.cells
+        if isinstance(input, Tensor) and isinstance(state.input, Tensor):
+            kept = (config.input_frames - 1) * self.channels
+            before, trace_before = state.input[..., :kept], state.input[..., kept + self.channels :]
+            parts = [input, before] if kept else [input]
+            if config.input_decay is not None:
+                parts.append(F.update_trace(trace_before, input, config.input_decay))
+            input = torch.cat(parts, 3) if len(parts) > 1 else input
+            if config.input_threshold > 0:
+                input = nn.functional.threshold(input, config.input_threshold, 0.0)
+        trace, inhibition = state.trace, state.inhibition
+        if trace is not None:
+            trace = F.update_trace(trace, F.to_dense(y, config.cells), config.recurrent_decay)
+        if inhibition is not None and config.inhibition_decay is not None:
+            winners = F.to_dense(y._replace(value=torch.ones_like(y.value)), config.cells)
+            inhibition = F.update_inhibition(inhibition, winners, config.inhibition_decay)
+        return LayerState(input, y, trace, inhibition)
+
+    @torch.no_grad()
+    def update_duty(self, cells: Cells) -> None:
+        """Take the winners into the running frequency of each cell, of which the boosted rank makes use."""
+        if self.config.boost > 0:
+            wins = torch.bincount(cells.index.flatten(), minlength=self.config.cells)
+            frequency = wins / (cells.index.numel() / cells.index.shape[-1])
+            self.duty.lerp_(frequency.to(self.duty.dtype), 1 - self.config.boost_decay)
+
+    def _memory(self, state: LayerState) -> Cells | Tensor:
+        over = self.config.normalisation
+        if state.trace is not None:
+            return self._dropout(F.normalise(state.trace, over))
+        return state.cells._replace(value=self._dropout(F.normalise(state.cells.value, over)))
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, self.config.dropout, self.training)
+
+    def _grid_of(self, input: Tensor | Cells) -> Grid:
+        if isinstance(input, Cells):
+            return F.strided_grid(Grid(*input.index.shape[1:3]), self.input_pool)
+        return Grid(*input.shape[1:3])
+
+    def _step(self, input_grid: Grid) -> Step:
+        config = self.config
+        if self.input_grid is not None and input_grid != self.input_grid:
+            raise ValueError(
+                f"this layer's weights fit inputs of {self.input_grid.height} x {self.input_grid.width}; "
+                f"got {input_grid.height} x {input_grid.width}"
+            )
+        if 2 * config.margin >= min(input_grid):
+            height, width = input_grid
+            raise ValueError(f"margin must leave something of an input of {height} x {width}; got {config.margin}")
+        convolutional = config.decoder == "convolutional"
+        return Step(
+            groups=config.groups,
+            cells_per_group=config.cells_per_group,
+            active_groups=config.active_groups,
+            kernel_size=config.kernel_size,
+            stride=config.stride,
+            recurrent_kernel_size=config.recurrent_kernel_size,
+            decoder_kernel_size=(config.decoder_kernel_size or config.kernel_size) if convolutional else 0,
+            input_grid=input_grid,
+            channels=self.channels,
+            input_pool=self.input_pool,
+            activation=config.activation,
+            margin=config.margin,
+        )
+
+    @property
+    def _engine(self) -> Engine:
+        return choose_engine(self.engine, self.bias.device)
+
+    @property
+    def _weights(self) -> Weights:
+        return Weights(self.feedforward, self.recurrent, self.feedback, self.bias, self.decoder, self.output_bias)
+
+
+def _normal(rows: int, columns: int, deviation: float) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, columns) * deviation)

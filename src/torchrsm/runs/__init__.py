@@ -1,0 +1,1 @@
+"""Runs: their settings, the training loop, the record, the bench."""

@@ -1,0 +1,333 @@
+"""Complete, named experiments: each function returns every setting of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torchrsm.baselines import (
+    AnyBaselineConfig,
+    ConstantVelocityConfig,
+    ConvLSTMConfig,
+    CopyLastConfig,
+    DTSBNConfig,
+    LSTMConfig,
+    PGNConfig,
+    PredRNNConfig,
+    RTRBMConfig,
+    Seq2SeqConvLSTMConfig,
+    Seq2SeqConvLSTMMultiDecoderConfig,
+    SimVPConfig,
+    SRTRBMConfig,
+)
+from torchrsm.learning.local import LearningConfig
+from torchrsm.learning.rectifying import RectifyingConfig
+from torchrsm.learning.windows import SequenceLearningConfig
+from torchrsm.model import ModelConfig
+from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.paper import PaperConfig
+from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.rsm.layer import LayerConfig
+from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, TrainingConfig
+
+_PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
+
+_PAPER_LAYER_2 = LayerConfig(groups=128, cells_per_group=8, active_groups=5, kernel_size=3)
+
+_PAPER_STEPS = 200_000  # of the stack
+
+_PAPER_RECTIFIER_STEPS = 50_000
+
+_PAPER_STEPS_IN_ALL = _PAPER_STEPS + _PAPER_RECTIFIER_STEPS
+
+
+def paper() -> RunConfig:
+    """Return the published two layers, rectifier and settings; docs/reproduction.md says what these leave open."""
+    return RunConfig(
+        name="paper",
+        model=ModelConfig(layers=(_PAPER_LAYER_1, _PAPER_LAYER_2), height=30, width=30, pad=2, rectifier=PaperConfig()),
+        learning=LearningConfig(learning_rates=(5e-4,)),
+        rectifying=RectifyingConfig(share=_PAPER_RECTIFIER_STEPS / _PAPER_STEPS_IN_ALL),
+        training=TrainingConfig(steps=_PAPER_STEPS_IN_ALL, batch_size=256),
+    )
+
+
+def paper_1l() -> RunConfig:
+    """Return the published first layer alone."""
+    return _first_layer_alone(paper())
+
+
+def paper_fast() -> RunConfig:
+    """Return `paper` with a faster learning rate, a schedule and the recurrent memory normalised at each location."""
+    run = paper()
+    below, above = (layer.model_copy(update={"normalisation": "location"}) for layer in run.model.layers)
+    below = below.model_copy(update={"decoder_deviation": 0.3})
+    return RunConfig(
+        name="paper_fast",
+        model=run.model.model_copy(update={"layers": (below, above), "rectifier": None}),
+        learning=LearningConfig(learning_rates=(6e-3, 3e-3), schedule="cosine", epsilon=1e-12),
+        training=TrainingConfig(minutes=25, batch_size=256),
+    )
+
+
+def paper_fast_1l() -> RunConfig:
+    """Return the first layer of `paper_fast` alone."""
+    return _first_layer_alone(paper_fast())
+
+
+def balls() -> RunConfig:
+    """Return the best for two cores; its weights fit frames of any size and any number of balls."""
+    below = LayerConfig(
+        groups=100,
+        active_groups=8,
+        kernel_size=7,
+        recurrent_kernel_size=1,
+        input_frames=4,
+        input_threshold=1 / 256,
+        normalisation="location",
+        inhibition_decay=None,
+        dropout=0.0,
+        activation="sigmoid",
+        output_bias="channel",
+        margin=2,
+        decoder_deviation=0.3,
+    )
+    above = LayerConfig(
+        groups=64,
+        active_groups=5,
+        kernel_size=5,
+        decoder_kernel_size=3,
+        normalisation="location",
+        inhibition_decay=None,
+        dropout=0.0,
+        output_bias="channel",
+        decoder_deviation=0.1,
+    )
+    return RunConfig(
+        name="balls",
+        model=ModelConfig(layers=(below, above), pad=2, fresh_feedback=True, rectifier=UNetConfig()),
+        learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
+        rectifying=RectifyingConfig(
+            share=0.97,
+            stack_share=0.12,
+            learning_rate=2e-3,
+            matrix_learning_rate=5e-3,
+            schedule="cosine",
+            loop_share=0.125,
+            loop_from=0.85,
+            loop_steps=60,
+            loop_error=2.0,
+            motion_weight=0.002,
+        ),
+        training=TrainingConfig(minutes=15, batch_size=16),
+    )
+
+
+def balls_compact() -> RunConfig:
+    """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction alone."""
+    run = balls()
+    below, above = run.model.layers
+    wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3}
+    below = below.model_copy(update={**wide, "input_frames": 1, "input_decay": 0.7})
+    model = {"layers": (below, above), "rectifier": CompactConfig()}
+    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
+    dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
+    return run.model_copy(
+        update={
+            "name": "balls_compact",
+            "model": run.model.model_copy(update=model),
+            "rectifying": run.rectifying and run.rectifying.model_copy(update={**rectifying, **dreams}),
+        }
+    )
+
+
+def paper_rectifier() -> RunConfig:
+    """Return `balls` with the published rectifier and its settings."""
+    run = balls()
+    return run.model_copy(
+        update={
+            "name": "paper_rectifier",
+            "model": run.model.model_copy(update={"rectifier": PaperConfig()}),
+            "rectifying": RectifyingConfig(),
+        }
+    )
+
+
+def balls_1l() -> RunConfig:
+    """Return the first layer of `balls` alone."""
+    return _first_layer_alone(balls())
+
+
+def tiny() -> RunConfig:
+    """Return two small layers on small frames, with every mechanism of the published ones; for tests."""
+    below = LayerConfig(groups=12, cells_per_group=3, active_groups=2, kernel_size=5, pool=2, activation="sigmoid")
+    above = LayerConfig(groups=10, cells_per_group=2, active_groups=2, kernel_size=3)
+    return RunConfig(
+        name="tiny",
+        model=ModelConfig(layers=(below, above), height=12, width=12, pad=2),
+        learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
+        stream={"resolution": 12, "sequence_length": 20},  # type: ignore[arg-type]
+        training=TrainingConfig(steps=200, batch_size=4, threads=1, log_steps=10),
+    )
+
+
+def _first_layer_alone(run: RunConfig) -> RunConfig:
+    rates = run.learning.learning_rates[:1]
+    return RunConfig(
+        name=f"{run.name}_1l",
+        model=run.model.model_copy(update={"layers": run.model.layers[:1], "fresh_feedback": False}),
+        learning=run.learning.model_copy(update={"learning_rates": rates}),
+        rectifying=run.rectifying,
+        stream=run.stream,
+        training=run.training,
+    )
+
+
+_TUNED: dict[str, Any] = {"learning_rates": (3e-3,), "schedule": "cosine", "gradient_norm": 1.0}
+
+
+def copy_last() -> BaselineRunConfig:
+    """Return "frame t-1", which has nothing to learn."""
+    return _baseline("copy-last", CopyLastConfig())
+
+
+def rtrbm() -> BaselineRunConfig:
+    """Return the recurrent temporal RBM, taught by contrastive divergence with one step."""
+    return _baseline("rtrbm", RTRBMConfig(), window=8, learning_rates=(5e-3,), schedule="cosine")
+
+
+def srtrbm() -> BaselineRunConfig:
+    """Return the structured recurrent temporal RBM, which learns what has to do with what."""
+    return _baseline("srtrbm", SRTRBMConfig(), window=8, learning_rates=(1e-2,), schedule="cosine")
+
+
+def dtsbn() -> BaselineRunConfig:
+    """Return the deep temporal sigmoid belief network; faster rates than published."""
+    return _baseline("dtsbn", DTSBNConfig(), window=16, learning_rates=(1e-2,), schedule="cosine")
+
+
+def constant_velocity() -> BaselineRunConfig:
+    """Return balls that fly on in straight lines, which has nothing to learn."""
+    return _baseline("constant-velocity", ConstantVelocityConfig())
+
+
+def lstm() -> BaselineRunConfig:
+    """Return the published LSTM over whole frames, which never learned."""
+    return _baseline("lstm", LSTMConfig(), checkpoint_seconds=300.0)  # a checkpoint of it has 730 MB
+
+
+def convlstm() -> BaselineRunConfig:
+    """Return the published ConvLSTM, channels 10-10-10-1."""
+    return _baseline("convlstm", ConvLSTMConfig())
+
+
+def seq2seq_convlstm() -> BaselineRunConfig:
+    """Return the published encoder and decoder of convolutional LSTMs."""
+    return _baseline("seq2seq-convlstm", Seq2SeqConvLSTMConfig(), window=16)
+
+
+def seq2seq_convlstm_multi_decoder() -> BaselineRunConfig:
+    """Return the same with a second decoder, which tells what was seen."""
+    return _baseline("seq2seq-convlstm-multi-decoder", Seq2SeqConvLSTMMultiDecoderConfig(), window=16)
+
+
+def pgn() -> BaselineRunConfig:
+    """Return the predictive generative network, smaller than published, taught by the squared error."""
+    return _baseline("pgn", PGNConfig(), batch_size=8, window=10, learning_rates=(1e-3,), gradient_norm=1.0)
+
+
+def pgn_adversarial() -> BaselineRunConfig:
+    """Return the same with its adversarial loss."""
+    run = pgn()
+    return run.model_copy(update={"name": "pgn-adversarial", "model": PGNConfig(adversarial_weight=2e-4)})
+
+
+def convlstm_wide() -> BaselineRunConfig:
+    """Return the ConvLSTM that one would pick today, tuned on validation sequences."""
+    model = ConvLSTMConfig(
+        hidden_channels=(64, 64),
+        kernel_sizes=(3, 3),
+        patch=3,
+        readout_kernel_size=3,
+        residual=True,
+        forget_bias=1.0,
+    )
+    return _baseline("convlstm-wide", model, batch_size=4, window=10, **{**_TUNED, "learning_rates": (6e-3,)})
+
+
+def predrnn() -> BaselineRunConfig:
+    """Return a PredRNN for two cores, tuned on validation sequences."""
+    return _baseline("predrnn", PredRNNConfig(), batch_size=4, window=8, **{**_TUNED, "learning_rates": (6e-3,)})
+
+
+def simvp() -> BaselineRunConfig:
+    """Return a small SimVP, convolutions alone, tuned on validation sequences."""
+    learning: dict[str, Any] = {"learning_rates": (2e-3,), "schedule": "cosine", "warmup_share": 0.1}
+    return _baseline("simvp", SimVPConfig(context=4), batch_size=8, window=4, log_steps=100, **learning)
+
+
+def _baseline(
+    name: str,
+    model: AnyBaselineConfig,
+    *,
+    batch_size: int = 16,
+    log_steps: int = 20,
+    checkpoint_seconds: float = 30.0,
+    **learning: Any,
+) -> BaselineRunConfig:
+    return BaselineRunConfig(
+        name=name,
+        model=model,
+        learning=SequenceLearningConfig(**learning),
+        training=TrainingConfig(
+            minutes=15, batch_size=batch_size, log_steps=log_steps, checkpoint_seconds=checkpoint_seconds
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
+    **{
+        preset.__name__: preset
+        for preset in (
+            balls,
+            balls_1l,
+            balls_compact,
+            paper_rectifier,
+            paper,
+            paper_1l,
+            paper_fast,
+            paper_fast_1l,
+            tiny,
+        )
+    },
+    **{
+        preset.__name__.replace("_", "-"): preset
+        for preset in (
+            copy_last,
+            constant_velocity,
+            lstm,
+            rtrbm,
+            srtrbm,
+            dtsbn,
+            pgn,
+            pgn_adversarial,
+            seq2seq_convlstm_multi_decoder,
+            seq2seq_convlstm,
+            convlstm,
+            convlstm_wide,
+            predrnn,
+            simvp,
+        )
+    },
+}
+
+
+def preset(name: str) -> AnyRunConfig:
+    """Return the preset of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+    return PRESETS[name]()

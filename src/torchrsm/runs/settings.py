@@ -1,0 +1,169 @@
+"""The settings of a run: the system, how it learns, from what and for how long; one JSON file of its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import tyro
+from pydantic import Field, ValidationError, model_validator
+
+from torchrsm.baselines import AnyBaselineConfig
+from torchrsm.config import Config, first_error
+from torchrsm.learning.local import LearningConfig
+from torchrsm.learning.rectifying import RectifyingConfig
+from torchrsm.learning.windows import SequenceLearningConfig
+from torchrsm.model import ModelConfig
+from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig
+from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
+
+RUN_FILE = "run.json"
+
+
+class TrainingConfig(Config):
+    """How long and on how much a run trains.
+
+    Attributes:
+        steps: updates of the whole run, all its phases; repeats bit by bit.
+        minutes: time of the whole run instead; the schedule then follows the clock.
+        batch_size: streams in parallel.
+        seed: of the weights, the dropout and the training sequences.
+        threads: of the fused kernel; None for all cores at hand.
+        log_steps: steps between two lines of the record.
+        checkpoint_seconds: seconds between two checkpoints.
+    """
+
+    steps: int | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    threads: int | None = Field(default=None, gt=0)
+    log_steps: int = Field(default=100, gt=0)
+    checkpoint_seconds: float = Field(default=30.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError(f"exactly one of steps and minutes must be given; got {self.steps} and {self.minutes}")
+        if self.seed in (TEST_SEED, VALIDATION_SEED):
+            raise ValueError(
+                f"seed must not be {TEST_SEED} (test) or {VALIDATION_SEED} (validation): "
+                f"those sequences are never trained on; got {self.seed}"
+            )
+        return self
+
+
+_Name = Annotated[str, tyro.conf.Suppress]
+_Training = Annotated[TrainingConfig, tyro.conf.arg(name="")]  # --steps, not --training.steps
+
+
+class RunConfig(Config):
+    """One complete, named experiment with RSM.
+
+    Attributes:
+        name: of the preset.
+        model: the predictor.
+        learning: how its stack learns.
+        rectifying: how its rectifier learns; None if and only if it has none, or one that does not learn.
+        stack_from: folder of a model whose stack is taken as it is; the whole budget then goes to the rectifier.
+        stream: what it learns from.
+        training: for how long.
+    """
+
+    name: _Name
+    model: ModelConfig
+    learning: LearningConfig
+    rectifying: RectifyingConfig | None = None
+    stack_from: str | None = None
+    stream: StreamConfig = BouncingBallsConfig()
+    training: _Training
+
+    @property
+    def frames_in_a_step(self) -> int:
+        """Frames of each stream that one update takes."""
+        return 1
+
+    @model_validator(mode="after")
+    def _rectifier_learns(self) -> Self:
+        rectifier = self.model.rectifier
+        learns = rectifier is not None and rectifier.kind != "sharpening"
+        if learns != (self.rectifying is not None):
+            kind = "none" if rectifier is None else rectifier.kind
+            raise ValueError(
+                f"rectifying must be given {'with this' if learns else 'only with a'} rectifier that learns; "
+                f"got {'none' if self.rectifying is None else 'settings'} with the rectifier {kind!r}"
+            )
+        if self.stack_from is not None and not learns:
+            raise ValueError(f"stack_from needs a rectifier that learns, nothing else would; got {self.stack_from!r}")
+        return self
+
+
+class BaselineRunConfig(Config):
+    """One complete, named experiment with a baseline.
+
+    Attributes:
+        name: of the preset.
+        model: the baseline.
+        learning: how it learns.
+        stream: what it learns from.
+        training: for how long.
+    """
+
+    name: _Name
+    model: Annotated[AnyBaselineConfig, Field(discriminator="kind")]
+    learning: SequenceLearningConfig = SequenceLearningConfig()
+    stream: StreamConfig = BouncingBallsConfig()
+    training: _Training
+
+    @property
+    def frames_in_a_step(self) -> int:
+        """Frames of each stream that one update takes."""
+        return self.learning.window
+
+
+AnyRunConfig = RunConfig | BaselineRunConfig
+
+
+def save_run_config(config: AnyRunConfig) -> bytes:
+    """Return what `load_run_config` reads."""
+    return (config.model_dump_json(indent=2) + "\n").encode()
+
+
+def load_run_config(folder: Path | str) -> AnyRunConfig:
+    """Read the settings of the run in a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its settings are not readable.
+    """
+    path = Path(folder) / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: it has no {RUN_FILE}")
+    text = path.read_bytes()
+    try:
+        model = json.loads(text).get("model", {})
+        kind: type[AnyRunConfig] = BaselineRunConfig if "kind" in model else RunConfig
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        kind = RunConfig  # which says what is wrong
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_error(error)}") from error
+
+
+def first_difference(before: AnyRunConfig, now: AnyRunConfig) -> tuple[str, Any, Any] | None:
+    """Return the path and the two values of the first setting in which runs differ, None if they are the same."""
+    a, b = (flatten_settings(config.model_dump(mode="json")) for config in (before, now))
+    for name in sorted(a.keys() | b.keys(), key=lambda name: (name != "name", name)):
+        if a.get(name) != b.get(name):
+            return name, a.get(name), b.get(name)
+    return None
+
+
+def flatten_settings(settings: Any, name: str = "") -> dict[str, Any]:
+    """Name each single setting by its path, such as ``model.layers.0.groups``."""
+    if isinstance(settings, dict | list):
+        parts = settings.items() if isinstance(settings, dict) else enumerate(settings)
+        return {k: v for key, part in parts for k, v in flatten_settings(part, f"{name}.{key}".strip(".")).items()}
+    return {name: settings}

@@ -1,0 +1,296 @@
+"""The training loop of every system, with its record, its checkpoints and its exact resumption; no mathematics.
+
+How a system learns, and in which phases, is its `torchrsm.learning.contract.Learner`'s to say.
+
+A run is a folder::
+
+    run.json                 every setting of the run
+    config.json              the model's settings: the folder is a model folder, too (`torchrsm.load`)
+    model.safetensors        the model's weights at the last checkpoint
+    checkpoint.safetensors   all that it takes to go on: weights, optimisers, states, position in the stream, randomness
+    metrics.jsonl            errors, one line every `log_steps` steps; the same for the same seed and number of threads
+    timing.jsonl             seconds of training at the same steps
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from torchrsm.baselines import SequenceModel, make_baseline
+from torchrsm.learning.contract import NonFiniteError
+from torchrsm.learning.online import OnlineLearner
+from torchrsm.learning.windows import SequenceLearner
+from torchrsm.model import VideoPredictor, load
+from torchrsm.rsm import kernels
+from torchrsm.runs.checkpoint import CHECKPOINT_FILE, FORMAT, lay_out_as_weights, load_checkpoint, optimiser_state
+from torchrsm.runs.record import METRICS_FILE, TIMING_FILE, Record
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, first_difference, load_run_config, save_run_config
+from torchrsm.state import flatten, unflatten
+from torchrsm.storage.folders import load_weights
+from torchrsm.storage.tensors import make_folder, save_tensors, write_atomically
+from torchrsm.streams import Stream, StreamBatch
+from torchrsm.streams.settings import make_stream
+
+
+class Trainer:
+    """Trains one model in one folder.
+
+    Args:
+        config: the whole experiment.
+        folder: where the run lives; made if need be.
+        resume: go on with the run that is in the folder.
+        stream: frames to learn from; None for those that ``config`` names.
+
+    Raises:
+        FileExistsError: the folder holds a run and ``resume`` is false.
+        FileNotFoundError: ``resume`` is true and the folder holds no run.
+        ValueError: the run in the folder has other settings, or its checkpoint is truncated or foreign.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self, config: AnyRunConfig, folder: Path | str, *, resume: bool = False, stream: Stream | None = None
+    ) -> None:
+        self.config = config
+        self.folder = Path(folder)
+        training = config.training
+        saved = self.folder / RUN_FILE
+        if resume:
+            _check_same_run(saved, config)
+        elif saved.exists():
+            raise FileExistsError(f"{self.folder} holds a run; resume it or choose another folder")
+        going_on = resume and (self.folder / CHECKPOINT_FILE).exists()
+        stack_from = config.stack_from if isinstance(config, RunConfig) and not going_on else None
+        stack = None if stack_from is None else load(stack_from)
+        self.threads = training.threads or kernels.threads()
+        kernels.set_threads(self.threads)
+        torch.manual_seed(training.seed)
+        self.stream: Stream = stream or make_stream(config.stream, training.batch_size, training.seed)
+        self.learner = _learner(config, (self.stream.batch_size, *self.stream.frame_shape))
+        if stack is not None:
+            assert isinstance(self.learner, OnlineLearner)
+            self.learner.take_stack(stack)
+        self.step = 0
+        self.seconds = 0.0
+        self._sums = [0.0] * 2  # frames, their error, each loss
+        self._offsets = {METRICS_FILE: 0, TIMING_FILE: 0}
+        if going_on:
+            self._restore()
+        else:
+            make_folder(self.folder)
+            self.model.save(self.folder)
+            write_atomically(saved, save_run_config(config))
+
+    @property
+    def model(self) -> VideoPredictor | SequenceModel:
+        """What is trained."""
+        return self.learner.model
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in 0..1."""
+        training = self.config.training
+        if not self.learner.optimisers:  # nothing to learn
+            return 1.0
+        done = self.step / training.steps if training.steps else self.seconds / (60 * (training.minutes or 1))
+        return min(1.0, done)
+
+    @property
+    def phase(self) -> str:
+        """What learns next."""
+        return self.learner.phase(self.progress)
+
+    def run(self, report: Callable[[Record], None] = lambda record: None) -> VideoPredictor | SequenceModel:
+        """Train to the end of the budget and return the model in evaluation mode.
+
+        An interrupt (Ctrl-C) or a termination signal ends the run after the step under way, with a checkpoint.
+
+        Args:
+            report: called with each record.
+
+        Raises:
+            NonFiniteError: an input, a loss or a weight is NaN or infinite.
+            ValueError: the stream gives frames outside of 0..1.
+            KeyboardInterrupt: the run was interrupted; its checkpoint is saved.
+        """
+        threads = kernels.threads(), torch.get_num_threads()
+        try:
+            return self._run(report)
+        finally:
+            kernels.set_threads(*threads)
+
+    def _run(self, report: Callable[[Record], None]) -> VideoPredictor | SequenceModel:
+        self.learner.warm_up()
+        with _signals() as stopping, self._logs() as logs:
+            since = checked = time.monotonic()  # of the last record, of the last checkpoint
+            started, last_step = since - self.seconds, self.step
+            begun: str | None = None
+            while self.progress < 1.0 and not stopping:
+                phase = self.phase
+                if phase != begun:
+                    self.learner.begin(phase, self.threads)
+                    begun = phase
+                self._teach()
+                now = time.monotonic()
+                self.seconds = now - started
+                finished = self.progress >= 1.0
+                if self.step % self.config.training.log_steps == 0 or finished or self.phase != phase:
+                    frames = (self.step - last_step) * self.stream.batch_size * self.config.frames_in_a_step
+                    report(self._log(logs, phase, frames / max(now - since, 1e-9)))
+                    since, last_step = now, self.step
+                if now - checked >= self.config.training.checkpoint_seconds or finished:
+                    self._save(logs)
+                    checked = time.monotonic()
+            if stopping:
+                self._save(logs)
+                raise KeyboardInterrupt(f"stopped at step {self.step}; the checkpoint is saved")
+            if not self.learner.optimisers:
+                self._save(logs)
+        return self.model.eval()
+
+    def _teach(self) -> None:
+        try:
+            scored, error, losses = self.learner.teach(self._next_batch, self.progress)
+        except NonFiniteError as reason:
+            good = self.folder / CHECKPOINT_FILE
+            kept = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
+            raise NonFiniteError(f"{reason} at step {self.step + 1}; {kept}") from reason
+        terms = [1.0, error, *losses]
+        self._sums += [0.0] * (len(terms) - len(self._sums))
+        self._sums = [total + scored * term for total, term in zip(self._sums, terms, strict=True)]
+        self.step += 1
+
+    def _next_batch(self) -> StreamBatch:
+        batch = next(self.stream)
+        low, high = float(batch.frames.min()), float(batch.frames.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise NonFiniteError("the stream gave a frame with NaN or infinity")
+        if low < 0 or high > 1:
+            raise ValueError(f"frames must be in 0..1; the stream gave {low:.6g}..{high:.6g} at step {self.step + 1}")
+        return batch
+
+    def _log(self, logs: Mapping[str, IO[str]], phase: str, frames_per_second: float) -> Record:
+        frames, error, *losses = self._sums
+        frames = max(frames, 1.0)
+        record = Record(
+            phase,
+            self.step,
+            self.progress,
+            error / frames,
+            tuple(loss / frames for loss in losses),
+            tuple(self.learner.loss_names(phase)),
+            self.seconds,
+            frames_per_second,
+        )
+        self._sums = [0.0] * 2
+        line = {
+            "phase": phase,
+            "step": record.step,
+            "frame_squared_error": record.frame_squared_error,
+            "losses": record.losses,
+        }
+        print(json.dumps(line), file=logs[METRICS_FILE])
+        print(json.dumps({"step": record.step, "seconds": record.seconds}), file=logs[TIMING_FILE])
+        return record
+
+    @contextmanager
+    def _logs(self) -> Iterator[dict[str, IO[str]]]:
+        """Open the record's files; what was written after the last checkpoint is cut off, it will be written again."""
+        files: dict[str, IO[str]] = {}
+        try:
+            for name, offset in self._offsets.items():
+                file: IO[str] = open(self.folder / name, "a+")  # noqa: SIM115
+                files[name] = file
+                file.truncate(offset)
+            yield files
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _save(self, logs: Mapping[str, IO[str]]) -> None:
+        for name, file in logs.items():
+            file.flush()
+            self._offsets[name] = os.fstat(file.fileno()).st_size
+        tensors = {
+            f"{part}.{name}": tensor
+            for part, module in self.learner.modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+        for i, optimiser in enumerate(self.learner.optimisers):
+            for j, entry in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
+        tensors |= flatten("state", self.learner.state)
+        tensors["random"] = torch.get_rng_state()
+        header = {
+            "format": FORMAT,
+            "step": self.step,
+            "seconds": self.seconds,
+            "sums": self._sums,
+            "offsets": self._offsets,
+            "stream": self.stream.state_dict(),
+            "threads": self.threads,
+        }
+        save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
+        self.model.save_weights(self.folder)
+
+    def _restore(self) -> None:
+        path = self.folder / CHECKPOINT_FILE
+        tensors, header = load_checkpoint(path)
+        for part, module in self.learner.modules.items():
+            prefix = f"{part}."
+            weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            load_weights(module, weights, str(path))
+        for i, optimiser in enumerate(self.learner.optimisers):
+            whole = optimiser.state_dict()
+            whole["state"] = optimiser_state(f"optimiser.{i}.", tensors)
+            optimiser.load_state_dict(whole)
+            lay_out_as_weights(optimiser)
+        self.learner.state = unflatten("state", self.learner.state, tensors)
+        torch.set_rng_state(tensors["random"])
+        self.threads = header["threads"]  # sums over the batch are taken in as many parts as before
+        self.step, self.seconds = header["step"], header["seconds"]
+        self._sums, self._offsets = header["sums"], header["offsets"]
+        self.stream.load_state_dict(header["stream"])
+
+
+def _learner(config: AnyRunConfig, shape: tuple[int, int, int, int]) -> OnlineLearner | SequenceLearner:
+    if isinstance(config, RunConfig):
+        return OnlineLearner(config.model, config.learning, config.rectifying, config.stack_from is None, shape)
+    return SequenceLearner(make_baseline(config.model), config.learning, shape)
+
+
+def _check_same_run(saved: Path, config: AnyRunConfig) -> None:
+    difference = first_difference(load_run_config(saved.parent), config)
+    if difference is not None:
+        name, before, now = difference
+        raise ValueError(f"{saved.parent} was begun with {name} = {before}; it cannot go on with {now}")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Turn the first interrupt or termination signal into an entry of the list; a second interrupt takes effect."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals belong to somebody else
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Scores: metrics of frames, the physics of dreams, evaluation of any predictor."""

@@ -1,0 +1,190 @@
+"""Scores the next-frame predictions of any `Predictor`, each frame predicted from all before it and nothing else.
+
+Three windows of frames, numbered from 1, are always scored side by side, because a published error seldom says which
+one it covers: ``all_predictable`` (2 to the last), ``after_2`` (3 to the last) and ``after_10`` (11 to the last).
+Frame 1 is never scored: nothing has been seen.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+from torch import Tensor
+
+from torchrsm.predictor import Predictor
+from torchrsm.scoring import metrics
+from torchrsm.scoring.metrics import Summary
+from torchrsm.scoring.rollouts import RolloutScores
+from torchrsm.scoring.sequences import check_sequences, predict_sequences
+from torchrsm.streams.splits import frames_sha256
+
+PERFECT_DECIBELS = 100.0
+"""The most decibels a frame counts for: a root mean squared error of 1e-5. Keeps a mean with perfect frames finite."""
+
+_SummaryField = Annotated[Summary, PlainSerializer(lambda summary: summary._asdict())]
+
+
+class WindowScores(BaseModel):
+    """A measure in the three windows, over sequences; None where the sequences are too short for the window."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    all_predictable: _SummaryField
+    after_2: _SummaryField | None
+    after_10: _SummaryField | None
+
+
+class NextFrameScores(BaseModel):
+    """What `Evaluator.evaluate` measured.
+
+    A sequence's score is its mean over the scored frames; each `Summary` is over the scores of the sequences.
+
+    Attributes:
+        model: name of what was evaluated.
+        frames_sha256: `frames_sha256` of the sequences.
+        sequences: number of sequences.
+        frame_squared_error: squared error summed over the pixels of a frame, see `metrics.frame_squared_error`.
+        raw_frame_squared_error: the same before the rectifier; None for a predictor that makes its frame in one step.
+        by_frame: mean `frame_squared_error` over sequences at each frame; the first is frame 1, never scored: None.
+        peak_signal_noise_ratio: decibels, ``all_predictable``; a frame counts for `PERFECT_DECIBELS` at most.
+        structural_similarity: -1..1, ``all_predictable``; None if not asked for.
+        batch_size: sequences predicted side by side.
+        frames_per_second: frames predicted and observed per second at that batch size; scoring is not counted.
+        training: how the model was trained, where that is known.
+        rollout: what `evaluate_rollouts` measured, if asked for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    frames_sha256: str
+    sequences: int
+    frame_squared_error: WindowScores
+    raw_frame_squared_error: WindowScores | None = None
+    by_frame: tuple[float | None, ...]
+    peak_signal_noise_ratio: _SummaryField
+    structural_similarity: _SummaryField | None
+    batch_size: int
+    frames_per_second: float
+    training: dict[str, str | int | float] | None = None
+    rollout: RolloutScores | None = None
+
+    def to_json(self) -> str:
+        """Return the scores as JSON text; ``NextFrameScores.model_validate_json`` reads it back."""
+        return self.model_dump_json(indent=2)
+
+    def table(self) -> str:
+        """Return the scores as a text table, every line at most 120 characters."""
+        last = len(self.by_frame)
+        error, raw = self.frame_squared_error, self.raw_frame_squared_error
+        rows: list[tuple[str, int, Summary | None]] = [
+            ("squared error, all_predictable", 2, error.all_predictable),
+            ("squared error, after_2", 3, error.after_2),
+            ("squared error, after_10", 11, error.after_10),
+            *([("raw squared error", 2, raw.all_predictable)] if raw is not None else []),
+            ("peak signal to noise, dB", 2, self.peak_signal_noise_ratio),
+            ("structural similarity", 2, self.structural_similarity),
+        ]
+        lines = [
+            f"{self.model}: {self.sequences} sequences of {last} frames, mean ± sd over sequences",
+            f"frames sha256 {self.frames_sha256}",
+            "",
+            f"{'':<32}{'frames':<10}mean ± sd",
+        ]
+        for name, first, summary in rows:
+            window = f"{first}..{last}" if first <= last else "none"
+            lines.append(f"{name:<32}{window:<10}{'-' if summary is None else summary}")
+        lines += ["", "squared error by frame"]
+        for start in range(0, last, 10):
+            cells = "".join(f"{'-' if value is None else f'{value:.3f}':>9}" for value in self.by_frame[start:][:10])
+            lines.append(f"{f'{start + 1}..{min(start + 10, last)}':<10}{cells}")
+        lines += ["", f"{self.frames_per_second:,.0f} frames/s at batch size {self.batch_size}"]
+        if self.rollout is not None:
+            lines += ["", self.rollout.table()]
+        return "\n".join(lines)
+
+
+class Evaluator:
+    """Scores predictors on fixed sequences.
+
+    Results depend neither on the batch size (beyond the predictor's own rounding) nor on the order of evaluations.
+    """
+
+    def __init__(self, frames: Tensor, batch_size: int = 50, similarity: bool = True) -> None:
+        """Check and keep the sequences.
+
+        Args:
+            frames: ``[n, t, channels, height, width]`` floating point in 0..1, t >= 2, on the predictor's device.
+            batch_size: sequences predicted side by side, >= 1. Changes speed and memory only.
+            similarity: also measure `metrics.structural_similarity`, for which a frame needs 11x11 pixels.
+
+        Raises:
+            ValueError: an argument is out of its range.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, received {batch_size}")
+        check_sequences(frames)
+        if similarity:
+            metrics.check_similarity_window(*frames.shape[-2:])
+        self.frames = frames.detach().to(torch.float32).contiguous()
+        self.batch_size = min(batch_size, len(frames))
+        self.similarity = similarity
+        self.frames_sha256 = frames_sha256(self.frames)
+
+    def evaluate(self, predictor: Predictor[Any, Any], model: str | None = None) -> NextFrameScores:
+        """Predict every frame of every sequence and score the predictions.
+
+        Args:
+            predictor: the system; a `torch.nn.Module` is put in evaluation mode meanwhile.
+            model: its name in the scores; the name of its class if None.
+
+        Raises:
+            ValueError: a prediction has another shape than the frame, or holds NaN or infinity; or the predictor
+                cannot work on frames of this shape.
+        """
+        predict_sequences(predictor, self.frames[: self.batch_size, :2])  # compiles what is compiled on first use
+        seconds = 0.0
+        errors, raw_errors, decibels, similarities = [], [], [], []
+        for start in range(0, len(self.frames), self.batch_size):
+            batch = self.frames[start : start + self.batch_size]
+            predicted = predict_sequences(predictor, batch)
+            seconds += predicted.seconds
+            # One sequence at a time: sums of the same shape, hence the same bits, at any batch size.
+            for prediction, truth in zip(predicted.frames[:, 1:], batch[:, 1:], strict=True):
+                errors.append(metrics.frame_squared_error(prediction, truth))
+                decibels.append(metrics.peak_signal_noise_ratio(prediction, truth).clamp(max=PERFECT_DECIBELS))
+                if self.similarity:
+                    similarities.append(metrics.structural_similarity(prediction, truth))
+            if predicted.raw is not None:
+                pairs = zip(predicted.raw[:, 1:], batch[:, 1:], strict=True)
+                raw_errors += [metrics.frame_squared_error(prediction, truth) for prediction, truth in pairs]
+        error = torch.stack(errors)  # [n, t - 1], from frame 2
+        return NextFrameScores(
+            model=type(predictor).__name__ if model is None else model,
+            frames_sha256=self.frames_sha256,
+            sequences=len(self.frames),
+            frame_squared_error=_windows(error),
+            raw_frame_squared_error=_windows(torch.stack(raw_errors)) if raw_errors else None,
+            by_frame=(None, *error.mean(dim=0).tolist()),
+            peak_signal_noise_ratio=metrics.summarise(torch.stack(decibels).mean(dim=1)),
+            structural_similarity=metrics.summarise(torch.stack(similarities).mean(dim=1)) if similarities else None,
+            batch_size=self.batch_size,
+            frames_per_second=self.frames.shape[0] * self.frames.shape[1] / seconds,
+        )
+
+
+def _windows(error: Tensor) -> WindowScores:
+    """Summarise ``[n, t - 1]`` errors, the first of frame 2."""
+    return WindowScores(
+        all_predictable=metrics.summarise(error.mean(dim=1)),
+        after_2=_summarise_from(3, error),
+        after_10=_summarise_from(11, error),
+    )
+
+
+def _summarise_from(first: int, error: Tensor) -> Summary | None:
+    """Summarise the sequences' mean error from frame ``first`` (>= 2), given ``[n, t - 1]`` from frame 2."""
+    scored = error[:, first - 2 :]
+    return metrics.summarise(scored.mean(dim=1)) if scored.shape[1] else None

@@ -1,0 +1,139 @@
+"""Lets a predictor see whole sequences: it predicts each frame from those before it, or imagines how they go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchrsm.predictor import Predictor, rollout
+
+
+class PredictedSequences(NamedTuple):
+    """What `predict_sequences` returns.
+
+    Attributes:
+        frames: ``[n, t, channels, height, width]`` float32, the prediction of each frame from those before it.
+        raw: the same before the rectifier; None for a predictor that makes its frame in one step.
+        seconds: wall time spent in the predictor.
+    """
+
+    frames: Tensor
+    raw: Tensor | None
+    seconds: float
+
+
+def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> PredictedSequences:
+    """Predict each frame of sequences that start with their first frame, all side by side, without learning.
+
+    The predictor is given a frame only after its prediction of that frame has been copied away.
+
+    Args:
+        predictor: the system; a `torch.nn.Module` is put in evaluation mode meanwhile.
+        frames: ``[n, t, channels, height, width]`` in 0..1.
+
+    Raises:
+        ValueError: a prediction has another shape than the frame, or holds NaN or infinity.
+    """
+    predicted = torch.empty_like(frames, dtype=torch.float32)
+    raw: Tensor | None = None
+    n, _, channels, height, width = frames.shape
+    seconds = 0.0
+    with torch.inference_mode(), _evaluation_mode(predictor):
+        state = predictor.initial_state((n, channels, height, width))
+        for index in range(frames.shape[1]):
+            # A copy: neither can the predictor change the sequences, nor does it hold a view of the frames to come.
+            frame = frames[:, index].clone()
+            start = _now(frames.device)
+            prediction = predictor.predict(state)
+            seconds += _now(frames.device) - start
+            _check_prediction(prediction.frame, frame, index + 1)
+            predicted[:, index] = prediction.frame
+            before = getattr(prediction, "raw", None)
+            if before is not None and before is not prediction.frame:
+                raw = torch.empty_like(predicted) if raw is None else raw
+                raw[:, index] = before
+            start = _now(frames.device)
+            state = predictor.observe(frame, prediction, state)
+            seconds += _now(frames.device) - start
+    return PredictedSequences(predicted, raw, seconds)
+
+
+def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_size: int = 50) -> Tensor:
+    """Let a predictor observe sequences from their first frame, then imagine how they go on.
+
+    Args:
+        predictor: the system; a `torch.nn.Module` is put in evaluation mode meanwhile.
+        frames: the true frames that prime it, ``[n, t, channels, height, width]`` in 0..1.
+        steps: frames to imagine, >= 1.
+        batch_size: sequences side by side, >= 1. Changes speed and memory only.
+
+    Returns:
+        The imagined frames alone, ``[n, steps, channels, height, width]``.
+
+    Raises:
+        ValueError: an argument is out of its range, or the predictor cannot work on frames of this shape.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, received {batch_size}")
+    dreams = []
+    with torch.inference_mode(), _evaluation_mode(predictor):
+        for batch in frames.split(batch_size):
+            state = predictor.initial_state((len(batch), *batch.shape[2:]))
+            for frame in batch.unbind(dim=1):
+                state = predictor.observe(frame.clone(), predictor.predict(state), state)
+            dreams.append(rollout(predictor, state, steps)[0])
+    return torch.cat(dreams)
+
+
+def check_sequences(frames: Tensor) -> None:
+    """Raise a ValueError unless frames are ``[sequences, time, channels, height, width]`` in 0..1, time 2 or more."""
+    shape = list(frames.shape)
+    if len(shape) != 5 or 0 in shape:
+        raise ValueError(f"frames must have the shape [sequences, time, channels, height, width], received {shape}")
+    if shape[1] < 2:
+        raise ValueError(f"sequences must have >= 2 frames, because frame 1 is never scored, received {shape[1]}")
+    if not frames.is_floating_point():
+        raise ValueError(f"frames must be floating point in 0..1, received {frames.dtype}")
+    low, high = (float(value) for value in frames.aminmax())
+    if not (low >= 0 and high <= 1):  # written so that NaN fails
+        raise ValueError(f"frames must lie in 0..1 and be finite, received values from {low:g} to {high:g}")
+
+
+def _check_prediction(prediction: Tensor, frame: Tensor, index: int) -> None:
+    expected, received = list(frame.shape), list(prediction.shape)
+    if received != expected:
+        raise ValueError(
+            f"the prediction of frame {index} must have the shape {expected} of the frame, received {received}"
+        )
+    bad = int((~prediction.isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"the prediction of frame {index} must be finite, received {bad} NaN or infinite values "
+            f"among the {prediction.numel()} of shape {received}"
+        )
+
+
+@contextmanager
+def _evaluation_mode(predictor: Predictor[Any, Any]) -> Iterator[None]:
+    """Put a module and all its parts in evaluation mode, then each part back as it was (some may have been frozen)."""
+    parts = list(predictor.modules()) if isinstance(predictor, torch.nn.Module) else []
+    before = [part.training for part in parts]
+    try:
+        if isinstance(predictor, torch.nn.Module):
+            predictor.eval()
+        yield
+    finally:
+        for part, training in zip(parts, before, strict=True):
+            part.training = training
+
+
+def _now(device: torch.device) -> float:
+    """Return the wall time in seconds when all work given to ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,140 @@
+"""A model's folder: its settings as JSON, its weights as safetensors; nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torchrsm.config import Config, first_error
+from torchrsm.storage.shipped import CONFIG_FILE
+from torchrsm.storage.tensors import load_tensors, make_folder, save_tensors, write_atomically
+
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = "torchrsm-model-1"
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def save_model(model: nn.Module, config: Config, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` to a folder, which is made if need be.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    make_folder(folder)
+    write_atomically(folder / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
+    save_weights(model, folder)
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write ``model.safetensors`` alone, atomically."""
+    save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": FORMAT})
+
+
+def model_kind(folder: Path) -> str | None:
+    """Return the ``kind`` that a model's settings name, None where they name none.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: the settings are no JSON object.
+    """
+    settings = _settings_file(folder)
+    try:
+        config = json.loads(settings.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{settings}: invalid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{settings} must hold a JSON object; got {type(config).__name__}")
+    kind = config.get("kind")
+    return None if kind is None else str(kind)
+
+
+def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[ConfigT], ModelT]) -> ModelT:
+    """Read what `save_model` wrote; the model comes in evaluation mode.
+
+    Args:
+        folder: of the model.
+        config_type: the class of its settings.
+        build: makes the model from them.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is truncated or foreign, a setting unknown or out of range, a weight of the wrong shape or
+            not finite, or the settings ask for many more weights than the file holds.
+    """
+    settings, weights = _settings_file(folder), folder / WEIGHTS_FILE
+    try:
+        config = config_type.model_validate_json(settings.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{settings}: {first_error(error)}") from error
+    tensors, header = load_tensors(weights)
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")
+    try:
+        with _Allowance(tensors):
+            model = build(config)
+    except OverflowError as error:
+        raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error
+    load_weights(model, tensors, str(weights))
+    return model.eval()
+
+
+def _settings_file(folder: Path) -> Path:
+    settings = folder / CONFIG_FILE
+    if not settings.is_file():
+        raise FileNotFoundError(f"{folder} is no model folder: it has no {CONFIG_FILE}")
+    return settings
+
+
+class _Allowance(TorchFunctionMode):
+    """Stops a model from being built before it takes much more memory, or time, than the weights of a file need.
+
+    A size in settings may be anything, and to build a model is to allocate it. Whether the weights fit exactly is
+    checked afterwards; the allowance is wide, so that a model which is only a little off gets that better message.
+    """
+
+    _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = 2 * len(tensors) + 100
+        self.elements = 4 * sum(tensor.numel() for tensor in tensors.values()) + 100_000
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._FACTORIES:
+            size = args[0] if args and isinstance(args[0], tuple | list) else (kwargs or {}).get("size", args)
+            self.tensors -= 1
+            self.elements -= math.prod(size)
+            if self.tensors < 0 or self.elements < 0:
+                raise OverflowError(f"got settings that ask for many more weights, one of them {tuple(size)}")
+        return func(*args, **(kwargs or {}))
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a model.
+
+    Raises:
+        ValueError: names or shapes differ, or a weight is not finite; the message names ``source``.
+    """
+    expected = model.state_dict()
+    if expected.keys() != tensors.keys():
+        name = sorted(expected.keys() ^ tensors.keys())[0]
+        raise ValueError(f"{source}: weight {name} is {'missing' if name in expected else 'unknown'}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ValueError(
+                f"{source}: weight {name} must be {tuple(expected[name].shape)} {expected[name].dtype}; "
+                f"got {tuple(tensor.shape)} {tensor.dtype}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{source}: weight {name} is not finite")
+    model.load_state_dict(dict(tensors))

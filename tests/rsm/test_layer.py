@@ -1,0 +1,264 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from torchrsm.rsm.functional import Cells, Grid, to_dense
+from torchrsm.rsm.layer import LayerConfig, RSMLayer
+
+MINIMAL = {"groups": 4, "active_groups": 2}
+
+
+def build(channels=1, engine="auto", **settings):
+    torch.manual_seed(0)
+    config = LayerConfig(
+        **{"groups": 6, "cells_per_group": 2, "active_groups": 2, "output_bias": "channel", **settings}
+    )
+    return RSMLayer(config, channels, input_grid=Grid(8, 8), engine=engine).eval()
+
+
+def watch(layer, steps=3, batch=2):
+    """A state after some random inputs."""
+    x = torch.rand(steps, batch, 8, 8, layer.channels, generator=torch.Generator().manual_seed(0))
+    state = layer.initial_state(batch, torch.zeros_like(x[0]))
+    for frame in x:
+        state = layer.observe(frame, layer.predict(state), state)
+    return state
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"active_groups": 5}, r"active_groups must be in 1\.\.groups = 1\.\.4; got 5"),
+        ({"recurrent_kernel_size": 2}, "recurrent_kernel_size must be odd; got 2"),
+        ({"kernel_size": 1}, "decoder's kernel must be >= stride = 2 .*; got 1"),
+        ({"decoder_kernel_size": 2, "stride": 3}, "decoder's kernel must be >= stride = 3 .*; got 2"),
+        ({"boost": 1.5}, "boost must be 0 where inhibition_decay is not None; got boost = 1.5"),
+        ({"groups": 0}, "groups\n.*greater than 0.*input_value=0"),
+        ({"active_groups": 0}, "active_groups\n.*greater than 0"),
+        ({"stride": 0}, "stride\n.*greater than 0"),
+        ({"dropout": 1.0}, "dropout\n.*less than 1"),
+        ({"recurrent_decay": 1.0}, "recurrent_decay\n.*less than 1"),
+        ({"recurrent_decay": float("nan")}, "recurrent_decay\n.*finite"),
+        ({"inhibition_decay": -0.1}, "inhibition_decay\n.*greater than or equal to 0"),
+        ({"input_frames": 0}, "input_frames\n.*greater than 0"),
+        ({"input_decay": 0.0}, "input_decay\n.*greater than 0"),
+        ({"normalisation": "batch"}, "normalisation\n.*'sample', 'location' or 'none'"),
+        ({"activation": "relu"}, "activation\n.*'sigmoid' or 'identity'"),
+        ({"decoder": "linear"}, "decoder\n.*convolutional.*fully_connected.*input_value='linear'"),
+        ({"output_bias": "none"}, "output_bias\n.*element.*channel.*input_value='none'"),
+        ({"margin": -1}, "margin\n.*greater than or equal to 0"),
+        ({"colour": 1}, "colour\n.*not permitted"),
+    ],
+)
+def test_refuses_bad_settings(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        LayerConfig(**{**MINIMAL, **settings})
+
+
+def test_settings_cannot_change():
+    config = LayerConfig(**MINIMAL)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.groups = 5
+
+
+@pytest.mark.parametrize(
+    "settings", [{"active_groups": 4}, {"boost": 1.0, "inhibition_decay": None}, {"kernel_size": 2}]
+)
+def test_accepts_settings_at_the_edge(settings):
+    LayerConfig(**{**MINIMAL, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "depends"),
+    [
+        ({}, True),
+        ({"output_bias": "channel"}, False),
+        ({"output_bias": "channel", "decoder": "fully_connected"}, True),
+    ],
+)
+def test_a_layer_whose_weights_depend_on_the_size_needs_it(settings, depends):
+    config = LayerConfig(**MINIMAL, **settings)
+    assert config.depends_on_size == depends
+    if not depends:
+        RSMLayer(config, 1)
+        return
+    with pytest.raises(ValueError, match=r"input_grid must be given for .*; got None"):
+        RSMLayer(config, 1)
+
+
+def test_refuses_another_size():
+    layer = build(output_bias="element")
+    with pytest.raises(ValueError, match="this layer's weights fit inputs of 8 x 8; got 8 x 9"):
+        layer.initial_state(2, torch.zeros(2, 8, 9, 1))
+
+
+def test_refuses_an_unknown_engine():
+    layer = build(engine="fast")
+    with pytest.raises(ValueError, match="engine must be one of auto, fused, reference; got 'fast'"):
+        layer.predict(layer.initial_state(1, torch.zeros(1, 8, 8, 1)))
+
+
+# --- Weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "shapes"),
+    [
+        ({}, {"feedforward": (75, 6), "recurrent": (12, 12), "decoder": (6, 75), "output_bias": (1, 1, 3)}),
+        ({"recurrent_kernel_size": 3}, {"recurrent": (108, 12)}),
+        ({"input_decay": 0.5}, {"feedforward": (150, 6), "decoder": (6, 75)}),
+        ({"input_frames": 4}, {"feedforward": (300, 6), "decoder": (6, 75)}),
+        ({"input_frames": 2, "input_decay": 0.5}, {"feedforward": (225, 6)}),
+        ({"kernel_size": 3, "decoder_kernel_size": 4}, {"feedforward": (27, 6), "decoder": (6, 48)}),
+        ({"decoder": "fully_connected"}, {"decoder": (4 * 4 * 6, 8 * 8 * 3)}),
+        ({"output_bias": "element"}, {"output_bias": (8, 8, 3)}),
+    ],
+)
+def test_shapes_of_the_weights(settings, shapes):
+    layer = build(channels=3, **settings)
+    parameters = dict(layer.named_parameters())
+    assert parameters.keys() == {"feedforward", "recurrent", "bias", "decoder", "output_bias"}
+    for name, shape in shapes.items():
+        assert parameters[name].shape == shape
+
+
+def test_the_frequency_of_wins_is_saved_only_where_it_counts():
+    assert "duty" not in build().state_dict()
+    assert "duty" in build(boost=1.0, inhibition_decay=None).state_dict()
+
+
+# --- State ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "trace", "inhibition"),
+    [({}, False, False), ({"recurrent_decay": 0.5}, True, False), ({"inhibition_decay": 0.5}, False, True)],
+)
+def test_a_state_holds_dense_maps_only_where_it_must(settings, trace, inhibition):
+    state = build(**settings).initial_state(3, torch.zeros(3, 8, 8, 1))
+    assert state.cells.index.shape == (3, 4, 4, 2)
+    for tensor, there in ((state.trace, trace), (state.inhibition, inhibition)):
+        assert (tensor is not None) == there
+        assert tensor is None or (tensor.shape == (3, 4, 4, 12) and not tensor.any())
+
+
+def test_the_input_trace_fades():
+    layer = build(input_decay=0.5)
+    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    for value in (1.0, 0.0, 0.2, 0.0):
+        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+    assert state.input[0, 3, 5].tolist() == pytest.approx([0.0, 0.125])
+
+
+def test_the_last_inputs_stand_side_by_side():
+    layer = build(input_frames=3, input_decay=0.5)
+    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    assert state.input.shape == (1, 8, 8, 4)
+    for value, seen in (
+        (1.0, [1, 0, 0, 1]),
+        (0.2, [0.2, 1, 0, 0.5]),
+        (0.0, [0, 0.2, 1, 0.25]),
+        (0.5, [0.5, 0, 0.2, 0.5]),
+    ):
+        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+        assert state.input[0, 3, 5].tolist() == pytest.approx(seen)
+
+
+def test_faint_inputs_are_not_read():
+    layer = build(input_decay=0.5, input_threshold=0.2)
+    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    for value, seen in ((0.1, [0, 0]), (0.6, [0.6, 0.6]), (0.1, [0, 0.3]), (0.0, [0, 0])):
+        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+        assert state.input[0, 3, 5].tolist() == pytest.approx(seen)
+    prediction, faint = layer.predict(state), torch.full((1, 8, 8, 1), 0.1)
+    expected = (layer.decode(prediction) - faint).square().mean()
+    assert layer.loss(prediction, faint, torch.tensor([True])).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_inhibition_recovers():
+    layer = build(inhibition_decay=0.5)
+    layer.bias.data.normal_()  # no winner has the value 0
+    state = watch(layer, steps=1)
+    first = to_dense(state.cells, 12) != 0
+    assert torch.equal(state.inhibition, first.float())
+    state = layer.observe(state.input, layer.predict(state), state)
+    second = to_dense(state.cells, 12) != 0
+    assert torch.equal(state.inhibition, torch.where(second, 1.0, first * 0.5))
+
+
+def test_predictions_are_values_of_the_state():
+    """Nothing is kept on the layer: the same state gives the same prediction, whatever came between."""
+    layer = build()
+    state = watch(layer)
+    first = layer.predict(state)
+    watch(layer, batch=3)
+    again = layer.predict(state)
+    assert torch.equal(first.cells.index, again.cells.index)
+    assert torch.equal(first.z, again.z)
+
+
+def test_z_alone_carries_the_graph():
+    prediction = build().predict(watch(build()))
+    assert prediction.z.requires_grad
+    assert not prediction.cells.value.requires_grad
+    assert not prediction.cells.index.requires_grad
+    assert prediction.input_grid == (8, 8)
+
+
+def test_reads_cells_of_a_layer_below():
+    layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", kernel_size=3), 10, input_pool=2)
+    below = Cells(torch.randint(10, (2, 7, 5, 3), dtype=torch.int32), torch.rand(2, 7, 5, 3))
+    prediction = layer.predict(layer.initial_state(2, below))
+    assert prediction.input_grid == (4, 3)
+    assert prediction.cells.index.shape == (2, 2, 2, 2)
+    assert layer.decode(prediction).shape == (2, 4, 3, 10)
+
+
+# --- Frequency of wins ------------------------------------------------------------------------------------------------
+
+
+def test_update_duty_is_a_running_frequency():
+    layer = build(boost=1.0, inhibition_decay=None, boost_decay=0.75)
+    index = torch.tensor([[[[0, 5]], [[0, 7]]]], dtype=torch.int32)  # two locations, two winners each
+    cells = Cells(index, torch.ones(index.shape))
+    expected = torch.zeros(12)
+    frequency = torch.zeros(12).index_put((torch.tensor([0, 5, 7]),), torch.tensor([1.0, 0.5, 0.5]))
+    for _ in range(3):
+        layer.update_duty(cells)
+        expected = 0.75 * expected + 0.25 * frequency
+        torch.testing.assert_close(layer.duty, expected)
+    for _ in range(60):
+        layer.update_duty(cells)
+    torch.testing.assert_close(layer.duty, frequency)
+
+
+def test_update_duty_does_nothing_without_boost():
+    layer = build()
+    layer.update_duty(watch(layer).cells)
+    assert not layer.duty.any()
+
+
+def test_boost_spreads_the_wins():
+    """A strong boost makes all cells win about as often; without it a few win all."""
+    used = []
+    for boost in (0.0, 20.0):
+        layer = build(boost=boost, inhibition_decay=None, boost_decay=0.9)
+        layer.bias.data.uniform_(0.5, 2)  # all drives above 0, some far
+        state = watch(layer, steps=1)
+        wins = torch.zeros(12)
+        for _ in range(60):
+            prediction = layer.predict(state)
+            layer.update_duty(prediction.cells)
+            wins += torch.bincount(prediction.cells.index.flatten(), minlength=12)
+        used.append((wins > 0.02 * wins.sum()).sum().item())
+    assert used[0] < used[1]
+    assert used[1] >= 10
+
+
+def test_a_margin_must_leave_something_to_predict():
+    layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", margin=2), 1)
+    with pytest.raises(ValueError, match="margin must leave something of an input of 4 x 9; got 2"):
+        layer.initial_state(1, torch.zeros(1, 4, 9, 1))

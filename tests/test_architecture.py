@@ -1,0 +1,92 @@
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "torchrsm"
+
+# Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
+ORDER = (
+    ("config", "state", "predictor"),
+    ("streams", "storage", "rsm"),
+    ("rectifiers", "scoring"),
+    ("model", "baselines", "media"),
+    ("learning", "systems"),
+    ("runs",),
+    ("watching", "progress"),
+    ("web",),
+    ("cli",),
+)
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+
+
+def modules():
+    """Return the file of each module by its name, such as ``torchrsm.rsm.layer``; the package itself is left out."""
+    files = {
+        ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in SOURCE.rglob("*.py")
+    }
+    del files["torchrsm"]
+    return files
+
+
+MODULES = modules()
+
+
+def imported_names(file):
+    """Return the full name of whatever a module imports from the package, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("torchrsm.")} - {"torchrsm.__version__"}
+
+
+def room_of(name):
+    return name.split(".")[1]
+
+
+def imported_modules(name):
+    """Return the modules that a module imports while it is itself imported."""
+    tree = ast.parse(MODULES[name].read_text())
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torchrsm"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return {module for module in found if module in MODULES} - {name}
+
+
+def test_every_room_has_its_place_in_the_order():
+    assert {room_of(name) for name in MODULES} == set(RANK)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    own = room_of(module)
+    for other in {room_of(name) for name in imported_names(MODULES[module])} - {own}:
+        assert RANK[other] < RANK[own], f"{module} imports torchrsm.{other}"
+
+
+def test_no_module_imports_itself_through_others():
+    assert list(graphlib.TopologicalSorter({name: imported_modules(name) for name in MODULES}).static_order())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_private_stays_in_its_module(module):
+    private = {name for name in imported_names(MODULES[module]) if name.rpartition(".")[2].startswith("_")}
+    assert not private - {"torchrsm.__version__"}
+
+
+def test_streams_know_nothing_of_models():
+    rooms = {room_of(name) for room in MODULES if room_of(room) == "streams" for name in imported_names(MODULES[room])}
+    assert rooms <= {"streams", "config", "state", "storage"}
+
+
+def test_there_is_no_drawer_for_leftovers():
+    assert not {"utils", "util", "common", "helpers", "base", "misc"} & {name.rpartition(".")[2] for name in MODULES}
