@@ -268,12 +268,7 @@ def true_numbers(frames):
 def damaged(path, first=40, last=51):
     """Take a film of `textured` and overwrite the packets of some frames."""
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        places = {
-            round(p.pts * p.time_base * 30 - (stream.start_time or 0) * p.time_base * 30): (p.pos, p.size)
-            for p in container.demux(stream)
-            if p.size
-        }
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content = path.read_bytes()
     for number in range(last, first - 1, -1):
         place, size = places[number]
@@ -284,7 +279,7 @@ def damaged(path, first=40, last=51):
 
 def intra(path, count=100):
     """A film in which each frame stands alone, so that a damaged one spoils no other."""
-    codec = "libx264rgb" if path.suffix == ".mkv" else "png"
+    codec = "png" if path.suffix == ".mov" else "libx264rgb"
     return film(path, textured(count), codec=codec, pixels="rgb24", coding={"g": "1"})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -247,9 +248,10 @@ class VideoReader:
     ) -> Iterator[tuple[Moment, av.VideoFrame]]:
         """Yield the frames from where the container stands, without the damaged ones."""
         names = container.format.name.split(",")
-        # Each packet has the time stamp of the frame that it gives. AVI has the times of decoding only; FFmpeg's other
-        # stamps are guesses. A bare stream has none.
+        # Each packet has the time stamp of the frame that it gives. Not so in AVI, which has the times of decoding only
+        # (FFmpeg's other stamps are guesses) and in a bare stream: there the frames take the times in their order.
         stamped = "avi" not in names
+        times_of_decoding: deque[int | None] = deque()
         packets = 0
         for packet, frames, failed in _packets(self._path, container, stream):
             real = packet is not None and packet.size > 0
@@ -259,13 +261,17 @@ class VideoReader:
                     clock.expect(packet.pts)
                 elif failed:
                     clock.lose(packet.dts)
+                elif not stamped:
+                    times_of_decoding.append(packet.dts)
             for frame in frames:
-                if frame.is_corrupt:
-                    if not stamped:
-                        clock.lose(frame.dts)
-                    continue
-                budget.spend(frame.height, frame.width)
-                yield clock.frame(frame.pts if stamped else frame.dts, frame.duration), frame
+                stamp = frame.pts
+                if not stamped:
+                    stamp = times_of_decoding.popleft() if times_of_decoding else None
+                if not frame.is_corrupt:
+                    budget.spend(frame.height, frame.width)
+                    yield clock.frame(stamp, frame.duration), frame
+                elif not stamped:
+                    clock.lose(stamp)
         exact = any(name in _EXACT_LENGTH for name in names)
         complete = 0 < stream.frames <= packets
         if exact and not complete:
