@@ -65,7 +65,7 @@ class _Normed(nn.Module):
 
 
 class UNetGenerator(Rectifier):
-    """Reads the prediction, the last frame and its trace at full resolution, works at half of it, and draws at full.
+    """Reads the prediction and the stack's input at full resolution, works at half of it, and draws at full.
 
     One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. What it
     finds is added to the logit of the prediction, or of the last frame; the last layer starts at 0, which returns that
@@ -111,7 +111,7 @@ class UNetGenerator(Rectifier):
         Args:
             raw: prediction of the stack, ``[b, c, h, w]`` in 0..1.
             cells: the winners of each layer that made it.
-            seen: the stack's last input, ``[b, c', h', w']``, with its border; the frame first, its trace behind.
+            seen: what the stack has read, ``[b, c', h', w']``, with its border: see `torchrsm.model.Prediction`.
 
         Returns:
             ``[b, c, h, w]`` in 0..1.
