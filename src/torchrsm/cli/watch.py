@@ -16,7 +16,6 @@ from pydantic import Field
 
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
-from torchrsm.rsm import kernels
 from torchrsm.streams import (
     ImageFolderReader,
     VideoReader,
@@ -52,7 +51,6 @@ class WatchCommand(Config):
 def watch(arguments: list[str]) -> None:
     """Print how surprising each frame is to a model that learns from it at once."""
     command = parse(WatchCommand, arguments, "watch")
-    kernels.set_threads(1)
     watcher: Watcher | None = None
     for levels in itertools.islice(_frames_to_watch(command), command.frames):
         frame = torch.from_numpy(levels).float() / 255

@@ -105,4 +105,3 @@ def require_finite_tensors(tensors: Mapping[str, Tensor]) -> None:
     good = torch.stack([tensor.isfinite().all() for tensor in numbers.values()] or [torch.tensor(True)])
     if not bool(good.all()):
         raise NonFiniteError(f"{list(numbers)[good.tolist().index(False)]} is not finite")
-

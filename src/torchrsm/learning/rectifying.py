@@ -12,8 +12,8 @@ from torchrsm.learning.muon import Muon
 from torchrsm.learning.optimisers import adam
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
-from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from torchrsm.rectifiers.contract import WeightGroup
+from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 
 _WAKING_STEPS = 2  # at least, after a dream, until predictions are those of a stream that never dreamt
@@ -119,9 +119,7 @@ class RectifierLearning:
         self.discriminator = Discriminator(frame_elements) if config.adversarial_weight else None
         if self.discriminator is not None:
             self.discriminator.to(next(self.rectifier.parameters()).device)
-            self._discriminator = torch.optim.SGD(
-                self.discriminator.parameters(), config.discriminator_learning_rate
-            )
+            self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
         self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
         self._groups = self.rectifier.weight_groups()
         self._stages = [optimiser for group in self._groups for optimiser in _stage_optimisers(group, config)]
@@ -183,9 +181,7 @@ class RectifierLearning:
             losses.append(total.new_zeros(()) if motion is None else motion)
         return Rectified(rectified, torch.stack([loss.detach() for loss in losses]))
 
-    def _motion(
-        self, rectified: Tensor, frame: Tensor, last: Tensor, dreams: Tensor, awake: Tensor
-    ) -> Tensor | None:
+    def _motion(self, rectified: Tensor, frame: Tensor, last: Tensor, dreams: Tensor, awake: Tensor) -> Tensor | None:
         """Return `motion_loss` of the streams that dream against those that are awake; None if there are not both."""
         if not self.config.motion_weight:
             return None
@@ -199,8 +195,8 @@ class RectifierLearning:
         self.model.zero_grad()
         total.backward()
         if self.config.gradient_norm is not None:
-            for group in self._groups:
-                torch.nn.utils.clip_grad_norm_(group.weights, self.config.gradient_norm)
+            for stage in self._groups:
+                torch.nn.utils.clip_grad_norm_(stage.weights, self.config.gradient_norm)
         for optimiser, rate in self._stages:
             for group in optimiser.param_groups:
                 group["lr"] = rate * self.config.rate_factor(progress)

@@ -39,12 +39,8 @@ class SequenceLearningConfig(ScheduleConfig):
     window: int = Field(default=20, gt=0)
     optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e-3,), min_length=1)
-    momentum: _CPU = torch.device("cpu")
-
-_Decay = 0.9
-    square_decay: _CPU = torch.device("cpu")
-
-_Decay = 0.999
+    momentum: _Decay = 0.9
+    square_decay: _Decay = 0.999
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_norm: float | None = Field(default=None, gt=0)

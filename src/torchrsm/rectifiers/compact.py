@@ -57,7 +57,11 @@ class CompactGenerator(Rectifier):
         self.head = convolution(4 * channels, width)
         # A row for each cell: the product with a sparse map of cells is the sum of its winners' rows.
         self.cells = nn.ParameterList(
-            [nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in sizes.layer_cells if config.sees_cells]
+            [
+                nn.Parameter(CELL_DEVIATION * torch.randn(count, width))
+                for count in sizes.layer_cells
+                if config.sees_cells
+            ]
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), convolution(width, width), nn.SiLU(), from_zero(convolution(width, width)))

@@ -84,7 +84,11 @@ class UNetGenerator(Rectifier):
         self.read = _Normed(sizes.channels + sizes.seen_channels, features)
         self.down = _Normed(features, width, 2)
         self.cells = nn.ParameterList(
-            [nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in sizes.layer_cells if config.sees_cells]
+            [
+                nn.Parameter(CELL_DEVIATION * torch.randn(count, width))
+                for count in sizes.layer_cells
+                if config.sees_cells
+            ]
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(

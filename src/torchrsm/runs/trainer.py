@@ -15,6 +15,7 @@ A run is a folder::
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from torch import Tensor
 
 from torchrsm.baselines import SequenceModel
 from torchrsm.learning.contract import NonFiniteError, require_finite_tensors
@@ -33,6 +35,7 @@ from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT,
+    RANDOM,
     lay_out_as_weights,
     load_checkpoint,
     optimiser_state,
@@ -86,7 +89,7 @@ class Trainer:
             self.learner = config.make_learner(shape, self.device, begins=not going_on)
         self.step = 0
         self.seconds = 0.0
-        self._sums = self._no_sums()
+        self._sums: Tensor | None = None  # since the last record: frames, their error, each loss, times the frames
         self._offsets = {METRICS_FILE: 0, TIMING_FILE: 0}
         if going_on:
             self._restore()
@@ -123,8 +126,8 @@ class Trainer:
             report: called with each record.
 
         Raises:
-            NonFiniteError: an input, a loss or a weight is NaN or infinite; weights are looked at before each checkpoint
-                and at the end of each phase.
+            NonFiniteError: an input, a loss or a weight is NaN or infinite; weights are looked at before each
+                checkpoint and at the end of each phase.
             ValueError: the stream gives frames outside of 0..1.
             KeyboardInterrupt: the run was interrupted; its checkpoint is saved.
         """
@@ -146,9 +149,14 @@ class Trainer:
                 now = time.monotonic()
                 self.seconds = now - started
                 finished = self.progress >= 1.0
-                if self.step % self.config.training.log_steps == 0 or finished or self.phase != phase:
+                ends = finished or self.phase != phase
+                if ends:
+                    self._require_finite(self.learner.model.state_dict())
+                if self.step % self.config.training.log_steps == 0 or ends:
                     frames = (self.step - last_step) * self.stream.batch_size * self.config.frames_in_a_step
-                    report(self._log(logs, phase, frames / max(now - since, 1e-9)))
+                    record = self._log(logs, phase, frames / max(now - since, 1e-9))
+                    with self._randomness.set_aside():
+                        report(record)
                     since, last_step = now, self.step
                 if now - checked >= self.config.training.checkpoint_seconds or finished:
                     self._save(logs)
@@ -161,13 +169,16 @@ class Trainer:
         return self.model.eval()
 
     def _teach(self) -> None:
-        """Take the next batches of the stream, let the model learn from them, and add up what came of it."""
-        with self._naming_the_checkpoint():
+        """Take the next batches of the stream, let the model learn from them, and add up what came of it.
+
+        The sums stay on the device; they are read once for each record.
+        """
+        with self._naming_the_checkpoint(self.step + 1):
             batches = [self._next_batch() for _ in range(self.learner.batches_per_update)]
             taught = self.learner.teach(batches, self.progress)
-        terms = torch.stack([torch.ones_like(taught.scored), taught.frame_squared_error, *taught.losses])
-        sums = taught.scored * terms
-        self._sums = sums if len(self._sums) != len(sums) else self._sums + sums
+        one = torch.ones_like(taught.scored)
+        means = torch.cat((torch.stack((one, taught.frame_squared_error)), taught.losses.to(one.dtype)))
+        self._sums = taught.scored * means if self._sums is None else self._sums + taught.scored * means
         self.step += 1
 
     def _next_batch(self) -> StreamBatch:
@@ -180,20 +191,17 @@ class Trainer:
         return batch
 
     @contextmanager
-    def _naming_the_checkpoint(self) -> Iterator[None]:
+    def _naming_the_checkpoint(self, step: int) -> Iterator[None]:
         """Add the step and the last checkpoint to what is said of a number that is not finite."""
         try:
             yield
         except NonFiniteError as reason:
             good = self.folder / CHECKPOINT_FILE
             kept = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-            raise NonFiniteError(f"{reason} at step {self.step + 1}; {kept}") from reason
-
-    def _no_sums(self) -> Tensor:
-        """Return the sums of no update: frames, their error, each loss times its frames (none yet)."""
-        return torch.zeros(2, dtype=precise_type(self.device), device=self.device)
+            raise NonFiniteError(f"{reason} at step {step}; {kept}") from reason
 
     def _log(self, logs: Mapping[str, IO[str]], phase: str, frames_per_second: float) -> Record:
+        assert self._sums is not None
         frames, error, *losses = self._sums.tolist()
         frames = max(frames, 1.0)
         record = Record(
@@ -206,7 +214,7 @@ class Trainer:
             self.seconds,
             frames_per_second,
         )
-        self._sums = self._no_sums()
+        self._sums = None
         line = {
             "phase": phase,
             "step": record.step,
@@ -245,18 +253,23 @@ class Trainer:
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
         tensors |= flatten("state", self.learner.state)
         self._require_finite(tensors)
-        tensors |= {_RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
+        tensors |= {RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
         header = {
             "format": FORMAT,
             "step": self.step,
             "seconds": self.seconds,
-            "sums": self._sums,
+            "sums": [] if self._sums is None else self._sums.tolist(),
             "offsets": self._offsets,
             "stream": self.stream.state_dict(),
             "threads": self.threads,
         }
         save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
         self.model.save_weights(self.folder)
+
+    def _require_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Look at all that a checkpoint would hold before it takes the place of the last good one."""
+        with self._naming_the_checkpoint(self.step):
+            require_finite_tensors(tensors)
 
     def _restore(self) -> None:
         path = self.folder / CHECKPOINT_FILE
@@ -271,17 +284,13 @@ class Trainer:
             optimiser.load_state_dict(whole)
             lay_out_as_weights(optimiser)
         self.learner.state = unflatten("state", self.learner.state, tensors)
-        torch.set_rng_state(tensors["random"])
+        self._randomness.load_state_dict({name: tensors[key] for name, key in RANDOM.items() if key in tensors})
         self.threads = header["threads"]  # sums over the batch are taken in as many parts as before
         self.step, self.seconds = header["step"], header["seconds"]
-        self._sums, self._offsets = header["sums"], header["offsets"]
+        sums = saved_sums(header, self.learner.loss_names(self.phase))
+        self._sums = torch.tensor(sums, dtype=precise_type(self.device), device=self.device) if sums else None
+        self._offsets = header["offsets"]
         self.stream.load_state_dict(header["stream"])
-
-
-def _learner(config: AnyRunConfig, shape: tuple[int, int, int, int]) -> OnlineLearner | SequenceLearner:
-    if isinstance(config, RunConfig):
-        return OnlineLearner(config.model, config.learning, config.rectifying, config.stack_from is None, shape)
-    return SequenceLearner(make_baseline(config.model), config.learning, shape)
 
 
 def _check_same_run(saved: Path, config: AnyRunConfig) -> None:
