@@ -94,6 +94,6 @@ class ConstantVelocity(SequenceModel):
             frame[torch.from_numpy(found)] = moved.to(frame)
         return Predicted(frame)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: ConstantVelocityState) -> ConstantVelocityState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: ConstantVelocityState) -> ConstantVelocityState:
         """Store the frame."""
         return ConstantVelocityState(state.frame, frame)

@@ -237,7 +237,7 @@ class ConvLSTM(SequenceModel):
         frames, layers = self._run(state.frame[None], state.layers, starts)
         return Predicted(frames[0], layers)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: ConvLSTMState) -> ConvLSTMState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: ConvLSTMState) -> ConvLSTMState:
         """Store the frame."""
         return ConvLSTMState(frame, prediction.memory)
 

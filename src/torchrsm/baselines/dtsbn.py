@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.baselines.sequence_model import BaselineConfig, Lesson, Predicted, SequenceModel, Window, detached
+from torchrsm.baselines.sequence_model import BaselineConfig, Lesson, Predicted, SequenceModel, Window
+from torchrsm.state import detach
 
 
 class DTSBNConfig(BaselineConfig):
@@ -204,7 +205,7 @@ class DTSBN(SequenceModel):
         frame = self._expected_frame(*self.generative.from_past(state))
         return Predicted(self._as_frames(frame))
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: Past) -> Past:
+    def advance(self, frame: Tensor, prediction: Predicted, state: Past) -> Past:
         """Let the recognition network guess the units of the step."""
         starts = torch.zeros(1, len(frame), dtype=torch.bool, device=frame.device)
         return self._recognise(frame.flatten(1)[None], starts, state)[-1]
@@ -233,7 +234,7 @@ class DTSBN(SequenceModel):
         error = 0.5 * (signal - mean - guess).square().mean() / deviation
         with torch.no_grad():
             predicted = self._expected_frame(*from_past)
-        return Lesson((loss, error), self._as_frames(predicted), ~window.starts, detached(after))
+        return Lesson((loss, error), self._as_frames(predicted), ~window.starts, detach(after))
 
     def terms(self, window: Window, units: Units, state: Past) -> Terms:
         """Return log p and log q of given units, step by step: no sampling.

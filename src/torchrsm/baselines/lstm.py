@@ -23,9 +23,9 @@ from torchrsm.baselines.sequence_model import (
     Predicted,
     SequenceModel,
     Window,
-    detached,
     mean_squared_error,
 )
+from torchrsm.state import detach
 
 UNSEEN = 0.5
 """Value of the frame that stands in before the first one; 0 once frames are scaled to -1..1."""
@@ -124,7 +124,7 @@ class LSTM(SequenceModel):
         frames, layers = self._run(state.frame[None], state.layers, starts)
         return Predicted(frames[0], layers)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: LSTMState) -> LSTMState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: LSTMState) -> LSTMState:
         """Store the frame."""
         return LSTMState(frame, prediction.memory)
 
@@ -133,7 +133,7 @@ class LSTM(SequenceModel):
         frames, layers = self._run(inputs_of(window, state.frame), state.layers, window.starts)
         scored = ~window.starts
         loss = mean_squared_error(frames, window.frames, scored)
-        return Lesson((loss,), frames.detach(), scored, LSTMState(window.frames[-1], detached(layers)))
+        return Lesson((loss,), frames.detach(), scored, LSTMState(window.frames[-1], detach(layers)))
 
     def _run(self, inputs: Tensor, memories: tuple[Memory, ...], starts: Tensor) -> tuple[Tensor, tuple[Memory, ...]]:
         """Return the frames ``[time, b, c, h, w]`` that follow the inputs, and the memory after the last."""

@@ -24,9 +24,9 @@ from torchrsm.baselines.sequence_model import (
     Predicted,
     SequenceModel,
     Window,
-    detached,
     mean_squared_error,
 )
+from torchrsm.state import detach
 
 
 class PGNConfig(BaselineConfig):
@@ -216,7 +216,7 @@ class PGN(SequenceModel):
         frames, memory = self._run(state.frame[None], state.memory, starts)
         return Predicted(frames[0], memory)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: PGNState) -> PGNState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: PGNState) -> PGNState:
         """Store the frame."""
         return PGNState(frame, prediction.memory)
 
@@ -231,7 +231,7 @@ class PGN(SequenceModel):
             real = _verdict(self.discriminator(context, window.frames), True, scored)
             unreal = _verdict(self.discriminator(context, frames.detach()), False, scored)
             losses = (losses[0] + self.config.adversarial_weight * drawn, (real + unreal) / 2)  # type: ignore[assignment]
-        return Lesson(losses, frames.detach(), scored, PGNState(window.frames[-1], detached(memory)))
+        return Lesson(losses, frames.detach(), scored, PGNState(window.frames[-1], detach(memory)))
 
     def _run(self, inputs: Tensor, memory: Memory, starts: Tensor) -> tuple[Tensor, Memory]:
         """Return the frames ``[time, b, c, h, w]`` that follow the inputs, and the memory after the last."""

@@ -119,7 +119,7 @@ class Seq2SeqConvLSTM(SequenceModel):
         """Return the first frame that the decoder goes on with."""
         return Predicted(self._decode(self.decoder, state.layers, state.frame, 1)[0])
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: Seq2SeqState) -> Seq2SeqState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: Seq2SeqState) -> Seq2SeqState:
         """Let the encoder read the frame."""
         _, steps = self.encoder(2 * frame - 1, state.layers, _no_starts(frame))
         return Seq2SeqState(frame, steps[-1])

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.config import Config
-from torchrsm.predictor import restart, rollout
+from torchrsm.predictor import check_frame, check_shape, predict_next, restart, rollout
+from torchrsm.state import detach
 from torchrsm.storage.folders import save_model, save_weights
 
 
@@ -74,7 +75,9 @@ class Predicted(NamedTuple):
 
 
 class SequenceModel(nn.Module):
-    """Base of the baselines; see `torchrsm.predictor.Predictor` for the three calls, which each defines.
+    """Base of the baselines; see `torchrsm.predictor.Predictor` for the three calls.
+
+    Each defines `initial_state`, `predict` and `advance`, the work of `observe`.
 
     While a baseline learns, its state carries the graph of the window. Elsewhere the callers switch graphs off.
 
@@ -101,8 +104,20 @@ class SequenceModel(nn.Module):
         raise NotImplementedError
 
     def observe(self, frame: Tensor, prediction: Any, state: Any) -> Any:
-        """Return the state after a frame ``[b, c, h, w]``, true or fed back."""
+        """Return the state after a frame ``[b, c, h, w]`` in 0..1, true or fed back.
+
+        Raises:
+            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
+        """
+        return self.advance(check_frame(frame, prediction.frame), prediction, state)
+
+    def advance(self, frame: Tensor, prediction: Any, state: Any) -> Any:
+        """Return the state after a frame that is known to be good; what `observe` does, for a system to define."""
         raise NotImplementedError
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Predict the frame after each of ``frames [b, t, c, h, w]``; see `torchrsm.predictor.predict_next`."""
+        return predict_next(self, frames)
 
     @property
     def shortest_window(self) -> int:
@@ -111,6 +126,7 @@ class SequenceModel(nn.Module):
 
     def check_shape(self, shape: tuple[int, int, int, int]) -> None:
         """Refuse frames of another shape than ``[b, *config]``, with a ValueError."""
+        shape = check_shape(shape)
         expected = (self.config.channels, self.config.height, self.config.width)
         if tuple(shape[1:]) != expected:
             raise ValueError(f"this model reads frames of {_times(expected)}; got {_times(shape[1:])}")
@@ -133,10 +149,10 @@ class SequenceModel(nn.Module):
             state = restart(state, fresh, starts)
             prediction = self.predict(state)
             predicted.append(prediction.frame)
-            state = self.observe(frame, prediction, state)
+            state = self.advance(frame, prediction, state)
         frames, scored = torch.stack(predicted), ~window.starts
         loss = mean_squared_error(frames, window.frames, scored)
-        return Lesson((loss,), frames.detach(), scored, detached(state))
+        return Lesson((loss,), frames.detach(), scored, detach(state))
 
     def rollout(self, state: Any, steps: int) -> tuple[Tensor, Any]:
         """Imagine what comes next; return the frames ``[b, steps, c, h, w]`` and the state after them.
@@ -168,16 +184,6 @@ def mean_squared_error(frames: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
     """
     error = (frames - truth).square().mean((2, 3, 4)) * scored
     return error.sum() / scored.sum().clamp(min=1)
-
-
-def detached(state: Any) -> Any:
-    """Return a state, (nested) tuples of tensors, without its graph."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return state.detach()
-    parts = [detached(part) for part in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -296,7 +296,7 @@ class SimVP(SequenceModel):
         """Predict the next frames of each stream at once, ``[b, horizon, c, h, w]``."""
         return self._run(state.history, state.seen[:, None])[:, 0]
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: SimVPState) -> SimVPState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: SimVPState) -> SimVPState:
         """Store the frame and forget the oldest."""
         history = torch.cat((state.history[:, 1:], frame[:, None]), 1)
         return SimVPState(history, (state.seen + 1).clamp(max=self.config.context))

@@ -39,13 +39,11 @@ class Grid(NamedTuple):
     width: int
 
 
-def empty_cells(batch: int, grid: Grid, winners: int, device: torch.device | None = None) -> Cells:
-    """Return cells that never fired: every index -1, every value 0."""
+def empty_cells(batch: int, grid: Grid, winners: int, like: Tensor | None = None) -> Cells:
+    """Return cells that never fired, every index -1, every value 0; of the type and on the device of ``like``."""
+    like = torch.empty(0) if like is None else like
     shape = (batch, *grid, winners)
-    return Cells(
-        torch.full(shape, -1, dtype=torch.int32, device=device),
-        torch.zeros(shape, device=device),
-    )
+    return Cells(like.new_full(shape, -1, dtype=torch.int32), like.new_zeros(shape))
 
 
 def to_dense(cells: Cells, count: int) -> Tensor:

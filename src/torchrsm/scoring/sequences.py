@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchrsm.predictor import Predictor, rollout
+from torchrsm.predictor import Predictor, evaluation_mode, rollout
 
 
 class PredictedSequences(NamedTuple):
@@ -43,7 +41,7 @@ def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> Predict
     raw: Tensor | None = None
     n, _, channels, height, width = frames.shape
     seconds = 0.0
-    with torch.inference_mode(), _evaluation_mode(predictor):
+    with torch.inference_mode(), evaluation_mode(predictor):
         state = predictor.initial_state((n, channels, height, width))
         for index in range(frames.shape[1]):
             # A copy, so the predictor can neither change the sequences nor hold a view of the frames to come.
@@ -81,7 +79,7 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, received {batch_size}")
     dreams = []
-    with torch.inference_mode(), _evaluation_mode(predictor):
+    with torch.inference_mode(), evaluation_mode(predictor):
         for batch in frames.split(batch_size):
             state = predictor.initial_state((len(batch), *batch.shape[2:]))
             for frame in batch.unbind(dim=1):
@@ -116,20 +114,6 @@ def _check_prediction(prediction: Tensor, frame: Tensor, index: int) -> None:
             f"the prediction of frame {index} must be finite, received {bad} NaN or infinite values "
             f"among the {prediction.numel()} of shape {received}"
         )
-
-
-@contextmanager
-def _evaluation_mode(predictor: Predictor[Any, Any]) -> Iterator[None]:
-    """Put a module and all its parts in evaluation mode, then each part back as it was (some may have been frozen)."""
-    parts = list(predictor.modules()) if isinstance(predictor, torch.nn.Module) else []
-    before = [part.training for part in parts]
-    try:
-        if isinstance(predictor, torch.nn.Module):
-            predictor.eval()
-        yield
-    finally:
-        for part, training in zip(parts, before, strict=True):
-            part.training = training
 
 
 def _now(device: torch.device) -> float:
