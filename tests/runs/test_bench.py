@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from torchrsm import cli
-from torchrsm.progress import reporting
+from torchrsm.cli.progress import reporting
 from torchrsm.runs.bench import (
     Bench,
     BenchConfig,
@@ -226,7 +226,7 @@ def test_the_command_line_refuses(tmp_path, capsys, arguments, says):
 def test_the_command_line_runs_a_bench(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(BenchConfig.model_fields["sequences"], "default", 2)
     seen = []
-    monkeypatch.setattr(cli, "Bench", lambda config, out: seen.append((config, out)) or Finished())
+    monkeypatch.setattr("torchrsm.cli.bench.Bench", lambda config, out: seen.append((config, out)) or Finished())
 
     class Finished:
         def run(self, reporting):

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrsm.compiling import compiled
 from torchrsm.streams.random import WEYL, mix, uniform
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
 
@@ -301,7 +301,7 @@ def _place(seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: floa
     return positions, velocities
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _draw_starts(
     seed: np.uint64, numbers: NDArray[np.int64], radius: float, positions: FloatArray, velocities: FloatArray
 ) -> int:
@@ -352,7 +352,7 @@ def _draw_starts(
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _move(positions: FloatArray, velocities: FloatArray, radius: float) -> None:
     """Move worlds ``[worlds, balls, 2]`` on by one frame, in place."""
     worlds, balls, _ = positions.shape
@@ -380,7 +380,7 @@ def _move(positions: FloatArray, velocities: FloatArray, radius: float) -> None:
                         velocity[j, 1] -= exchange * dy
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _render(positions: FloatArray, radius: float, frames: NDArray[np.float32]) -> None:
     """Add the light of balls ``[n, balls, 2]`` to black frames ``[n, resolution, resolution]``, clipped at 1."""
     resolution = frames.shape[1]

