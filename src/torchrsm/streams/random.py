@@ -1,7 +1,7 @@
 """Counter-based random numbers: a draw is a function of its key and its number alone.
 
-From integers, sums, products and quotients, so that a sequence depends neither on a library's generator nor on the
-batch nor on what was drawn before.
+It uses integers, sums, products and quotients alone. So a sequence depends on no library's generator, on no batch and
+on no earlier draw.
 """
 
 from __future__ import annotations
