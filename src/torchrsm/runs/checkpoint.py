@@ -36,7 +36,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def saved_sums(header: Mapping[str, Any], loss_names: Sequence[str]) -> list[float]:
-    """Return the sums since the last record: frames, their error, and one for each loss; nothing if there are none.
+    """Return the sums since the last record: frames, their error, and one for each loss.
+
+    There are none just after a record, nor where a run is extended so that it goes on in another phase.
 
     Terms without a weight, which older checkpoints hold as zeros, are left out.
 
@@ -45,14 +47,10 @@ def saved_sums(header: Mapping[str, Any], loss_names: Sequence[str]) -> list[flo
         loss_names: of the phase that goes on.
     """
     frames, error, *losses = header["sums"] or [0.0, 0.0]
-    if not losses:
-        return []
-    if len(losses) != len(loss_names):
-        layers = [name for name in loss_names if name.startswith("loss/")]
-        names = [*layers, *(f"rectifier/{term}" for term in _FORMER_TERMS)]
-        by_name = dict(zip(names, losses, strict=True))
-        losses = [by_name[name] for name in loss_names]
-    return [frames, error, *losses]
+    layers = [name for name in loss_names if name.startswith("loss/")]
+    former = loss_names if len(losses) == len(loss_names) else [*layers, *(f"rectifier/{t}" for t in _FORMER_TERMS)]
+    by_name = dict(zip(header.get("loss_names", former), losses, strict=False))
+    return [frames, error, *(by_name[n] for n in loss_names)] if by_name.keys() >= set(loss_names) else []
 
 
 def optimiser_state(prefix: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
