@@ -11,8 +11,8 @@ PAGE = (ROOT / "docs" / "science" / "architecture.md").read_text()
 
 # Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
 ORDER = (
-    ("compiling", "config", "state", "predictor"),
-    ("streams", "storage", "rsm"),
+    ("compiling", "config", "state"),
+    ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),
     ("learning", "systems"),
@@ -102,7 +102,7 @@ def defines_something(file):
 
 
 def test_the_page_shows_this_order():
-    rows = re.findall(r"^\| \d \| ([^|]*) \|", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| \d+ \| ([^|]*) \|", PAGE, re.MULTILINE)
     assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == ORDER
 
 
