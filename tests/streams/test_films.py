@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from small_films import CARPHONE, SAMPLES, film, greys, pictures
+from small_films import CARPHONE, SAMPLES, damaged, film, greys, pictures, textured, true_numbers
 
 from torchrsm.streams import DamagedFilmWarning, VideoReader
 
@@ -250,31 +250,6 @@ def test_a_late_start_is_found_from_a_key_frame(tmp_path):
 
 
 # --- Numbers, times and missing frames --------------------------------------------------------------------------------
-
-
-def textured(count):
-    """Frames of noise that drifts, so that each takes some bytes; the last column tells its number."""
-    noise = np.random.default_rng(0).integers(0, 60, (48, 64, 1), dtype=np.uint8)
-    frames = np.stack([np.roll(noise, time, 1).repeat(3, -1) for time in range(count)])
-    frames[:, :, -16:] = 2 * np.arange(count, dtype=np.uint8)[:, None, None, None]
-    return frames
-
-
-def true_numbers(frames):
-    """What the pictures of `textured` themselves say their numbers are."""
-    return [round(float(frame[0, 16:32, -8:].mean()) / 2) for frame in frames]
-
-
-def damaged(path, first=40, last=51):
-    """Take a film of `textured` and overwrite the packets of some frames."""
-    with av.open(str(path)) as container:
-        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    content = path.read_bytes()
-    for number in range(last, first - 1, -1):
-        place, size = places[number]
-        content = content[: place + 20] + bytes(size - 20) + content[place + size :]  # behind its header
-    path.write_bytes(content)
-    return path
 
 
 def intra(path, count=100):

@@ -57,8 +57,8 @@ class NumberedFrame(NamedTuple):
 
     number: int
     """Of the frame, 0 for the first. Missing frames are counted: after a gap the numbers go on as in the whole film."""
-    seconds: float
-    """Time from the beginning of the film."""
+    seconds: float | None
+    """Time from the beginning of the film; None of pictures and arrays, which have no time."""
     frame: NDArray[np.uint8]
     """``[channels, height, width]``."""
     after_gap: bool
