@@ -57,7 +57,7 @@ def test_every_kind_of_pixel(tmp_path):
     Image.fromarray(np.full((4, 4), 150, np.uint8)).save(tmp_path / "3.png")
     Image.fromarray(np.full((4, 4), 1, bool)).save(tmp_path / "4.png")
     palette = Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).quantize(4)
-    palette.save(tmp_path / "5.gif", save_all=True, append_images=[Image.new("P", (4, 4))])
+    palette.save(tmp_path / "5.gif")
     assert values(ImageFolderReader(tmp_path, channels=3)) == [40, 200, 150, 255, 90]
 
 

@@ -45,12 +45,13 @@ def test_a_folder_of_pictures_is_one_clip(tmp_path):
         load_clips(tmp_path)
 
 
-def test_gifs_alone_are_films_and_beside_pictures_a_picture(tmp_path):
+def test_gifs_alone_are_films_and_do_not_go_with_pictures(tmp_path):
     images = [Image.new("L", (4, 4), 20 * number) for number in range(3)]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
     assert [len(clip) for clip in load_clips(tmp_path)] == [3]
     images[1].save(tmp_path / "b.png")
-    assert [len(clip) for clip in load_clips(tmp_path)] == [2]
+    with pytest.raises(ValueError, match=r"must have single pictures in it, received the animation a\.gif of 3"):
+        load_clips(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -97,7 +98,7 @@ def test_a_layout_is_passed_on_and_refused_where_it_means_nothing(tmp_path, film
     [
         (lambda folder: folder, ValueError, "a folder with films or pictures in it, received one with neither"),
         (lambda folder: folder / "missing.mp4", FileNotFoundError, "received nothing at that path"),
-        (lambda folder: folder / "missing.npz", FileNotFoundError, "received nothing at that path"),
+        (lambda folder: folder / "missing.npz", ValueError, "received nothing at that path"),
         (lambda folder: [], ValueError, "path must be a path or several, received none"),
         (lambda folder: "https://x.org/a.mp4", ValueError, "received the address 'https://x.org/a.mp4'"),
         (lambda folder: "https://x.org/a.npz", ValueError, "received the address"),

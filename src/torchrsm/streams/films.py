@@ -270,7 +270,7 @@ class VideoReader:
                 if not frame.is_corrupt:
                     budget.spend(frame.height, frame.width)
                     yield clock.frame(stamp, frame.duration), frame
-                elif not stamped:
+                elif stamp is None or not stamped:
                     clock.lose(stamp)
         exact = any(name in _EXACT_LENGTH for name in names)
         complete = 0 < stream.frames <= packets

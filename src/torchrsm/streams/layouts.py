@@ -149,6 +149,8 @@ def ambiguous(name: str, shape: Sequence[int], layouts: Sequence[str]) -> ValueE
     readings = []
     for layout in layouts:
         sizes = dict(zip(layout, shape, strict=True))
+        if layout.endswith("c") and sizes["c"] == 4:
+            sizes["c"] = 3  # alpha, which is laid on black
         readings.append(f"{layout} ({describe_frames([sizes.get(letter, 1) for letter in LAYOUT_LETTERS])})")
     return ValueError(
         f"{name} has the shape {list(shape)}, which may be {' or '.join(readings)}: say which with layout (--layout), "

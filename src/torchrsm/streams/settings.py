@@ -53,6 +53,7 @@ class VideoConfig(Config):
             choice of a setting), its second half for the test (figures to publish).
         layout: what the axes of an array are, as `torchrsm.streams.load_frames` explains it; None for films and
             pictures, and where the shape tells.
+        white: which value of a pixel is white, for pictures of more than 8 bits; None for what they tell.
     """
 
     kind: Annotated[Literal["video"], tyro.conf.Suppress] = "video"
@@ -65,6 +66,7 @@ class VideoConfig(Config):
     mirror: bool = True
     held_out: float = Field(default=0.2, ge=0, lt=1)
     layout: str | None = None
+    white: float | None = Field(default=None, gt=0)
 
     @field_validator("layout")
     @classmethod
@@ -119,6 +121,7 @@ def open_videos(config: VideoConfig) -> list[tuple[str, Reader]]:
         channels=config.channels,
         frames_per_second=config.frames_per_second,
         layout=config.layout,
+        white=config.white,
     )
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchrsm.streams.array import ArrayReader, open_frames
-from torchrsm.streams.array_file import ARRAY_SUFFIXES
+from torchrsm.streams.array_file import is_array_path
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.film_store import Clip, FrameStore
 from torchrsm.streams.films import NumberedFrame, VideoReader
 from torchrsm.streams.framing import Crop, Framing
-from torchrsm.streams.paths import files_with_suffix, printable, require_file, require_local
-from torchrsm.streams.pictures import PICTURE_SUFFIXES, ImageFolderReader
+from torchrsm.streams.paths import files_with_suffix, in_natural_order, printable, require_local
+from torchrsm.streams.picture_file import picture_files, picture_kind
+from torchrsm.streams.pictures import AnimationReader, ImageFolderReader
 from torchrsm.streams.stream import require_integer
 
 VIDEO_SUFFIXES = (
@@ -61,7 +63,8 @@ class VideoFile(ClipStream):
         crop: ``square`` for the middle, or ``(top, left, height, width)``; cut out first.
         channels: 1 for grey, 3 for colour.
         frames_per_second: at which the films are shown; None for each of their frames.
-        layout: of arrays, as `load_frames` explains it; None where there is no array, or its shape tells.
+        layout: of arrays, as `open_clips` explains it.
+        white: of pictures, as `open_clips` explains it.
         part: of each clip, from and to as shares of its frames: (0, 0.8) to learn from, (0.8, 1) to test on.
         max_bytes: most bytes of frames that are kept in memory; more of them are kept on disk.
         mirror: whether each passage is shown mirrored, left to right, with probability 1/2.
@@ -88,6 +91,7 @@ class VideoFile(ClipStream):
         channels: int = 1,
         frames_per_second: float | None = None,
         layout: str | None = None,
+        white: float | None = None,
         part: Part = (0.0, 1.0),
         max_bytes: int = 2**28,
         mirror: bool = False,
@@ -101,6 +105,7 @@ class VideoFile(ClipStream):
             channels=channels,
             frames_per_second=frames_per_second,
             layout=layout,
+            white=white,
         )
         super().__init__(store_clips(readers, part, max_bytes), batch_size, mirror=mirror, seed=seed)
 
@@ -114,11 +119,12 @@ def open_clips(
     channels: int = 1,
     frames_per_second: float | None = None,
     layout: str | None = None,
+    white: float | None = None,
 ) -> list[tuple[str, Reader]]:
     """Open the clips of a video file, of a folder of them, of a folder of pictures, or of a file of frames.
 
-    A folder with pictures in it is one clip; one with films is a clip each, in the natural order of their names (.gif
-    counts as a film, unless there are other pictures). A ``.npy`` or ``.npz`` is what `load_frames` accepts, each
+    A folder of pictures is one clip; one of films is a clip each, in the natural order of their names. An animated GIF,
+    PNG or WebP and a TIFF of several pages are films. A ``.npy`` or ``.npz`` is what `load_frames` accepts, each
     sequence a clip, in 256 steps. Anything else is a video file, whatever its name.
 
     Args:
@@ -128,7 +134,9 @@ def open_clips(
         crop: as `Framing` explains it.
         channels: 1 for grey, 3 for colour.
         frames_per_second: as `VideoReader` explains it; pictures and arrays have no rate, and refuse it.
-        layout: of arrays, as `load_frames` explains it; films and pictures refuse it.
+        layout: of arrays, as `load_frames` explains it; None where the shape tells. Films and pictures refuse it.
+        white: which value of a pixel is white, for pictures of more than 8 bits; None for what they tell. Films and
+            arrays refuse it.
 
     Returns:
         For each clip its name, ready to be printed, and a reader, which reads anew from the file each time it is
@@ -138,11 +146,11 @@ def open_clips(
         ValueError: an argument is outside its range, or what is read is no film.
         OSError: a file is missing or cannot be read.
     """
-    framing = Framing(height, width, crop, channels)
+    options = _Options(Framing(height, width, crop, channels), frames_per_second, layout, white)
     paths = [path] if isinstance(path, str | Path) else list(path)
     if not paths:
         raise ValueError("path must be a path or several, received none")
-    return [clip for one in paths for clip in _open_one(one, framing, frames_per_second, layout)]
+    return [clip for one in paths for clip in _open_one(one, options)]
 
 
 def numbered_frames(reader: Reader) -> Iterator[NumberedFrame]:
@@ -163,6 +171,7 @@ def load_clips(
     channels: int = 1,
     frames_per_second: float | None = None,
     layout: str | None = None,
+    white: float | None = None,
     part: Part = (0.0, 1.0),
     max_bytes: int = 2**30,
 ) -> list[NDArray[np.uint8]]:
@@ -175,7 +184,8 @@ def load_clips(
         crop: as `Framing` explains it.
         channels: 1 for grey, 3 for colour.
         frames_per_second: as `VideoReader` explains it.
-        layout: of arrays, as `load_frames` explains it.
+        layout: of arrays, as `open_clips` explains it.
+        white: of pictures, as `open_clips` explains it.
         part: of each clip, from and to as shares of its frames, ``0 <= from < to <= 1``. What ends at a share and what
             begins there go together without a gap or an overlap.
         max_bytes: most bytes of frames. If the header tells that they are more, nothing is decoded.
@@ -202,6 +212,7 @@ def load_clips(
         channels=channels,
         frames_per_second=frames_per_second,
         layout=layout,
+        white=white,
     )
     films = load_parts(
         readers, lambda count: (round(low * count), round(high * count)), max_bytes, f"part {low:g}..{high:g}"
@@ -302,49 +313,70 @@ def load_parts(
     return clips
 
 
-def _open_one(
-    path: str | Path, framing: Framing, frames_per_second: float | None, layout: str | None
-) -> list[tuple[str, Reader]]:
+@dataclass(frozen=True)
+class _Options:
+    """How frames are read, and what only some kinds of files can be asked for."""
+
+    framing: Framing
+    frames_per_second: float | None
+    layout: str | None
+    white: float | None
+
+    @property
+    def size(self) -> dict[str, Any]:
+        framing = self.framing
+        return {"height": framing.height, "width": framing.width, "crop": framing.crop, "channels": framing.channels}
+
+    def refuse(self, path: Path, what: str, *names: str) -> None:
+        """Refuse settings that would have no effect."""
+        for name in names:
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name} must be None for {what}, received {value!r} for {printable(path)}")
+
+
+def _open_one(path: str | Path, options: _Options) -> list[tuple[str, Reader]]:
     """Decide what a path is, and return a reader, with its name, for each clip of it."""
     path = require_local(path)
-    options = {"height": framing.height, "width": framing.width, "crop": framing.crop, "channels": framing.channels}
-    if path.suffix.lower() in ARRAY_SUFFIXES and not path.is_dir():
-        _refuse(path, "an array", frames_per_second, None)
-        frames = open_frames(require_file(path), layout)
+    if path.is_dir():
+        return _open_folder(path, options)
+    if is_array_path(path):
+        options.refuse(path, "an array, which has no rate and no bits", "frames_per_second", "white")
+        frames = open_frames(path, options.layout)
         return [
-            (f"{printable(path)}, sequence {number}", ArrayReader(frames, number, framing))
+            (f"{printable(path)}, sequence {number}", ArrayReader(frames, number, options.framing))
             for number in range(frames.shape[0])
         ]
-    if not path.is_dir():
-        _refuse(path, "a film", None, layout)
-        return [(printable(path), VideoReader(path, frames_per_second=frames_per_second, **options))]  # type: ignore[arg-type]
-    pictures = files_with_suffix(path, set(PICTURE_SUFFIXES) - {".gif"})
-    films = files_with_suffix(path, VIDEO_SUFFIXES if not pictures else set(VIDEO_SUFFIXES) - {".gif"})
+    return [_open_film(path, options)]
+
+
+def _open_folder(path: Path, options: _Options) -> list[tuple[str, Reader]]:
+    pictures = picture_files(path)
+    films = files_with_suffix(path, set(VIDEO_SUFFIXES) - {".gif"})
+    if pictures and all(picture_kind(picture) == "animation" for picture in pictures):
+        pictures, films = [], in_natural_order([*pictures, *films])
     if pictures and films:
         raise ValueError(
             f"{printable(path)} must be a folder of pictures or of films, received both: "
             f"{printable(pictures[0].name)}, {printable(films[0].name)}"
         )
     if pictures:
-        _refuse(path, "a folder of pictures", frames_per_second, layout)
-        return [(printable(path), ImageFolderReader(path, **options))]  # type: ignore[arg-type]
+        options.refuse(path, "a folder of pictures, which has no rate", "frames_per_second")
+        options.refuse(path, "a folder of pictures", "layout")
+        return [(printable(path), ImageFolderReader(path, white=options.white, **options.size))]
     if not films:
         raise ValueError(f"{printable(path)} must be a folder with films or pictures in it, received one with neither")
-    _refuse(path, "a folder of films", None, layout)
-    return [
-        (printable(film), VideoReader(film, frames_per_second=frames_per_second, **options))  # type: ignore[arg-type]
-        for film in films
-    ]
+    return [_open_film(film, options) for film in films]
 
 
-def _refuse(path: Path, what: str, frames_per_second: float | None, layout: str | None) -> None:
-    """Refuse settings that would have no effect."""
-    if frames_per_second is not None:
-        raise ValueError(
-            f"frames_per_second must be None for {what}, which has no rate, received it for {printable(path)}"
-        )
-    if layout is not None:
-        raise ValueError(f"layout must be None for {what}, received {layout!r} for {printable(path)}")
+def _open_film(path: Path, options: _Options) -> tuple[str, Reader]:
+    options.refuse(path, "a film", "layout")
+    reader: Reader
+    if picture_kind(path) is not None:  # an animation, or a single picture, which this refuses
+        reader = AnimationReader(path, frames_per_second=options.frames_per_second, white=options.white, **options.size)
+    else:
+        options.refuse(path, "a film", "white")
+        reader = VideoReader(path, frames_per_second=options.frames_per_second, **options.size)
+    return printable(path), reader
 
 
 def _check_shapes(readers: Sequence[tuple[str, Reader]]) -> tuple[list[str], tuple[int, int, int]]:
