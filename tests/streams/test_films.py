@@ -1,6 +1,7 @@
 import gc
 import itertools
 import os
+import shutil
 import struct
 import warnings
 from pathlib import Path
@@ -569,6 +570,21 @@ def test_a_name_is_a_name_and_no_protocol(tmp_path, monkeypatch, name):
         VideoReader(name)
     (tmp_path / "a.mp4").rename(tmp_path / name)
     assert len(list(VideoReader(name))) == 30
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"film", b"-x.mp4", b"two\nlines.mkv", "ä ö.mp4".encode()])
+def test_any_name_is_read_and_can_be_printed(tmp_path, monkeypatch, name):
+    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    shutil.copy(film(tmp_path / "plain.mkv"), path)
+    monkeypatch.chdir(tmp_path)
+    for given in (path, str(path), os.fsdecode(name)):
+        assert greys(VideoReader(given)) == list(range(30))
+    path.write_bytes(b"no film")
+    with pytest.raises(ValueError, match="must be a complete video file") as error:
+        VideoReader(path)
+    message = str(error.value)
+    assert message.encode("utf-8").isascii() or "ä" in message
+    assert "\n" not in message
 
 
 def open_files():

@@ -1,9 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from small_films import CARPHONE, SAMPLES, film, greys, pictures
+from small_films import CARPHONE, SAMPLES, film, greys, pictures, textured, true_numbers
 
-from torchrsm.streams import VideoFile, VideoReader, check_stream, load_clips
+from torchrsm.streams import VideoFile, VideoReader, check_stream, load_clips, numbered_frames, open_clips
+from torchrsm.streams.film_store import ClipOnDisk
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,50 @@ def test_refuses_what_is_no_material(tmp_path, make, error, message):
         load_clips(make(tmp_path))
 
 
+# --- Clips that are opened and not read -------------------------------------------------------------------------------
+
+
+def test_opening_decodes_nothing_but_the_first_frame(tmp_path):
+    path = film(tmp_path / "a.mkv", textured(60), coding={"g": "1"})
+    path.write_bytes(path.read_bytes()[:-2000] + bytes(2000))  # which only reading on would find
+    ((name, reader),) = open_clips(path, height=24, channels=3)
+    assert (name, reader.frame_shape, reader.frame_count) == (str(path), (3, 24, 32), 60)
+    first = list(itertools.islice(numbered_frames(reader), 5))
+    assert [(one.number, round(one.seconds * 30), one.after_gap) for one in first] == [(k, k, False) for k in range(5)]
+    assert true_numbers([one.frame for one in first]) == list(range(5))
+
+
+def test_every_kind_of_clip_is_opened_with_a_name(tmp_path, films):
+    names = [name for name, _ in open_clips(films)]
+    assert names == [str(films / name) for name in ("c1.MKV", "c2.mkv", "c10.mkv")]
+    np.save(tmp_path / "a.npy", np.zeros((2, 7, 1, 4, 6), np.uint8))
+    (first, reader), (second, _) = open_clips(tmp_path / "a.npy")
+    assert (first, second) == (f"{tmp_path}/a.npy, sequence 0", f"{tmp_path}/a.npy, sequence 1")
+    assert [(one.number, one.seconds, one.after_gap) for one in numbered_frames(reader)] == [
+        (k, None, False) for k in range(7)
+    ]
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.new("L", (6, 4), number).save(tmp_path / "pictures" / f"{number}.png")
+    ((name, reader),) = open_clips(tmp_path / "pictures")
+    assert (name, reader.frame_count, len(list(reader))) == (str(tmp_path / "pictures"), 3, 3)
+
+
+def test_animations_are_films(tmp_path):
+    images = [Image.new("L", (6, 4), 20 * number) for number in range(4)]
+    for name in ("a.gif", "b.png", "c.webp", "d.tiff", "e"):
+        kind = name.partition(".")[2].upper() or "GIF"
+        images[0].save(tmp_path / name, kind, save_all=True, append_images=images[1:], lossless=True)
+    clips = load_clips(tmp_path)
+    assert [clip.shape for clip in clips] == [(4, 1, 4, 6)] * 5
+    assert {tuple(clip[:, 0, 0, 0].tolist()) for clip in clips} == {(0, 20, 40, 60)}
+    images[0].save(tmp_path / "f.gif")
+    with pytest.raises(ValueError, match="must have single pictures in it, received the animation a.gif of 4"):
+        load_clips(tmp_path)
+    with pytest.raises(ValueError, match=r"f\.gif must be an animation or a film, received a single picture"):
+        load_clips(tmp_path / "f.gif")
+
+
 # --- Parts and limits -------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +215,22 @@ def test_films_of_unequal_shape_are_refused(tmp_path):
 def test_keeps_the_contract(films):
     check_stream(VideoFile(films, 4, height=12), 100)
     check_stream(VideoFile(CARPHONE, 3, height=16, crop="square", frames_per_second=10, mirror=True, channels=3), 100)
+
+
+def test_a_long_film_is_kept_on_disk_and_plays_the_same(films):
+    settings = {"batch_size": 4, "height": 12, "mirror": True, "seed": 3}
+    short, long = VideoFile(films, **settings), VideoFile(films, **settings, max_bytes=20 * 12 * 16)
+    assert {type(clip) for clip in long.frames} == {ClipOnDisk}
+    assert short.state_dict() == long.state_dict()
+    for _ in range(70):
+        for one, other in zip(next(short), next(long), strict=True):
+            assert torch.equal(one, other)
+    position = long.state_dict()
+    expected = [next(long).frames for _ in range(5)]
+    again = VideoFile(films, **settings, max_bytes=1)
+    again.load_state_dict(position)
+    assert all(torch.equal(next(again).frames, frames) for frames in expected)
+    check_stream(VideoFile(films, 4, height=12, max_bytes=1), 100)
 
 
 def test_learns_and_tests_on_other_frames():
