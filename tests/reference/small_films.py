@@ -20,7 +20,9 @@ def pictures(count=30, height=48, width=64):
     return result
 
 
-def film(path, frames=None, rate=30, *, codec="libx264rgb", pixels="rgb24", times=None, turn=None, options=None):
+def film(
+    path, frames=None, rate=30, *, codec="libx264rgb", pixels="rgb24", times=None, turn=None, options=None, coding=None
+):
     """Write a film without loss; ``times`` are those of the frames, in thousandths of a second."""
     frames = pictures() if frames is None else frames
     if codec == "libx264rgb" and codec not in av.codecs_available:
@@ -29,7 +31,7 @@ def film(path, frames=None, rate=30, *, codec="libx264rgb", pixels="rgb24", time
         stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
-        stream.options = {"qp": "0"} if codec == "libx264rgb" else {}
+        stream.options = {**({"qp": "0"} if codec == "libx264rgb" else {}), **(coding or {})}
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         if turn is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from torchrsm.baselines import (
@@ -42,7 +43,10 @@ _PAPER_STEPS_IN_ALL = _PAPER_STEPS + _PAPER_RECTIFIER_STEPS
 
 
 def paper() -> RunConfig:
-    """Return the published two layers, rectifier and settings; docs/reproduction.md says what these leave open."""
+    """Return the published two layers, rectifier and settings.
+
+    docs/science/reproduction.md says what the publication leaves open and what is done here.
+    """
     return RunConfig(
         name="paper",
         model=ModelConfig(layers=(_PAPER_LAYER_1, _PAPER_LAYER_2), height=30, width=30, pad=2, rectifier=PaperConfig()),
@@ -63,7 +67,7 @@ def paper_fast() -> RunConfig:
     below, above = (layer.model_copy(update={"normalisation": "location"}) for layer in run.model.layers)
     below = below.model_copy(update={"decoder_deviation": 0.3})
     return RunConfig(
-        name="paper_fast",
+        name="paper-fast",
         model=run.model.model_copy(update={"layers": (below, above), "rectifier": None}),
         learning=LearningConfig(learning_rates=(6e-3, 3e-3), schedule="cosine", epsilon=1e-12),
         training=TrainingConfig(minutes=25, batch_size=256),
@@ -71,7 +75,7 @@ def paper_fast() -> RunConfig:
 
 
 def paper_fast_1l() -> RunConfig:
-    """Return the first layer of `paper_fast` alone."""
+    """Return the first layer of `paper-fast` alone."""
     return _first_layer_alone(paper_fast())
 
 
@@ -134,7 +138,7 @@ def balls_compact() -> RunConfig:
     dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
     return run.model_copy(
         update={
-            "name": "balls_compact",
+            "name": "balls-compact",
             "model": run.model.model_copy(update=model),
             "rectifying": run.rectifying and run.rectifying.model_copy(update={**rectifying, **dreams}),
         }
@@ -146,7 +150,7 @@ def paper_rectifier() -> RunConfig:
     run = balls()
     return run.model_copy(
         update={
-            "name": "paper_rectifier",
+            "name": "paper-rectifier",
             "model": run.model.model_copy(update={"rectifier": PaperConfig()}),
             "rectifying": RectifyingConfig(),
         }
@@ -174,7 +178,7 @@ def tiny() -> RunConfig:
 def _first_layer_alone(run: RunConfig) -> RunConfig:
     rates = run.learning.learning_rates[:1]
     return RunConfig(
-        name=f"{run.name}_1l",
+        name=f"{run.name}-1l",
         model=run.model.model_copy(update={"layers": run.model.layers[:1], "fresh_feedback": False}),
         learning=run.learning.model_copy(update={"learning_rates": rates}),
         rectifying=run.rectifying,
@@ -286,40 +290,34 @@ def _baseline(
 
 
 PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
-    **{
-        preset.__name__: preset
-        for preset in (
-            balls,
-            balls_1l,
-            balls_compact,
-            paper_rectifier,
-            paper,
-            paper_1l,
-            paper_fast,
-            paper_fast_1l,
-            tiny,
-        )
-    },
-    **{
-        preset.__name__.replace("_", "-"): preset
-        for preset in (
-            copy_last,
-            constant_velocity,
-            lstm,
-            rtrbm,
-            srtrbm,
-            dtsbn,
-            pgn,
-            pgn_adversarial,
-            seq2seq_convlstm_multi_decoder,
-            seq2seq_convlstm,
-            convlstm,
-            convlstm_wide,
-            predrnn,
-            simvp,
-        )
-    },
+    preset.__name__.replace("_", "-"): preset
+    for preset in (
+        balls,
+        balls_1l,
+        balls_compact,
+        paper_rectifier,
+        paper,
+        paper_1l,
+        paper_fast,
+        paper_fast_1l,
+        tiny,
+        copy_last,
+        constant_velocity,
+        lstm,
+        rtrbm,
+        srtrbm,
+        dtsbn,
+        pgn,
+        pgn_adversarial,
+        seq2seq_convlstm_multi_decoder,
+        seq2seq_convlstm,
+        convlstm,
+        convlstm_wide,
+        predrnn,
+        simvp,
+    )
 }
+"""All presets by name."""
 
 
 def preset(name: str) -> AnyRunConfig:
@@ -329,5 +327,11 @@ def preset(name: str) -> AnyRunConfig:
         ValueError: there is none.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {unknown_preset(name)}")
     return PRESETS[name]()
+
+
+def unknown_preset(name: str) -> str:
+    """Return, for an error message, a name that is no preset and the nearest one that is."""
+    nearest = get_close_matches(name, PRESETS, 1)
+    return f"{name!r}, did you mean {nearest[0]!r}?" if nearest else repr(name)

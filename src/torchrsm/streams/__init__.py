@@ -9,7 +9,8 @@ from torchrsm.streams.bouncing_balls import (
     simulate_balls,
 )
 from torchrsm.streams.clips import ClipStream
-from torchrsm.streams.films import VideoReader
+from torchrsm.streams.film_clock import Gap
+from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReader
 from torchrsm.streams.image_folder import ImageFolder
 from torchrsm.streams.layouts import describe_frames
 from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
@@ -25,10 +26,13 @@ __all__ = [
     "BallSequences",
     "BouncingBalls",
     "ClipStream",
+    "DamagedFilmWarning",
     "FrameSource",
+    "Gap",
     "ImageFolder",
     "ImageFolderReader",
     "MovingMNIST",
+    "NumberedFrame",
     "Pad",
     "Stream",
     "StreamBatch",
