@@ -102,7 +102,7 @@ def test_files_without_a_suffix_are_those_of_no_kind(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("gone")
-    assert [path.name for path in files_without_suffix(tmp_path)] == ["a.b.7", "dot.", "frame.0002", "frame1"]
+    assert [path.name for path in files_without_suffix(tmp_path)] == ["a.b.7", "dot.", "frame1", "frame.0002"]
 
 
 def test_a_link_to_nothing_is_missing_and_a_link_to_a_file_is_one(tmp_path):
