@@ -35,7 +35,7 @@ from torchrsm.predictor import Predictor
 from torchrsm.progress import reporting
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
-from torchrsm.runs.fitting import adapted, sized
+from torchrsm.runs.fitting import adapted, on_stack_of, sized
 from torchrsm.runs.presets import PRESETS, preset
 from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
@@ -400,7 +400,7 @@ def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaseli
     if run.model.channels != 1:
         raise ValueError(f"system must be a preset for one channel; got {system!r}")
     command = _parse_train(adapted(run, stream), rest, name)
-    return command.model_copy(update={"run": sized(command.run, frame_shape(command.run.stream))})
+    return command.replace(run=sized(command.run, frame_shape(command.run.stream)))
 
 
 def _taken(arguments: list[str], flag: str, default: str) -> tuple[list[str], str]:
@@ -531,7 +531,10 @@ def _parse_train(run: AnyRunConfig, arguments: list[str], name: str) -> TrainCom
     budgets = [a.split("=")[0].removeprefix("--") for a in arguments if re.match(r"--(steps|minutes)(=|$)", a)]
     if len(set(budgets)) == 1:
         other = {"minutes": None, "steps": 1} if budgets[0] == "steps" else {"steps": None, "minutes": 1.0}
-        run = run.model_copy(update={"training": run.training.model_copy(update=other)})
+        run = run.replace(training=run.training.replace(**other))
+    _, stack = _taken(arguments, "--stack-from", "")
+    if stack and isinstance(run, RunConfig):
+        run = on_stack_of(run, stack)
     default = kind.model_construct(out=tyro.MISSING, resume=False, tensorboard=False, run=run)
     return _parse(kind, arguments, name, default=default)
 

@@ -297,9 +297,9 @@ def test_a_rectifier_that_learns_beside_it_does_not_touch_the_stack(tmp_path):
     settings = {"stack_share": 0.999, "loop_share": 0.0, "adversarial_weight": 0.0}
     for number, share in enumerate((0.01, 0.9)):
         config = rectified_run({**settings, "share": share}, steps=20, log_steps=20)
-        layers = [layer.model_copy(update={"dropout": 0.0}) for layer in config.model.layers]
-        model = config.model.model_copy(update={"layers": tuple(layers)})
-        trainer = Trainer(config.model_copy(update={"model": model}), tmp_path / f"run-{number}")
+        layers = [layer.replace(dropout=0.0) for layer in config.model.layers]
+        model = config.model.replace(layers=tuple(layers))
+        trainer = Trainer(config.replace(model=model), tmp_path / f"run-{number}")
         before = {name: weight.clone() for name, weight in trainer.model.rectifier.state_dict().items()}
         after = trainer.run().rectifier.state_dict()
         assert any(not torch.equal(weight, before[name]) for name, weight in after.items()) is (share > 0.5)

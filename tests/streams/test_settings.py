@@ -57,9 +57,9 @@ def test_what_is_held_out_is_never_learned_from(clips):
     assert held_out.shape == (2, 5, 1, 8, 16)  # the shorter clip's quarter
     assert float(held_out[0].min()) == pytest.approx(15 * 8 / 255, abs=0.02)
     assert max(learned) < float(held_out[1].min()) + 0.01  # of the longer clip 22 of 30 frames
-    assert held_out_frames(config.model_copy(update={"held_out": 0.1})).shape[1] == 2
+    assert held_out_frames(config.replace(held_out=0.1)).shape[1] == 2
     with pytest.raises(ValueError, match="held_out must leave 2 frames of each clip or more to test on; got 0"):
-        held_out_frames(config.model_copy(update={"held_out": 0.0}))
+        held_out_frames(config.replace(held_out=0.0))
 
 
 def test_what_is_held_out_of_worlds():

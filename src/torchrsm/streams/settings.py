@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ class VideoConfig(Config):
     """A video, or several; see `torchrsm.streams.load_clips`.
 
     Attributes:
-        path: of a film, a folder of films or of pictures, or a .npz or .npy of frames.
+        path: text or a `pathlib.Path`, of a film, a folder of films or of pictures, or a .npz or .npy of frames.
         height, width: of the frames; None for as the other one asks, both None for those of the film.
         crop: ``square`` cuts the middle out first.
         channels: 1 for grey, 3 for colour.
@@ -50,7 +51,7 @@ class VideoConfig(Config):
     """
 
     kind: Annotated[Literal["video"], tyro.conf.Suppress] = "video"
-    path: str
+    path: Annotated[str, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)]
     height: int | None = Field(default=64, ge=4, le=1024)
     width: int | None = Field(default=None, ge=4, le=1024)
     crop: Literal["square"] | None = None
