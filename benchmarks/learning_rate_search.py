@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from torchrsm import Evaluator, Trainer, bouncing_ball_frames, preset
-from torchrsm.progress import reporting
+from torchrsm.cli.progress import reporting
 from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig
 from torchrsm.storage.tensors import write_atomically
 

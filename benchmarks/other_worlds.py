@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrsm import Evaluator, MovingMNISTConfig, Trainer, VideoConfig, fit, frame_shape, held_out_frames, load, preset
-from torchrsm.progress import reporting
+from torchrsm.cli.progress import reporting
 from torchrsm.runs.settings import RUN_FILE
 from torchrsm.storage.tensors import write_atomically
 

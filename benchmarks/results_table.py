@@ -1,8 +1,9 @@
-"""Writes the result tables of README.md from the files in benchmarks/results, between their markers, and the plots.
+"""Writes the result tables from the files in benchmarks/results, between markers, and draws the plots.
 
     python benchmarks/results_table.py [--check]
 
-With ``--check`` nothing is written; the exit code is 1 if README.md does not say what the files say.
+README.md gets one short table, docs/science/results.md all of them. With ``--check`` nothing is written; the exit code
+is 1 if a page does not say what the files say.
 """
 
 from __future__ import annotations
@@ -14,23 +15,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torchrsm.runs.bench import Results, draw, read_results, verdict
+from torchrsm.baselines import ConstantVelocityConfig, CopyLastConfig, DTSBNConfig, SimVPConfig
+from torchrsm.baselines.rtrbm import BoltzmannConfig
+from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
+from torchrsm.runs.presets import preset
+from torchrsm.runs.settings import BaselineRunConfig, RunConfig
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+ALL_RESULTS = ROOT / "docs" / "science" / "results.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+# The systems of README.md; the stack of `balls` alone is put among them by its error.
+HEADLINE = ("balls", "simvp", "predrnn", "convlstm-wide", "constant-velocity", "copy-last")
 
 SEEDS = ["balls-seed-0.json", "balls-seed-1.json", "balls-seed-2.json"]
 
-# Label, result file, which of its errors, and the published figure of the same quantity (docs/protocol.md).
+# Label, result file, which of its errors, and the published figure of the same quantity (docs/science/protocol.md).
 RECTIFIED, RAW = "frame_squared_error", "raw_frame_squared_error"
 ROWS = [
     ("frame t-1 (`copy-last`)", "copy-last.json", RECTIFIED, "11.82 ± 0.27"),
     ("**RSM, two layers, rectified** (`balls`)", SEEDS[0], RECTIFIED, "0.41 ± 0.05"),
     ("the same, raw", SEEDS[0], RAW, "3.72 ± 0.30"),
     ("RTRBM whose last frame sets the biases, too (`rtrbm --model.direct`)", "rtrbm-direct.json", RECTIFIED, "-"),
-    ("RSM, the published two layers, raw (`paper_fast`)", "paper_fast.json", RECTIFIED, "3.72 ± 0.30"),
-    ("RSM, the published first layer alone, raw (`paper_fast_1l`)", "paper_fast_1l.json", RECTIFIED, "-"),
+    ("RSM, the published two layers, raw (`paper-fast`)", "paper-fast.json", RECTIFIED, "3.72 ± 0.30"),
+    ("RSM, the published first layer alone, raw (`paper-fast-1l`)", "paper-fast-1l.json", RECTIFIED, "-"),
 ]
 
 WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-traffic.json", "world-bikes.json")
@@ -47,14 +58,122 @@ def score(summary: dict[str, float] | None) -> str:
     return "-" if summary is None else f"{summary['mean']:.2f} ± {summary['sd']:.2f}"
 
 
+def cores(count: int) -> str:
+    """Write how many cores there were."""
+    return "1 core" if count == 1 else f"{count} cores"
+
+
 def number(value: float | None) -> str:
     """Write a figure that may be unknown."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def tables() -> str:
-    """Return all that stands between the markers."""
-    return "\n\n".join(part for part in (_bench(), _errors(), _dreams(), _worlds(), _speed()) if part)
+    """Return all that stands between the markers of docs/science/results.md."""
+    parts = (_bench(), _systems(), _errors(), _dreams(), _worlds(), _speed())
+    return "\n\n".join(part for part in parts if part)
+
+
+def headline() -> str:
+    """Return the table of README.md, best first: the error, what a system sees, how it learns, how its dreams end."""
+    bench = longest()
+    rows = {row.system: row for row in bench.rows}
+    chosen = [rows[system] for system in HEADLINE]
+    lines = [
+        (
+            row.error,
+            f"`{row.system}`",
+            pair(row.seeds[0].all_predictable),
+            *described(row.system),
+            f"{row.seeds[0].alive:.1%}",
+        )
+        for row in chosen
+    ]
+    raw = read(SEEDS[0])
+    if raw:
+        error = raw[RAW]["all_predictable"]
+        balls = preset("balls")
+        assert isinstance(balls, RunConfig)
+        (_, sees), learns = stack_described(balls)
+        lines.append((error["mean"], "`balls`, its stack alone", score(error), sees, learns, "-"))
+    trained = [row for row in chosen if row.seeds[0].minutes]
+    return "\n".join(
+        [
+            "Squared error per frame, the sum over its 900 pixels, mean ± standard deviation over"
+            f" {bench.sequences} test sequences, after {bench.minutes:g} minutes of training on {cores(bench.threads)}"
+            f" ({seeds_of(trained)})."
+            f" Alive: the share of dreams of {bench.dream_steps} steps that still look like the world at their end.",
+            "",
+            "| system | squared error | sees | learns by | alive |",
+            "|---|---|---|---|---|",
+            *(f"| {' | '.join(cells)} |" for _, *cells in sorted(lines)),
+        ]
+    )
+
+
+def seeds_of(rows: list[Row]) -> str:
+    """Say how many training seeds there are."""
+    counts = {len(row.seeds) for row in rows}
+    if counts == {1}:
+        return "one training seed each"
+    return f"{min(counts)} to {max(counts)} training seeds each" if len(counts) > 1 else f"{counts.pop()} seeds each"
+
+
+def described(system: str) -> tuple[str, str]:
+    """Return what a system sees when it predicts, and how it learns, from the settings of its preset."""
+    run = preset(system)
+    if isinstance(run, RunConfig):
+        return rsm_described(run)
+    assert isinstance(run, BaselineRunConfig)
+    memory, through_time = "each frame once, and a memory", f"backpropagation through {run.learning.window} frames"
+    match run.model:
+        case CopyLastConfig():
+            return "the last frame", "nothing"
+        case ConstantVelocityConfig():
+            return "the last 2 frames", "nothing"
+        case BoltzmannConfig():
+            return memory, f"contrastive divergence and {through_time}"
+        case DTSBNConfig(order=order):
+            return f"the last {order} frames, and hidden units of as many steps", "variational inference (NVIL)"
+        case SimVPConfig(context=context):
+            return f"the last {context} frames", "backpropagation through its layers"
+    return memory, through_time
+
+
+def rsm_described(run: RunConfig) -> tuple[str, str]:
+    """Return the same of RSM: its stack and, where there is one that learns, its rectifier."""
+    (frames, stack_sees), learns = stack_described(run)
+    rectifier = run.model.rectifier
+    if rectifier is None:
+        return stack_sees, learns
+    reads = [frames] if isinstance(rectifier, UNetConfig) else []
+    reads.append("the stack's prediction")
+    reads += ["its winners"] if getattr(rectifier, "sees_cells", False) else []
+    return (
+        f"stack: {stack_sees}; rectifier: {', '.join(reads)}",
+        f"stack: {learns}; rectifier: backpropagation through its own layers",
+    )
+
+
+def stack_described(run: RunConfig) -> tuple[tuple[str, str], str]:
+    """Return which frames the stack reads, all that it sees, and how it learns."""
+    first = run.model.layers[0]
+    frames = "each frame once" if first.input_frames == 1 else f"the last {first.input_frames} frames"
+    trace = "" if first.input_decay is None else " and what is left of those before"
+    return (f"{frames}{trace}", f"{frames}{trace}, and a memory"), "each layer from its own error"
+
+
+def _systems() -> str:
+    """What each system of the bench sees and how it learns, best first."""
+    rows = sorted(longest().rows, key=lambda row: row.error) if benches() else []
+    lines = [f"| `{row.system}` | {' | '.join(described(row.system))} |" for row in rows]
+    head = [
+        "What each system sees when it predicts a frame, and how it learns:",
+        "",
+        "| system | sees | learns by |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def benches() -> dict[float, Results]:
@@ -95,14 +214,14 @@ def _bench() -> str:
     ]
     lines = [
         "Every system under one scorer: each trained from nothing on the same stream for the same time on"
-        f" {one.threads} core(s); a minute is one of processor time, for the other core was busy. What follows the"
-        " errors is of a system's longest training;"
+        f" {cores(one.threads)}. The other core was busy with something else, so a minute is one of processor time."
+        " The columns after the errors are of a system's longest training;"
         f" three balls and energy are of the first 50 steps of {one.dream_steps} that it dreamt, after 50 true frames.",
         "",
         f"| {' | '.join(head)} |",
         "|---" * len(head) + "|",
     ]
-    for row in sorted(rows.values(), key=lambda row: -row.error):
+    for row in sorted(rows.values(), key=lambda row: row.error):
         first = row.seeds[0]
         cells = [
             f"**`{row.system}`**" if row.rsm else f"`{row.system}`",
@@ -119,6 +238,8 @@ def _bench() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     for minutes, results in by_minutes.items():
         said = verdict(results)
+        if said and all(len(row.seeds) == 1 for row in results.rows):
+            said.append("One training seed each, so a difference of a few per cent ranks nobody.")
         lines += ["", f"{minutes:g} minutes. {' '.join(said)}"] if said else []
     return "\n".join([*lines, *_memory(), *_searches()])
 
@@ -191,7 +312,7 @@ def _errors() -> str:
         how = "none"
         if training:
             frames, threads = training["frames"] / 1e6, training["threads"]
-            how = f"{training['minutes']:.0f} min on {threads} core(s), {frames:.2f} M frames"
+            how = f"{training['minutes']:.0f} min on {cores(threads)}, {frames:.2f} M frames"
         windows = " | ".join(score(error[window]) for window in ("all_predictable", "after_2", "after_10"))
         lines.append(f"| {label} | {published} | {windows} | {how} |")
     seeds = [result[RECTIFIED]["all_predictable"]["mean"] for result in map(read, SEEDS) if result]
@@ -323,27 +444,30 @@ def _speed() -> str:
     return "\n".join(lines).strip()
 
 
-def updated(readme: str) -> str:
-    """Return README.md with the tables put in."""
-    before, rest = readme.split(BEGIN)
+def pages() -> dict[Path, str]:
+    """Return what belongs between the markers of each page."""
+    return {README: headline(), ALL_RESULTS: tables()}
+
+
+def updated(page: Path) -> str:
+    """Return the text of a page with its tables put in."""
+    before, rest = page.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{pages()[page]}\n{END}{after}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = updated(before)
-    if not check:
-        path.write_text(after)
-        if benches():
-            peaks = memory_peaks()
-            drawn = [row.model_copy(update={"peak_mebibytes": peaks.get(row.system, {})}) for row in longest().rows]
-            draw(longest().model_copy(update={"rows": tuple(drawn)}), ROOT / "docs" / "bench")
-    return int(check and before != after)
+    if parser.parse_args().check:
+        return int(any(updated(page) != page.read_text() for page in pages()))
+    for page in pages():
+        page.write_text(updated(page))
+    if benches():
+        peaks = memory_peaks()
+        drawn = [row.model_copy(update={"peak_mebibytes": peaks.get(row.system, {})}) for row in longest().rows]
+        draw(longest().model_copy(update={"rows": tuple(drawn)}), ROOT / "docs" / "bench")
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,15 +7,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from torchrsm import load
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import load_run_config
+from torchrsm.runs.settings import RunConfig, load_run_config
 from torchrsm.storage.tensors import write_atomically
 
 MODELS = Path(__file__).parent.parent / "models"
+
+
+def sight(config: RunConfig) -> str:
+    """Return a paragraph: what the stack and the rectifier see, and how each learns."""
+    count, rectifier = config.model.layers[0].input_frames, config.model.rectifier
+    assert rectifier is not None
+    frames = "the last frame" if count == 1 else f"the last {count} frames"
+    reads = "the stack's prediction"
+    if getattr(rectifier, "sees_cells", False):
+        reads += " and the winners of its layers"
+    if rectifier.kind == "unet":
+        reads = f"{frames}, {reads}"
+    text = (
+        f"The stack reads {frames} and keeps a memory. Each of its layers learns from its own error; no gradient"
+        f" crosses a layer or a step. The rectifier (`{rectifier.kind}`) reads {reads}. It learns by backpropagation"
+        " through its own layers."
+    )
+    if rectifier.kind == "unet" and count > 1:
+        text += f" In this world {frames} say all that can be known, so it could do as well without the stack."
+    return textwrap.fill(text, 110)
 
 
 def card(name: str, run: Path, scores: dict[str, Any]) -> str:
@@ -37,13 +58,13 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
         f" {w['outside']:.4f} | {w['overlap']:.4f} | {w['reflection_degrees']:.1f} |"
         for w in windows
     ]
-    r = config.rectifying
+    r, cores = config.rectifying, "1 core" if training["threads"] == 1 else f"{training['threads']} cores"
     stack = 1 - r.share if r.stack_share is None else r.stack_share
     dreamt = "No stream dreamt while it learned."
     if r.loop_share:
         dreamt = (
-            f"In the last {1 - r.loop_from:.0%} of the rectifier's time {r.loop_share:.0%} of the streams\ndreamt,"
-            f" for up to {r.loop_steps} steps, with the motion loss."
+            f"In the last {100 * (1 - r.loop_from):g}% of the rectifier's time {100 * r.loop_share:g}% of the streams\n"
+            f"dreamt, for up to {r.loop_steps} steps, with the motion loss."
         )
     return "\n".join(
         [
@@ -52,10 +73,12 @@ def card(name: str, run: Path, scores: dict[str, Any]) -> str:
             "Predicts and imagines video of bouncing balls: a stack of two RSM layers and a rectifier. Its weights fit",
             "frames of any size; it has seen 30 x 30 pixels with three balls.",
             "",
+            sight(config),
+            "",
             f"    torchrsm train {config.name} --out DIR {how} --threads {training['threads']}"
             f" --seed {training['seed']}",
             "",
-            f"{training['minutes']:g} minutes on {training['threads']} core(s): {training['steps']:,} steps,",
+            f"{training['minutes']:g} minutes on {cores}: {training['steps']:,} steps,",
             f"{training['frames']:,} frames, none seen twice. The stack learned in the first {stack:.0%} of the",
             f"time, the rectifier in the last {r.share:.0%}. {dreamt} Both the next-frame",
             "scores and the dreams below are of these same weights.",

@@ -1,22 +1,26 @@
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "torchrsm"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "torchrsm"
+PAGE = (ROOT / "docs" / "science" / "architecture.md").read_text()
 
 # Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
 ORDER = (
-    ("config", "state", "predictor"),
-    ("streams", "storage", "rsm"),
+    ("compiling", "config", "state"),
+    ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),
     ("learning", "systems"),
     ("runs",),
-    ("watching", "progress"),
+    ("watching",),
     ("web",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 
@@ -85,8 +89,25 @@ def test_what_is_private_stays_in_its_module(module):
 
 def test_streams_know_nothing_of_models():
     rooms = {room_of(name) for room in MODULES if room_of(room) == "streams" for name in imported_names(MODULES[room])}
-    assert rooms <= {"streams", "config", "state", "storage"}
+    assert rooms <= {"streams", "compiling", "config", "state", "storage"}
 
 
 def test_there_is_no_drawer_for_leftovers():
     assert not {"utils", "util", "common", "helpers", "base", "misc"} & {name.rpartition(".")[2] for name in MODULES}
+
+
+def defines_something(file):
+    """Return whether a module defines a function or a class; one that only gathers names does not."""
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.parse(file.read_text()).body)
+
+
+def test_the_page_shows_this_order():
+    rows = re.findall(r"^\| \d+ \| ([^|]*) \|", PAGE, re.MULTILINE)
+    assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == ORDER
+
+
+def test_the_page_lists_every_file_once():
+    rows = re.findall(r"^\| ((?:`[\w/]+\.py`(?:, )?)+) \|", PAGE, re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)]
+    files = {str(file.relative_to(SOURCE)) for file in SOURCE.rglob("*.py") if defines_something(file)}
+    assert sorted(listed) == sorted(files)

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from torchrsm.config import Config
-from torchrsm.predictor import rollout
+from torchrsm.predictor import check_frame, check_shape, predict_next, rollout
 from torchrsm.rectifiers import RectifierConfig, make_rectifier
 from torchrsm.rsm.functional import Grid
 from torchrsm.rsm.kernels import EngineName
@@ -78,8 +78,8 @@ class Prediction(NamedTuple):
         frame: ``[b, c, h, w]`` in 0..1, what is shown and fed back; rectified if the model has a rectifier.
         raw: ``[b, c, h, w]``, what the stack predicts: the average of all futures.
         layers: what each layer predicts; it carries the graphs for `VideoPredictor.losses`.
-        seen: ``[b, c', h', w']``, what the stack read before it predicted: the last frame with its border and, behind
-            it, its trace.
+        seen: ``[b, c', h', w']``, what the stack read before it predicted, with the border: the last ``input_frames``
+            frames, the latest first, and behind them their trace, if there is one.
     """
 
     frame: Tensor
@@ -126,9 +126,10 @@ class VideoPredictor(nn.Module):
         """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.
 
         Raises:
-            ValueError: frames of another number of channels or, where the weights depend on it, another size.
+            ValueError: the shape is no four numbers, of another number of channels or, where the weights depend on it,
+                of another size.
         """
-        batch, channels, height, width = shape
+        batch, channels, height, width = check_shape(shape)
         config = self.config
         if channels != config.channels:
             raise ValueError(f"this model reads frames of {config.channels} channels; got {channels}")
@@ -143,22 +144,25 @@ class VideoPredictor(nn.Module):
             return prediction._replace(frame=self.rectify(prediction))
 
     def predict_raw(self, state: tuple[LayerState, ...]) -> Prediction:
-        """Predict as `predict` does, without the rectifier: ``frame`` is the same as ``raw``."""
-        layers = self.stack.predict(state)
-        decoded = self.stack.layers[0].decode(layers[0]).detach()
-        p, (h, w) = self.config.pad, layers[0].input_grid
-        raw = decoded[:, p : h - p, p : w - p].permute(0, 3, 1, 2)
+        """Predict as `predict` does, without the rectifier: ``frame`` is ``raw``, cut to 0..1."""
+        return self._prediction(self.stack.predict(state), state)
+
+    def _prediction(self, layers: tuple[LayerPrediction, ...], state: tuple[LayerState, ...]) -> Prediction:
+        first, p, (h, w) = self.stack.layers[0], self.config.pad, layers[0].input_grid
+        with torch.no_grad():
+            raw = first.decode(layers[0])[:, p : h - p, p : w - p].permute(0, 3, 1, 2)
+            frame = raw if first.config.activation == "sigmoid" else raw.clamp(0, 1)  # a frame is always in 0..1
         seen = state[0].input
         assert isinstance(seen, Tensor)
-        return Prediction(raw, raw, layers, seen.permute(0, 3, 1, 2))
+        return Prediction(frame, raw, layers, seen.permute(0, 3, 1, 2))
 
     def rectify(self, prediction: Prediction) -> Tensor:
         """Return the rectified frame ``[b, c, h, w]`` of a prediction, with the graph of the rectifier alone.
 
-        Without a rectifier it is the raw prediction.
+        Without a rectifier it is ``prediction.frame``.
         """
         if self.rectifier is None:
-            return prediction.raw
+            return prediction.frame
         cells = [layer.cells for layer in prediction.layers]
         return self.rectifier(prediction.raw, cells, prediction.seen)  # type: ignore[no-any-return]
 
@@ -184,14 +188,27 @@ class VideoPredictor(nn.Module):
             prediction: what `predict` returned.
             frame: the frame that came, ``[b, c, h, w]`` in 0..1.
             learn: ``[b]`` bool, false for streams to leave out (the first frame of a sequence); None for all.
+
+        Raises:
+            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
         """
+        check_frame(frame, prediction.raw)
         if learn is None:
             learn = torch.ones(frame.shape[0], dtype=torch.bool, device=frame.device)
         return self.stack.losses(prediction.layers, self._padded(frame), learn)
 
     def observe(self, frame: Tensor, prediction: Prediction, state: tuple[LayerState, ...]) -> tuple[LayerState, ...]:
-        """Return the state after a frame ``[b, c, h, w]``, true or fed back."""
+        """Return the state after a frame ``[b, c, h, w]`` in 0..1, true or fed back.
+
+        Raises:
+            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
+        """
+        check_frame(frame, prediction.raw)
         return self.stack.observe(self._padded(frame), prediction.layers, state)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Predict the frame after each of ``frames [b, t, c, h, w]``; see `torchrsm.predictor.predict_next`."""
+        return predict_next(self, frames)
 
     def last_frame(self, state: tuple[LayerState, ...]) -> Tensor:
         """Return the frame that was observed last, ``[b, c, h, w]``, values below the input threshold as 0."""

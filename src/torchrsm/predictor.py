@@ -7,10 +7,14 @@ is a value without a gradient graph, so no history can be carried; free running 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from torchrsm.state import where
 
 
 class HasFrame(Protocol):
@@ -54,7 +58,11 @@ class Predictor(Protocol[PredictionT, StateT]):
         ...
 
     def observe(self, frame: Tensor, prediction: PredictionT, state: StateT) -> StateT:
-        """Return the state after the true (or fed back) frame ``[batch, channels, height, width]`` in 0..1."""
+        """Return the state after the true (or fed back) frame ``[batch, channels, height, width]`` in 0..1.
+
+        Raises:
+            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
+        """
         ...
 
 
@@ -94,15 +102,105 @@ def restart(state: StateT, fresh: StateT, starts: Tensor) -> StateT:
     Returns:
         ``fresh`` where ``starts``, ``state`` elsewhere. ``state`` itself when nothing starts.
     """
-    if not bool(starts.any()):
+    # To ask a tensor of another device would wait for all its work; there every state is chosen anew.
+    if starts.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(starts.any()):
         return state
-    return _where(starts, fresh, state)  # type: ignore[no-any-return]
+    return where(starts, fresh, state)
 
 
-def _where(starts: Tensor, fresh: Any, state: Any) -> Any:
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return torch.where(starts.view(-1, *[1] * (state.dim() - 1)), fresh, state)
-    parts = [_where(starts, f, s) for f, s in zip(fresh, state, strict=True)]
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+Shape = tuple[int, int, int, int]
+"""Batch, channels, height and width of frames."""
+
+
+def check_shape(shape: Any) -> Shape:
+    """Return the shape of frames as four numbers.
+
+    Raises:
+        ValueError: it is no sequence of four numbers above 0.
+    """
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    if len(sizes) != 4 or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise ValueError(
+            "shape must be the four numbers batch, channels, height and width of the frames, each > 0; "
+            f"got {_brief(shape)}"
+        )
+    return sizes
+
+
+def check_frame(frame: Any, like: Tensor) -> Tensor:
+    """Return a frame that a predictor can observe.
+
+    The values are looked at in one pass, on the CPU alone: to look at those of another device would wait for all its
+    work, and there frames were checked before they came.
+
+    Args:
+        frame: ``[batch, channels, height, width]`` in 0..1.
+        like: the predicted frame, whose shape, type and device the frame must have.
+
+    Raises:
+        ValueError: it is no tensor, or of another shape, type or device, or has a value that is not in 0..1.
+    """
+    if not isinstance(frame, Tensor):
+        raise ValueError(f"frame must be a torch.Tensor; got {_brief(frame)}")
+    if frame.shape != like.shape:
+        raise ValueError(
+            "frame must be [batch, channels, height, width] = "
+            f"{list(like.shape)} as the state that it follows; got {list(frame.shape)}"
+        )
+    if frame.dtype != like.dtype:
+        hint = "; divide by 255 first" if frame.dtype == torch.uint8 else ""
+        raise ValueError(f"frame must be {like.dtype} in 0..1; got {frame.dtype}{hint}")
+    if frame.device != like.device:
+        raise ValueError(f"frame must be on the device {like.device} of the model; got {frame.device}")
+    if frame.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (float(bound) for bound in frame.detach().aminmax())
+        if not (low >= 0 and high <= 1):  # written so that NaN fails
+            raise ValueError(f"frame must be finite and in 0..1; got values from {low:g} to {high:g}")
+    return frame
+
+
+def _brief(value: Any) -> str:
+    """Describe a value in at most a line: a tensor or an array by its kind and shape."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__module__}.{type(value).__name__} of shape {list(value.shape)}, {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextmanager
+def evaluation_mode(predictor: Any) -> Iterator[None]:
+    """Put a module and all its parts in evaluation mode, then each part back as it was (some may have been frozen)."""
+    parts = list(predictor.modules()) if isinstance(predictor, torch.nn.Module) else []
+    before = [part.training for part in parts]
+    try:
+        if isinstance(predictor, torch.nn.Module):
+            predictor.eval()
+        yield
+    finally:
+        for part, training in zip(parts, before, strict=True):
+            part.training = training
+
+
+def predict_next(predictor: Predictor[Any, Any], frames: Tensor) -> Tensor:
+    """Let a predictor observe sequences from their first frame, and predict the frame after each.
+
+    Args:
+        predictor: the system.
+        frames: ``[batch, time, channels, height, width]`` in 0..1, time 1 or more.
+
+    Returns:
+        The same shape: entry t is predicted from the frames 0 to t, so the last one has not come yet.
+
+    Raises:
+        ValueError: frames of another form.
+    """
+    if not isinstance(frames, Tensor) or frames.dim() != 5 or 0 in frames.shape:
+        raise ValueError(f"frames must be [batch, time, channels, height, width], none of them 0; got {_brief(frames)}")
+    batch, _, channels, height, width = frames.shape
+    state = predictor.initial_state((batch, channels, height, width))
+    prediction, predicted = predictor.predict(state), []
+    for frame in frames.unbind(1):
+        state = predictor.observe(frame, prediction, state)
+        prediction = predictor.predict(state)
+        predicted.append(prediction.frame)
+    return torch.stack(predicted, 1)

@@ -12,11 +12,11 @@ from torchrsm.baselines.sequence_model import (
     Predicted,
     SequenceModel,
     Window,
-    detached,
     mean_squared_error,
 )
 from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE
+from torchrsm.state import detach
 from torchrsm.storage.tensors import load_tensors
 from torchrsm.streams import ArrayStream, BouncingBalls
 
@@ -49,7 +49,7 @@ class Toy(SequenceModel):
         trace = self.weight[2] * state.trace + state.frame
         return Predicted(self.weight[0] * state.frame + self.weight[1] * trace, trace)
 
-    def observe(self, frame, prediction, state):
+    def advance(self, frame, prediction, state):
         return ToyState(frame, prediction.memory)
 
 
@@ -99,7 +99,7 @@ def by_hand(frames, window):
     model, state, errors = Toy(), Toy().initial_state(SHAPE), []
     for t, frame in enumerate(frames):
         if t == len(frames) - window:
-            state, errors = detached(state), []
+            state, errors = detach(state), []
         prediction = model.predict(state)
         errors.append((prediction.frame - frame).square().mean())
         state = model.observe(frame, prediction, state)
@@ -214,7 +214,7 @@ def test_the_mean_is_over_scored_frames_only():
 
 def test_detached_keeps_the_form():
     tensor = torch.ones(2, requires_grad=True) * 2
-    state = detached(ToyState(tensor, (tensor, None)))
+    state = detach(ToyState(tensor, (tensor, None)))
     assert isinstance(state, ToyState)
     assert state.trace[1] is None
     assert not state.frame.requires_grad

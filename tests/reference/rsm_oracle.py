@@ -1,6 +1,7 @@
 """Recurrent Sparse Memory in plain NumPy: float64, one sample and one location at a time, slow on purpose.
 
-Written from lines 1 to 10 of docs/algorithm.md and from the layouts that the package documents; shares no code with it.
+Written from lines 1 to 10 of docs/science/algorithm.md and from the layouts that the package documents; shares no code
+with it.
 `settings` is any object with the attributes of `LayerConfig`, `weights` maps the names of a layer's parameters to
 arrays. Maps are ``[h, w, features]``; cell j of group i has the index ``j * groups + i``.
 """

@@ -77,7 +77,7 @@ class Problem:
         self.exact = exact
         batch, channels, pool = case["batch"], case["channels"], case["pool"]
         grid = Grid(*case["input_grid"])
-        self.step = step = Step(
+        self.step = step = Step.of(
             groups=case["groups"],
             cells_per_group=case["cells_per_group"],
             active_groups=case["active_groups"],
@@ -241,13 +241,65 @@ def test_equals_the_reference_for_any_configuration(case, seed):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_decode_has_the_gradients_of_the_reference(case, fused, reference):
+    problem = Problem(6, False, **CASES[case])
+    step = problem.step
+    index, _ = problem.select(reference)
+    z, wanted = problem.number(*index.shape), problem.number(index.shape[0], *step.input_grid, step.channels)
+    gradients = []
+    for engine in (fused, reference):
+        inputs = [part.clone().requires_grad_() for part in (z, problem.weights.decoder, problem.weights.output_bias)]
+        weights = problem.weights._replace(decoder=inputs[1], output_bias=inputs[2])
+        (engine.decode(step, weights, index, inputs[0]) * wanted).sum().backward()
+        gradients.append([part.grad for part in inputs])
+    for ours, expected in zip(*gradients, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["memory", "feedback", "refractory", "input"])
+@pytest.mark.parametrize("wrong", [-2, 10_000])
+def test_cells_that_do_not_exist_are_refused(what, wrong, fused):
+    case = {"memory": {}, "feedback": CASES["feedback"], "refractory": CASES["refractory"], "input": {"pool": 2}}[what]
+    problem = Problem(7, False, **case)
+    part = getattr(problem.context, what)
+    index = part.clone() if what == "refractory" else part.index.clone()
+    index[-1, -1, -1, -1] = wrong
+    bad = index if what == "refractory" else part._replace(index=index)
+    with pytest.raises(ValueError, match=rf"{what} must name cells in -1\.\.\d+, -1 for none; got -?\d+\.\.\d+"):
+        fused.select(problem.step, problem.weights, problem.context._replace(**{what: bad}))
+
+
+def test_winners_that_do_not_exist_are_refused(fused):
+    problem = Problem(8, False)
+    index, _ = problem.select(fused)
+    z = problem.number(*index.shape)
+    index[0, 0, 0, 0] = problem.step.cells
+    with pytest.raises(ValueError, match="winners must name cells"):
+        fused.decode(problem.step, problem.weights, index, z)
+    with pytest.raises(ValueError, match="winners must name cells"):
+        fused.loss(problem.step, problem.weights, index, z, problem.target, problem.learn)
+
+
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_cells_are_pooled_as_their_dense_map(pool, fused):
     """A layer that copies each channel of its input to one cell shows what the kernel pooled, signs included."""
     count = 4
     problem = Problem(4, False, channels=count, groups=count, cells_per_group=1, active_groups=count)
-    step = problem.step._replace(
-        kernel_size=1, stride=1, input_pool=pool, input_grid=Grid(-(-5 // pool), -(-7 // pool))
+    step = Step.of(
+        groups=count,
+        cells_per_group=1,
+        active_groups=count,
+        kernel_size=1,
+        stride=1,
+        recurrent_kernel_size=1,
+        decoder_kernel_size=3,
+        input_grid=Grid(-(-5 // pool), -(-7 // pool)),
+        channels=count,
+        input_pool=pool,
+        activation="identity",
+        margin=0,
     )
     weights = problem.weights._replace(feedforward=torch.eye(count), bias=torch.zeros(count))
     below = problem.cells((3, 5, 7), count, 3)
@@ -351,7 +403,7 @@ def test_choose_engine_refuses():
     with pytest.raises(ValueError, match="engine must be one of auto, fused, reference; got 'fast'"):
         choose_engine("fast", CPU)
     with pytest.raises(
-        ValueError, match=r"engine 'fused' runs on device cpu; got 'cuda' \(use 'auto' or 'reference'\)"
+        ValueError, match=r"engine 'fused' needs weights on cpu of torch.float32; got cuda, torch.float32"
     ):
         choose_engine("fused", torch.device("cuda"))
 

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from torchrsm import cli
-from torchrsm.progress import reporting
+from torchrsm.cli.progress import reporting
 from torchrsm.runs.bench import (
     Bench,
     BenchConfig,
@@ -165,6 +165,21 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_bench_from_before_preset_names_had_hyphens_goes_on(tmp_path):
+    Bench(small(), tmp_path)
+    former = [
+        "runs/paper_fast-seed-0",
+        "runs/paper_fast_1l-seed-1",
+        "scores/balls_1l-seed-0.json",
+        "memory/balls_1l-10.json",
+    ]
+    for name in former:
+        (tmp_path / name).write_text(name)
+    Bench(small(), tmp_path)
+    kept = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*"))
+    assert kept == sorted(name.replace("_", "-") for name in former)
+
+
 def test_the_folder_of_another_bench_is_left_alone(finished):
     before = snapshot(finished[0])
     with pytest.raises(ValueError, match=r"holds another bench, with minutes = 0.02; it cannot go on with 0.5"):
@@ -209,7 +224,7 @@ def test_the_command_line_refuses(tmp_path, capsys, arguments, says):
 def test_the_command_line_runs_a_bench(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(BenchConfig.model_fields["sequences"], "default", 2)
     seen = []
-    monkeypatch.setattr(cli, "Bench", lambda config, out: seen.append((config, out)) or Finished())
+    monkeypatch.setattr("torchrsm.cli.bench.Bench", lambda config, out: seen.append((config, out)) or Finished())
 
     class Finished:
         def run(self, reporting):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from warm_kernels import tiny_run
@@ -69,9 +71,19 @@ def test_every_call_gives_the_same_preset():
     assert all(preset(name) == preset(name) == make() for name, make in PRESETS.items())
 
 
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match=f"preset must be one of {', '.join(PRESETS)}; got 'papers'"):
+def test_an_unknown_preset_is_refused_with_the_nearest_name():
+    known = ", ".join(PRESETS)
+    with pytest.raises(ValueError, match=rf"^preset must be one of {known}; got 'papers', did you mean 'paper'\?$"):
         preset("papers")
+    with pytest.raises(ValueError, match="got 'balls_1l', did you mean 'balls-1l'"):
+        preset("balls_1l")
+    with pytest.raises(ValueError, match="got 'zebra'$"):
+        preset("zebra")
+
+
+def test_names_of_presets_have_hyphens_and_are_those_of_their_runs():
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) for name in PRESETS)
+    assert all(preset(name).name == name for name in PRESETS)
 
 
 PUBLISHED = {  # both layers
@@ -148,13 +160,13 @@ def test_paper_has_the_published_grids():
 
 
 def test_paper_1l_is_the_first_layer_of_paper():
-    both, alone = preset("paper"), preset("paper_1l")
-    expected = both.replace(name="paper_1l", model=both.model.replace(layers=both.model.layers[:1]))
+    both, alone = preset("paper"), preset("paper-1l")
+    expected = both.replace(name="paper-1l", model=both.model.replace(layers=both.model.layers[:1]))
     assert alone == expected
 
 
 def test_paper_fast_keeps_the_architecture_of_paper():
-    paper, fast = preset("paper"), preset("paper_fast")
+    paper, fast = preset("paper"), preset("paper-fast")
     architecture = {"groups", "cells_per_group", "active_groups", "kernel_size", "stride", "pool", "activation"}
     for published, layer in zip(paper.model.layers, fast.model.layers, strict=True):
         assert published.model_dump(include=architecture) == layer.model_dump(include=architecture)
@@ -185,7 +197,7 @@ def test_a_rectifier_that_learns_has_its_settings(name):
     assert (run.model.rectifier is None) == (run.rectifying is None) == (name not in RECTIFIED)
 
 
-RECTIFIED = ("paper", "paper_1l", "paper_rectifier", "balls", "balls_1l", "balls_compact")
+RECTIFIED = ("paper", "paper-1l", "paper-rectifier", "balls", "balls-1l", "balls-compact")
 
 
 def test_tiny_has_every_mechanism_of_paper():

@@ -1,10 +1,12 @@
 import json
 
 import pytest
+import torch
 from warm_kernels import tiny_run
 
-from torchrsm import preset
+from torchrsm import Trainer, preset
 from torchrsm.runs.settings import (
+    FORMER_NAMES,
     RUN_FILE,
     BaselineRunConfig,
     RunConfig,
@@ -56,3 +58,22 @@ def test_a_run_file_names_every_setting(tmp_path):
     settings = json.loads(save_run_config(preset("dtsbn")))
     assert settings["model"]["kind"] == "dtsbn"
     assert settings["learning"]["optimiser"] == "adam"
+
+
+@pytest.mark.parametrize(("former", "now"), FORMER_NAMES.items())
+def test_a_run_from_before_preset_names_had_hyphens_is_that_of_todays_preset(tmp_path, former, now):
+    run = preset(now)
+    (tmp_path / RUN_FILE).write_bytes(save_run_config(run).replace(f'"{now}"'.encode(), f'"{former}"'.encode()))
+    assert json.loads((tmp_path / RUN_FILE).read_bytes())["name"] == former
+    assert load_run_config(tmp_path) == run
+
+
+def test_a_run_from_before_preset_names_had_hyphens_goes_on(tmp_path):
+    run = tiny_run(steps=4, checkpoint_seconds=0).replace(name="balls-1l")
+    trainer = Trainer(run, tmp_path)
+    trainer.run(lambda record: None)
+    weights = trainer.model.state_dict()
+    (tmp_path / RUN_FILE).write_bytes((tmp_path / RUN_FILE).read_bytes().replace(b'"balls-1l"', b'"balls_1l"'))
+    again = Trainer(run, tmp_path, resume=True)
+    assert again.step == 4
+    assert all(torch.equal(value, weights[name]) for name, value in again.model.state_dict().items())

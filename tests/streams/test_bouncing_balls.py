@@ -95,7 +95,7 @@ def test_velocities_are_those_before_the_move(many):
     assert (moved - many.velocities[:, :-1])[free].abs().max() < 1e-12
 
 
-# --- The scale of the errors (protocol.md) ----------------------------------------------------------------------------
+# --- The scale of the errors (docs/science/protocol.md) ---------------------------------------------------------------
 
 
 def test_scale_of_errors(many):

@@ -73,7 +73,7 @@ def test_what_is_held_out_of_worlds():
     )
 
 
-@pytest.mark.parametrize("name", ["balls", "balls_1l", "balls_compact", "paper", "convlstm-wide", "simvp", "copy-last"])
+@pytest.mark.parametrize("name", ["balls", "balls-1l", "balls-compact", "paper", "convlstm-wide", "simvp", "copy-last"])
 @pytest.mark.parametrize("shape", [(3, 24, 36), (1, 30, 18)])
 def test_any_system_fits_a_video(name, shape):
     stream = VideoConfig(path="clip.mp4", channels=shape[0])

@@ -3,7 +3,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from test_decoding import CARPHONE, SAMPLES, film, greys, pictures
+from small_films import CARPHONE, SAMPLES, film, greys, pictures
 
 from torchrsm.streams import VideoFile, VideoReader, check_stream, load_clips
 
@@ -47,12 +47,13 @@ def test_a_folder_of_pictures_is_one_clip(tmp_path):
         load_clips(tmp_path)
 
 
-def test_gifs_alone_are_films_and_beside_pictures_a_picture(tmp_path):
+def test_gifs_alone_are_films_and_do_not_go_with_pictures(tmp_path):
     images = [Image.new("L", (4, 4), 20 * number) for number in range(3)]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
     assert [len(clip) for clip in load_clips(tmp_path)] == [3]
     images[1].save(tmp_path / "b.png")
-    assert [len(clip) for clip in load_clips(tmp_path)] == [2]
+    with pytest.raises(ValueError, match=r"must have single pictures in it, received the animation a\.gif of 3"):
+        load_clips(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -80,8 +81,8 @@ def test_an_array_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
 
 
 def test_floating_point_arrays_are_rounded_to_bytes(tmp_path):
-    np.save(tmp_path / "a.npy", np.linspace(0, 1, 2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5))
-    expected = np.round(np.linspace(0, 255, 120)).reshape(2, 3, 1, 4, 5)
+    np.save(tmp_path / "a.npy", np.linspace(0, 1, 2 * 4 * 4 * 5, dtype=np.float32).reshape(2, 4, 4, 5))
+    expected = np.round(np.linspace(0, 255, 160)).reshape(2, 4, 1, 4, 5)
     assert np.abs(np.stack(load_clips(tmp_path / "a.npy")) - expected).max() <= 1
 
 

@@ -67,7 +67,7 @@ AnyBaselineConfig = (
     | PredRNNConfig
     | SimVPConfig
 )
-"""The settings of any baseline; ``kind`` says which."""
+"""The settings of any baseline; their field ``kind`` names it."""
 
 BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "copy-last": (CopyLastConfig, CopyLast),
@@ -83,14 +83,14 @@ BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "predrnn": (PredRNNConfig, PredRNN),
     "simvp": (SimVPConfig, SimVP),
 }
-"""Settings and model by ``kind``."""
+"""The settings and the model of each baseline, by the ``kind`` of its settings."""
 
 WITHOUT_WEIGHTS = ("copy-last", "constant-velocity")
-"""Those that have nothing to learn, so that they need no folder."""
+"""The baselines that learn nothing. They have no weights, so they are loaded by name, without a folder."""
 
 
 def make_baseline(config: BaselineConfig) -> SequenceModel:
-    """Make the baseline that some settings describe, with new weights."""
+    """Return the baseline that the settings describe, with new weights."""
     for config_type, model_type in BASELINES.values():
         if type(config) is config_type:
             return model_type(config)

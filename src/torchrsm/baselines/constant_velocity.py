@@ -36,7 +36,7 @@ class ConstantVelocityConfig(BaselineConfig):
     @model_validator(mode="after")
     def _is_a_box(self) -> Self:
         if self.channels != 1:
-            raise ValueError(f"channels must be 1, balls have no colour; got {self.channels}")
+            raise ValueError(f"channels must be 1, for balls have no colour; got {self.channels}")
         if self.height != self.width:
             raise ValueError(f"height and width must be equal; got {self.height} and {self.width}")
         return self
@@ -57,9 +57,9 @@ class ConstantVelocityState(NamedTuple):
 class ConstantVelocity(SequenceModel):
     """The `Predictor`; the state is a `ConstantVelocityState`.
 
-    A picture in which it does not find exactly the balls of the world tells no positions: if it is the last one, it is
-    repeated; if it is the one before (or there is none), the balls stay where they are. A dream flies straight on: once
-    a ball is half outside the box it is not found any more, and the picture stands still.
+    It needs to find all balls of the world in a picture. If it does not in the last one, it repeats that picture. If it
+    does not in the one before (or there is none), the balls stay where they are. In a dream the balls fly straight on;
+    once a ball is half outside the box it is not found any more, and the picture stands still.
 
     Args:
         config: its settings.
@@ -94,6 +94,6 @@ class ConstantVelocity(SequenceModel):
             frame[torch.from_numpy(found)] = moved.to(frame)
         return Predicted(frame)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: ConstantVelocityState) -> ConstantVelocityState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: ConstantVelocityState) -> ConstantVelocityState:
         """Store the frame."""
         return ConstantVelocityState(state.frame, frame)

@@ -5,8 +5,8 @@ Machine Learning Approach for Precipitation Nowcasting", NIPS 2015, arXiv 1506.0
 Cenzato, Alberto Testolin, Marco Zorzi, "On the difficulty of learning and predicting the long-term dynamics of bouncing
 objects", 2019, arXiv 1907.13494, and the authors' settings.
 
-Long short-term memory whose products are convolutions; as in the second paper the gates do not look at the cells.
-Frames are brought to -1..1 first, so that the zeros around a frame are no black pixels: the wall can be seen. In the
+It is long short-term memory whose products are convolutions. As in the second paper the gates do not read the cells.
+Frames are scaled to -1..1 first, so the zeros around a frame differ from black pixels and the wall can be seen. In the
 published network the last layer has one channel, and its output is the predicted frame. A convolution may read the
 frame from the last layer instead, and frames may be folded (space to depth), which makes a wide network affordable.
 """
@@ -31,7 +31,7 @@ from torchrsm.baselines.sequence_model import (
     mean_squared_error,
 )
 
-_NEAR_BLACK = 0.02  # the last frame is clamped so far from 0 and 1, or its logit could not be moved
+_NEAR_BLACK = 0.02  # the last frame is clamped this far from 0 and 1, so that the readout can move its logit
 
 
 class StackConfig(BaselineConfig):
@@ -237,7 +237,7 @@ class ConvLSTM(SequenceModel):
         frames, layers = self._run(state.frame[None], state.layers, starts)
         return Predicted(frames[0], layers)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: ConvLSTMState) -> ConvLSTMState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: ConvLSTMState) -> ConvLSTMState:
         """Store the frame."""
         return ConvLSTMState(frame, prediction.memory)
 
@@ -264,6 +264,7 @@ class ConvLSTM(SequenceModel):
 def at_rest(memories: tuple[Memory, ...]) -> tuple[Memory, ...]:
     """Return memories without their graph, laid out in memory as a checkpoint gives them back.
 
-    The layout chooses the kernel, and with it the last bits: a run that is resumed must repeat the one that was not.
+    torch chooses its kernel by the layout, and the kernel decides the last bits of the result. With one layout, a run
+    that is resumed repeats one that was never interrupted.
     """
     return tuple(Memory(*(part.detach().clone(memory_format=torch.contiguous_format) for part in m)) for m in memories)

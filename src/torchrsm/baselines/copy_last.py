@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, SequenceModel
+from torchrsm.predictor import check_shape
 
 
 class CopyLastConfig(BaselineConfig):
@@ -30,12 +31,12 @@ class CopyLast(SequenceModel):
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> CopyLastState:
         """Return black frames: nothing has been seen."""
-        return CopyLastState(torch.zeros(shape))
+        return CopyLastState(torch.zeros(check_shape(shape)))
 
     def predict(self, state: CopyLastState) -> Predicted:
         """Predict the last frame seen."""
         return Predicted(state.frame)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: CopyLastState) -> CopyLastState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: CopyLastState) -> CopyLastState:
         """Remember ``frame`` and nothing else."""
         return CopyLastState(frame)

@@ -10,8 +10,8 @@ Bernoulli with a logistic mean. The recognition network goes the other way: the 
 frames and the last lower units; the upper units from the lower ones and the last units of both layers. A frame is
 predicted from the last frames and from what the recognition network thinks the last units were.
 
-Written with the past of a step as a value: a value of 0 for a step that is not there drops it out of every sum, as the
-equations want it, so the first frames of a sequence need no case of their own.
+The past of a step is a value here. A step that does not exist has the value 0, which drops it out of every sum, as in
+the equations, so the first frames of a sequence need no special case.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.baselines.sequence_model import BaselineConfig, Lesson, Predicted, SequenceModel, Window, detached
+from torchrsm.baselines.sequence_model import BaselineConfig, Lesson, Predicted, SequenceModel, Window
+from torchrsm.state import detach
 
 
 class DTSBNConfig(BaselineConfig):
@@ -34,7 +35,7 @@ class DTSBNConfig(BaselineConfig):
         order: steps back that a step depends on.
         baseline_units: of the network that guesses the learning signal from the frame.
         initial_deviation: of the weights before they learn; biases begin at 0.
-        signal: what the recognition network of a step is paid with, see `learning_signal`.
+        signal: the reward of the recognition network at each step, see `learning_signal`.
         signal_momentum: share of the old value in the running mean and variance of the learning signal.
     """
 
@@ -166,8 +167,8 @@ class Baseline(nn.Module):
 class DTSBN(SequenceModel):
     """The `Predictor`; the state is a `Past`.
 
-    While it trains the units are samples; in evaluation their means take their place, in the recognition and in the
-    prediction (mean field), so it is deterministic.
+    The units are samples while it trains. In evaluation their means take their place, in the recognition and in the
+    prediction (mean field), so an evaluation is deterministic.
 
     Args:
         config: its settings.
@@ -204,7 +205,7 @@ class DTSBN(SequenceModel):
         frame = self._expected_frame(*self.generative.from_past(state))
         return Predicted(self._as_frames(frame))
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: Past) -> Past:
+    def advance(self, frame: Tensor, prediction: Predicted, state: Past) -> Past:
         """Let the recognition network guess the units of the step."""
         starts = torch.zeros(1, len(frame), dtype=torch.bool, device=frame.device)
         return self._recognise(frame.flatten(1)[None], starts, state)[-1]
@@ -233,7 +234,7 @@ class DTSBN(SequenceModel):
         error = 0.5 * (signal - mean - guess).square().mean() / deviation
         with torch.no_grad():
             predicted = self._expected_frame(*from_past)
-        return Lesson((loss, error), self._as_frames(predicted), ~window.starts, detached(after))
+        return Lesson((loss, error), self._as_frames(predicted), ~window.starts, detach(after))
 
     def terms(self, window: Window, units: Units, state: Past) -> Terms:
         """Return log p and log q of given units, step by step: no sampling.
@@ -317,7 +318,7 @@ class DTSBN(SequenceModel):
 
 
 def learning_signal(bound: Tensor, starts: Tensor, signal: Literal["step", "future"]) -> Tensor:
-    """Return what the recognition network of each step is paid with, ``[time, b]``.
+    """Return the reward of the recognition network at each step, ``[time, b]``.
 
     Args:
         bound: what each step adds to the bound, ``[time, b]``.

@@ -5,7 +5,7 @@ bouncing objects", 2019, arXiv 1907.13494, and the authors' settings; the unit i
 Schmidhuber, "Long short-term memory", Neural Computation 1997, with forget gates.
 
 A frame goes in as one vector with values in -1..1; the output of the last layer, in -1..1 as well, is the prediction.
-Nothing in it knows which pixels are neighbours.
+The network does not know which pixels are neighbours.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torchrsm.baselines.sequence_model import (
     Predicted,
     SequenceModel,
     Window,
-    detached,
     mean_squared_error,
 )
+from torchrsm.state import detach
 
 UNSEEN = 0.5
-"""Value of a frame that stands for none, before the first; 0 once frames are brought to -1..1."""
+"""Value of the frame that stands in before the first one; 0 once frames are scaled to -1..1."""
 
 
 class LSTMConfig(BaselineConfig):
@@ -36,8 +36,8 @@ class LSTMConfig(BaselineConfig):
 
     Attributes:
         hidden_units: of each layer below the last, from the frame on.
-        readout: ``cell``, the last layer has a unit for each pixel and its output is the frame; ``linear``, there is no
-            such layer, but weights and a logistic from the last of ``hidden_units`` to the pixels.
+        readout: ``cell``: a further layer has a unit for each pixel, and its output is the frame. ``linear``: weights
+            and a logistic from the last of ``hidden_units`` to the pixels take its place.
     """
 
     kind: Literal["lstm"] = "lstm"
@@ -124,7 +124,7 @@ class LSTM(SequenceModel):
         frames, layers = self._run(state.frame[None], state.layers, starts)
         return Predicted(frames[0], layers)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: LSTMState) -> LSTMState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: LSTMState) -> LSTMState:
         """Store the frame."""
         return LSTMState(frame, prediction.memory)
 
@@ -133,7 +133,7 @@ class LSTM(SequenceModel):
         frames, layers = self._run(inputs_of(window, state.frame), state.layers, window.starts)
         scored = ~window.starts
         loss = mean_squared_error(frames, window.frames, scored)
-        return Lesson((loss,), frames.detach(), scored, LSTMState(window.frames[-1], detached(layers)))
+        return Lesson((loss,), frames.detach(), scored, LSTMState(window.frames[-1], detach(layers)))
 
     def _run(self, inputs: Tensor, memories: tuple[Memory, ...], starts: Tensor) -> tuple[Tensor, tuple[Memory, ...]]:
         """Return the frames ``[time, b, c, h, w]`` that follow the inputs, and the memory after the last."""

@@ -5,7 +5,7 @@ Networks", 2015, arXiv 1511.06380. It learns from the squared error, and with ``
 discriminator, which sees the frames before as well as the one that came or was drawn (Ian Goodfellow et al.,
 "Generative Adversarial Networks", NIPS 2014, made recurrent and conditional).
 
-All that is known of the past goes through one vector, the LSTM's; nothing in it knows where a pixel is.
+All that it knows of the past goes through one vector, the LSTM's, which has no places.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torchrsm.baselines.sequence_model import (
     Predicted,
     SequenceModel,
     Window,
-    detached,
     mean_squared_error,
 )
+from torchrsm.state import detach
 
 
 class PGNConfig(BaselineConfig):
@@ -61,7 +61,7 @@ class PGNConfig(BaselineConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width of the encoder's last maps; a frame whose size does not divide has a border put to it."""
+        """Height and width of the encoder's last maps; a frame whose size does not divide gets a border."""
         divisor = 2 ** len(self.filters)
         return -(-self.height // divisor), -(-self.width // divisor)
 
@@ -200,7 +200,7 @@ class PGN(SequenceModel):
 
     @property
     def loss_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The squared error with what the discriminator adds to it, and where there is one the discriminator's."""
+        """The prediction's loss and, where there is a discriminator, the discriminator's."""
         return ("prediction loss",) if self.discriminator is None else ("prediction loss", "discriminator's loss")
 
     def weight_groups(self) -> tuple[list[nn.Parameter], ...]:
@@ -222,7 +222,7 @@ class PGN(SequenceModel):
         frames, memory = self._run(state.frame[None], state.memory, starts)
         return Predicted(frames[0], memory)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: PGNState) -> PGNState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: PGNState) -> PGNState:
         """Store the frame."""
         return PGNState(frame, prediction.memory)
 
@@ -237,7 +237,7 @@ class PGN(SequenceModel):
             real = _verdict(self.discriminator(context, window.frames), True, scored)
             unreal = _verdict(self.discriminator(context, frames.detach()), False, scored)
             losses = (losses[0] + self.config.adversarial_weight * drawn, (real + unreal) / 2)  # type: ignore[assignment]
-        return Lesson(losses, frames.detach(), scored, PGNState(window.frames[-1], detached(memory)))
+        return Lesson(losses, frames.detach(), scored, PGNState(window.frames[-1], detach(memory)))
 
     def _run(self, inputs: Tensor, memory: Memory, starts: Tensor) -> tuple[Tensor, Memory]:
         """Return the frames ``[time, b, c, h, w]`` that follow the inputs, and the memory after the last."""
@@ -247,6 +247,6 @@ class PGN(SequenceModel):
 
 
 def _verdict(logits: Tensor, came: bool, scored: Tensor) -> Tensor:
-    """Return the cross entropy of a verdict on the scored frames, in nats; log 2 for a coin."""
+    """Return the mean cross-entropy of a verdict on the scored frames, in nats; log 2 for a guess."""
     entropy = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(came)), reduction="none")
     return (entropy * scored).sum() / scored.sum().clamp(min=1)

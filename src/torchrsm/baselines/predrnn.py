@@ -25,10 +25,10 @@ from torchrsm.baselines.sequence_model import (
     Predicted,
     SequenceModel,
     Window,
-    detached,
     mean_squared_error,
 )
 from torchrsm.predictor import restart
+from torchrsm.state import detach
 
 _NEAR_BLACK = 0.02
 _TINY = 1e-12
@@ -95,7 +95,7 @@ class Written(NamedTuple):
 
 
 class SpatiotemporalLSTM(nn.Module):
-    """A layer.
+    """A layer of the network.
 
     Args:
         below: channels of the input.
@@ -182,7 +182,7 @@ class PredRNN(SequenceModel):
         after, top, _ = self._step(self._folded(state.frame), state.layers, state.shared)
         return Predicted(torch.sigmoid(self._logits(top, state.frame)), after)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: PredRNNState) -> PredRNNState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: PredRNNState) -> PredRNNState:
         """Store the frame."""
         return PredRNNState(frame, *prediction.memory)
 
@@ -207,7 +207,7 @@ class PredRNN(SequenceModel):
                 + self.config.decoupling_weight
                 * torch.stack([decoupling(self.apart(cell), self.apart(shared)) for cell, shared in alike]).mean()
             )
-        return Lesson((loss,), frames.detach(), scored, PredRNNState(window.frames[-1], *detached(memories)))
+        return Lesson((loss,), frames.detach(), scored, PredRNNState(window.frames[-1], *detach(memories)))
 
     def _folded(self, frames: Tensor) -> Tensor:
         folded = F.pixel_unshuffle(2 * frames - 1, self.config.patch)

@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.baselines.sequence_model import BaselineConfig, Lesson, Predicted, SequenceModel, Window, detached
+from torchrsm.baselines.sequence_model import BaselineConfig, Lesson, Predicted, SequenceModel, Window
+from torchrsm.state import detach
 
 
 class BoltzmannConfig(BaselineConfig):
@@ -156,20 +157,20 @@ class RTRBM(SequenceModel):
         )
 
     def predict(self, state: RTRBMState) -> Predicted:
-        """Settle the step's machine, from the last frame on."""
+        """Run the mean field of the step's machine, starting from the last frame."""
         weights, recurrent = self.matrices()
         last = state.frame.flatten(1)
         machine = Machine(weights, *self._biases(recurrent, state.past, state.begun, last))
         frame = machine.mean_field(last, self.config.prediction_steps)
         return Predicted(frame.view_as(state.frame), machine.hidden_bias)
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: RTRBMState) -> RTRBMState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: RTRBMState) -> RTRBMState:
         """Let the frame set the hidden units."""
         past = torch.sigmoid(frame.flatten(1) @ self.matrices()[0].t() + prediction.memory)
         return RTRBMState(frame, past, torch.ones_like(state.begun))
 
     def learn(self, window: Window, state: RTRBMState) -> Lesson:
-        """Return the loss of contrastive divergence. Only the last step is predicted for the record: it takes long."""
+        """Return the loss of contrastive divergence. Only the last step is predicted and scored: that is slow."""
         frames = window.frames.flatten(2)
         weights, recurrent = self.matrices()
         seen = frames @ weights.t()
@@ -187,7 +188,7 @@ class RTRBM(SequenceModel):
         with torch.no_grad():
             predicted[-1] = Machine(weights, *biases[-1]).mean_field(before, self.config.prediction_steps)
         scored[-1] = ~window.starts[-1]
-        after = RTRBMState(window.frames[-1], *detached((past, begun)))
+        after = RTRBMState(window.frames[-1], *detach((past, begun)))
         return Lesson((loss,), predicted.view_as(window.frames), scored, after)
 
     def _biases(self, recurrent: Tensor, past: Tensor, begun: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

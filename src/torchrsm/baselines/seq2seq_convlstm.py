@@ -30,9 +30,9 @@ class Seq2SeqConvLSTMConfig(StackConfig):
 
     Attributes:
         horizon: frames that a decoder is asked for while it learns.
-        decode_every: a decoder starts after this many frames of a window, and again after each so many.
-        curriculum_updates: a decoder is asked for one frame at first, and for one more after so many updates each,
-            until they are ``horizon``; None asks for all from the beginning.
+        decode_every: frames of a window between two starts of a decoder; the first start is after as many.
+        curriculum_updates: a decoder is asked for one frame at first, and for one more each time that this many updates
+            are done, up to ``horizon``; None asks for all from the beginning.
     """
 
     kind: Literal["seq2seq-convlstm"] = "seq2seq-convlstm"
@@ -130,7 +130,7 @@ class Seq2SeqConvLSTM(SequenceModel):
         """Return the first frame that the decoder goes on with."""
         return Predicted(self._decode(self.decoder, state.layers, state.frame, 1)[0])
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: Seq2SeqState) -> Seq2SeqState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: Seq2SeqState) -> Seq2SeqState:
         """Let the encoder read the frame."""
         _, steps = self.encoder(2 * frame - 1, state.layers, _no_starts(frame))
         return Seq2SeqState(frame, steps[-1])

@@ -1,8 +1,8 @@
 """What the baselines have in common: a `Predictor` that learns from windows of the streams, and its folder on disk.
 
-A window is what comes next on every stream of the batch, some frames long. The gradient goes back through the window
-and no further: the state that a window begins with is the last one's, without its graph (truncated backpropagation
-through time). So a baseline sees the very frames that RSM sees, in the same order, and memory grows with the window.
+A window holds the next frames of every stream of the batch. The gradient goes back through the window and no further:
+a window begins with the state of the last one, without its graph (truncated backpropagation through time). So a
+baseline sees the same frames as RSM, in the same order, and its memory grows with the window.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.config import Config
-from torchrsm.predictor import restart, rollout
+from torchrsm.predictor import check_frame, check_shape, predict_next, restart, rollout
+from torchrsm.state import detach
 from torchrsm.storage.folders import save_model, save_weights
 
 
@@ -74,9 +75,11 @@ class Predicted(NamedTuple):
 
 
 class SequenceModel(nn.Module):
-    """Base of the baselines; see `torchrsm.predictor.Predictor` for the three calls, which each defines.
+    """Base of the baselines; see `torchrsm.predictor.Predictor` for the three calls.
 
-    While it learns a state carries the graph of its window; elsewhere the callers switch graphs off.
+    Each defines `initial_state`, `predict` and `advance`, the work of `observe`.
+
+    While a baseline learns, its state carries the graph of the window. Elsewhere the callers switch graphs off.
 
     Args:
         config: its settings.
@@ -101,16 +104,29 @@ class SequenceModel(nn.Module):
         raise NotImplementedError
 
     def observe(self, frame: Tensor, prediction: Any, state: Any) -> Any:
-        """Return the state after a frame ``[b, c, h, w]``, true or fed back."""
+        """Return the state after a frame ``[b, c, h, w]`` in 0..1, true or fed back.
+
+        Raises:
+            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
+        """
+        return self.advance(check_frame(frame, prediction.frame), prediction, state)
+
+    def advance(self, frame: Tensor, prediction: Any, state: Any) -> Any:
+        """Return the state after a frame that is known to be good; what `observe` does, for a system to define."""
         raise NotImplementedError
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Predict the frame after each of ``frames [b, t, c, h, w]``; see `torchrsm.predictor.predict_next`."""
+        return predict_next(self, frames)
 
     @property
     def shortest_window(self) -> int:
-        """Frames that a window must have at least, so that there is something to learn."""
+        """The fewest frames of a window that teach something."""
         return 1
 
     def check_shape(self, shape: tuple[int, int, int, int]) -> None:
         """Refuse frames of another shape than ``[b, *config]``, with a ValueError."""
+        shape = check_shape(shape)
         expected = (self.config.channels, self.config.height, self.config.width)
         if tuple(shape[1:]) != expected:
             raise ValueError(f"this model reads frames of {_times(expected)}; got {_times(shape[1:])}")
@@ -133,13 +149,13 @@ class SequenceModel(nn.Module):
             state = restart(state, fresh, starts)
             prediction = self.predict(state)
             predicted.append(prediction.frame)
-            state = self.observe(frame, prediction, state)
+            state = self.advance(frame, prediction, state)
         frames, scored = torch.stack(predicted), ~window.starts
         loss = mean_squared_error(frames, window.frames, scored)
-        return Lesson((loss,), frames.detach(), scored, detached(state))
+        return Lesson((loss,), frames.detach(), scored, detach(state))
 
     def rollout(self, state: Any, steps: int) -> tuple[Tensor, Any]:
-        """Imagine what comes next, ``[b, steps, c, h, w]``, and return the state after it, too.
+        """Imagine what comes next; return the frames ``[b, steps, c, h, w]`` and the state after them.
 
         Raises:
             ValueError: ``steps`` is below 1.
@@ -160,7 +176,7 @@ class SequenceModel(nn.Module):
 
 
 def mean_squared_error(frames: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
-    """Return the squared error of a pixel, a scalar: the mean over the frames that are scored.
+    """Return the mean squared error of the pixels of the scored frames, a scalar.
 
     Args:
         frames, truth: ``[time, b, c, h, w]``.
@@ -168,16 +184,6 @@ def mean_squared_error(frames: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
     """
     error = (frames - truth).square().mean((2, 3, 4)) * scored
     return error.sum() / scored.sum().clamp(min=1)
-
-
-def detached(state: Any) -> Any:
-    """Return a state, (nested) tuples of tensors, without its graph."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return state.detach()
-    parts = [detached(part) for part in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -42,8 +42,8 @@ class SimVPConfig(BaselineConfig):
 
     Attributes:
         context: frames that it reads [10]. Of bouncing balls 4 tell as much and cost less.
-        horizon: frames that it is taught to predict at once [10]. The first alone is its prediction, which is best if
-            it is taught no other.
+        horizon: frames that it is taught to predict at once [10]. Only the first is used as
+            its prediction, and that is best with a horizon of 1.
         spatial_channels: maps of a frame, even [64].
         spatial_blocks: convolutions of the encoder, and of the decoder [4]. Every second one halves the resolution, so
             height and width must be divisible by 2 to the power of their number.
@@ -303,15 +303,15 @@ class SimVP(SequenceModel):
         """Predict the next frames of each stream at once, ``[b, horizon, c, h, w]``."""
         return self._run(state.history, state.seen[:, None])[:, 0]
 
-    def observe(self, frame: Tensor, prediction: Predicted, state: SimVPState) -> SimVPState:
+    def advance(self, frame: Tensor, prediction: Predicted, state: SimVPState) -> SimVPState:
         """Store the frame and forget the oldest."""
         history = torch.cat((state.history[:, 1:], frame[:, None]), 1)
         return SimVPState(history, (state.seen + 1).clamp(max=self.config.context))
 
     def learn(self, window: Window, state: SimVPState) -> Lesson:
-        """Return the mean squared error of all that is predicted of the window, side by side: no memory to wait for.
+        """Return the mean squared error of all predictions of the window, which are computed side by side.
 
-        Of the predictions further ahead those count whose frame is in the window and in the same sequence.
+        A prediction further ahead counts where its frame is in the window and in the same sequence.
         """
         context = self.config.context
         frames = torch.cat((state.history, window.frames.transpose(0, 1)), 1)

@@ -16,7 +16,7 @@ _REFERENCE = "copy-last"
 
 
 def plot_error_by_frame(scores: Mapping[str, Sequence[float | None]], path: str | Path) -> None:
-    """Plot the squared error at each frame, logarithmic, one line per model, as PNG.
+    """Plot the squared error at each frame on a logarithmic axis, one line per model, as PNG.
 
     Args:
         scores: ``by_frame`` of `evaluation.NextFrameScores`, by the name to show: the first value is frame 1; None, and
@@ -92,7 +92,7 @@ def plot_by_step(panels: Sequence[Panel], path: str | Path) -> None:
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel("step of the dream")
         _plain(axes)
-        axes.set_xlim(0, last_step + 1)  # the same for all, also for a line of gaps
+        axes.set_xlim(0, last_step + 1)  # given, because a line of gaps would not set it
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         if len(panel.lines) + (panel.world is not None) > 1:
             axes.legend(frameon=False, fontsize=8)

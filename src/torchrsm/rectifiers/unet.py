@@ -61,7 +61,7 @@ class _Normed(nn.Module):
 
 
 class UNetGenerator(nn.Module):
-    """Reads the prediction, the last frame and its trace at full resolution, works at half of it, and draws at full.
+    """Reads the prediction and the stack's input at full resolution, works at half of it, and draws at full.
 
     One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. What it
     finds is added to the logit of the prediction, or of the last frame; the last layer starts at 0, which returns that
@@ -71,7 +71,7 @@ class UNetGenerator(nn.Module):
         config: its settings.
         channels: channels of a frame.
         layer_cells: cells of each layer of the stack.
-        seen_channels: channels of the stack's input, the last frame and its trace.
+        seen_channels: channels of the stack's input: its last frames, then their trace if it has one.
         pad, pad_value: border of the frames that the stack reads.
     """
 
@@ -113,7 +113,7 @@ class UNetGenerator(nn.Module):
         Args:
             raw: prediction of the stack, ``[b, c, h, w]`` in 0..1.
             cells: the winners of each layer that made it.
-            seen: the stack's last input, ``[b, c', h', w']``, with its border; the frame first, its trace behind.
+            seen: what the stack has read, ``[b, c', h', w']``, with its border: see `torchrsm.model.Prediction`.
 
         Returns:
             ``[b, c, h, w]`` in 0..1.

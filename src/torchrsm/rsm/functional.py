@@ -3,7 +3,7 @@
 Everything is a map with its features last: ``[b, h, w, ...]`` with batch, rows and columns of the map in question, and
 ``c`` channels, ``g`` groups, ``n`` cells or ``k`` winners of a location. Cell ``j`` of group ``i`` has the index
 ``j * groups + i``, so ``y.unflatten(-1, (-1, groups))`` gives every group a column of its own. Line numbers refer to
-docs/algorithm.md.
+docs/science/algorithm.md.
 """
 
 from __future__ import annotations
@@ -39,13 +39,11 @@ class Grid(NamedTuple):
     width: int
 
 
-def empty_cells(batch: int, grid: Grid, winners: int, device: torch.device | None = None) -> Cells:
-    """Return cells that never fired: every index -1, every value 0."""
+def empty_cells(batch: int, grid: Grid, winners: int, like: Tensor | None = None) -> Cells:
+    """Return cells that never fired, every index -1, every value 0; of the type and on the device of ``like``."""
+    like = torch.empty(0) if like is None else like
     shape = (batch, *grid, winners)
-    return Cells(
-        torch.full(shape, -1, dtype=torch.int32, device=device),
-        torch.zeros(shape, device=device),
-    )
+    return Cells(like.new_full(shape, -1, dtype=torch.int32), like.new_zeros(shape))
 
 
 def to_dense(cells: Cells, count: int) -> Tensor:

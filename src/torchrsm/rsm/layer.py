@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torchrsm.config import Config
 from torchrsm.rsm import functional as F
 from torchrsm.rsm.functional import Activation, Cells, Grid, Normalisation
-from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, choose_engine
+from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, check_engine, choose_engine
 
 
 class LayerConfig(Config):
-    """Settings of one layer. The names and their published symbols stand side by side in docs/notation.md.
+    """Settings of one layer. The names and their published symbols stand side by side in docs/science/notation.md.
 
     Attributes:
         groups: groups of cells at each location (g); they share their feed-forward weights.
@@ -177,7 +177,9 @@ class RSMLayer(nn.Module):
         self.channels = channels
         self.input_pool = input_pool
         self.input_grid = input_grid if config.depends_on_size else None
-        self.engine: EngineName = engine
+        check_engine(engine)
+        self.engine = engine
+        self._steps: dict[Grid, Step] = {}
         fan_in = config.kernel_size**2 * config.channels_in(channels)
         self.feedforward = _normal(fan_in, config.groups, fan_in**-0.5)
         self.recurrent = _normal(
@@ -205,14 +207,14 @@ class RSMLayer(nn.Module):
         config = self.config
         grid = self._step(self._grid_of(input)).grid
         dense = (batch, *grid, config.cells)
-        device = self.bias.device
+        like = self.bias
         if isinstance(input, Tensor):
             input = input.repeat(1, 1, 1, config.channels_in(1))
         return LayerState(
             input=input,
-            cells=F.empty_cells(batch, grid, config.active_groups, device),
-            trace=torch.zeros(dense, device=device) if config.recurrent_decay > 0 else None,
-            inhibition=torch.zeros(dense, device=device) if config.inhibition_decay else None,
+            cells=F.empty_cells(batch, grid, config.active_groups, like),
+            trace=like.new_zeros(dense) if config.recurrent_decay > 0 else None,
+            inhibition=like.new_zeros(dense) if config.inhibition_decay else None,
         )
 
     def predict(self, state: LayerState, feedback: Cells | None = None) -> LayerPrediction:
@@ -221,9 +223,13 @@ class RSMLayer(nn.Module):
         Args:
             state: what the layer remembers.
             feedback: the last cells of the layer above.
+
+        Raises:
+            ValueError: a part of them has another shape, type or device than this layer's own.
         """
         config = self.config
         step = self._step(self._grid_of(state.input))
+        self._check_state(state, feedback, step)
         context = Context(
             input=state.input,
             memory=self._memory(state),
@@ -248,13 +254,27 @@ class RSMLayer(nn.Module):
             prediction: what `predict` returned.
             target: the input that came, ``[b, h, w, c]`` or cells of the layer below.
             learn: ``[b]`` bool, false for samples to leave out.
+
+        Raises:
+            ValueError: the target is not of the predicted shape, type or device, or ``learn`` does not fit.
         """
         step = self._step(prediction.input_grid)
+        self._check_input("the target", target, len(prediction.z), step)
+        if learn.dtype != torch.bool or learn.shape != prediction.z.shape[:1] or learn.device != self.bias.device:
+            raise ValueError(
+                f"learn must be {torch.bool} [{len(prediction.z)}] on {self.bias.device}; "
+                f"got {learn.dtype} {list(learn.shape)} on {learn.device}"
+            )
         return self._engine.loss(step, self._weights, prediction.cells.index, prediction.z, target, learn)
 
     def observe(self, input: Tensor | Cells, prediction: LayerPrediction, state: LayerState) -> LayerState:
-        """Return the state after an input (lines 1 and 8); nothing in it carries a graph."""
+        """Return the state after an input (lines 1 and 8); nothing in it carries a graph.
+
+        Raises:
+            ValueError: the input is not of the predicted shape, type or device.
+        """
         config = self.config
+        self._check_input("the input", input, len(prediction.z), self._step(prediction.input_grid))
         y = prediction.cells
         if isinstance(input, Tensor) and isinstance(state.input, Tensor):
             kept = (config.input_frames - 1) * self.channels
@@ -281,6 +301,46 @@ class RSMLayer(nn.Module):
             frequency = wins / (cells.index.numel() / cells.index.shape[-1])
             self.duty.lerp_(frequency.to(self.duty.dtype), 1 - self.config.boost_decay)
 
+    def _check_state(self, state: LayerState, feedback: Cells | None, step: Step) -> None:
+        """Refuse what an engine could not read; only shapes, types and devices are looked at."""
+        config, batch = self.config, len(state.cells.index)
+        here = (batch, step.height, step.width)
+        dense = (*here, config.cells)
+        if isinstance(state.input, Cells):
+            self._check_cells("the input", state.input, (batch, *state.input.index.shape[1:]))
+        else:
+            channels = config.channels_in(self.channels)
+            self._check("the input", state.input, (batch, step.input_height, step.input_width, channels))
+        self._check_cells("the last cells", state.cells, (*here, config.active_groups))
+        if config.recurrent_decay > 0:
+            self._check("the trace", state.trace, dense)
+        if config.inhibition_decay:
+            self._check("the inhibition", state.inhibition, dense)
+        if feedback is not None:
+            if self.feedback is None:
+                raise ValueError("feedback must be None for a layer with none above; got cells")
+            self._check_cells("the feedback", feedback, (batch, *feedback.index.shape[1:]))
+
+    def _check_input(self, name: str, x: Tensor | Cells, batch: int, step: Step) -> None:
+        if not isinstance(x, Cells):
+            self._check(name, x, (batch, step.input_height, step.input_width, self.channels))
+            return
+        self._check_cells(name, x, (batch, *x.index.shape[1:]))
+        if self._grid_of(x) != step.input_grid:
+            raise ValueError(f"{name} must be pooled to {tuple(step.input_grid)}; got {tuple(self._grid_of(x))}")
+
+    def _check_cells(self, name: str, cells: Cells, shape: tuple[int, ...]) -> None:
+        if len(shape) != 4:
+            raise ValueError(f"{name} must be cells [b, h, w, k]; got {list(cells.index.shape)}")
+        self._check(name, cells.index, shape, torch.int32)
+        self._check(name, cells.value, shape)
+
+    def _check(self, name: str, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+        dtype = dtype or self.bias.dtype
+        if x is None or tuple(x.shape) != shape or x.dtype != dtype or x.device != self.bias.device:
+            got = "None" if x is None else f"{x.dtype} {list(x.shape)} on {x.device}"
+            raise ValueError(f"{name} must be {dtype} {list(shape)} on {self.bias.device}; got {got}")
+
     def _memory(self, state: LayerState) -> Cells | Tensor:
         over = self.config.normalisation
         if state.trace is not None:
@@ -293,9 +353,16 @@ class RSMLayer(nn.Module):
     def _grid_of(self, input: Tensor | Cells) -> Grid:
         if isinstance(input, Cells):
             return F.strided_grid(Grid(*input.index.shape[1:3]), self.input_pool)
+        if input.dim() != 4:
+            raise ValueError(f"an input must be a map [b, h, w, c]; got {list(input.shape)}")
         return Grid(*input.shape[1:3])
 
     def _step(self, input_grid: Grid) -> Step:
+        if input_grid not in self._steps:
+            self._steps[input_grid] = self._make_step(input_grid)
+        return self._steps[input_grid]
+
+    def _make_step(self, input_grid: Grid) -> Step:
         config = self.config
         if self.input_grid is not None and input_grid != self.input_grid:
             raise ValueError(
@@ -306,7 +373,7 @@ class RSMLayer(nn.Module):
             height, width = input_grid
             raise ValueError(f"margin must leave something of an input of {height} x {width}; got {config.margin}")
         convolutional = config.decoder == "convolutional"
-        return Step(
+        return Step.of(
             groups=config.groups,
             cells_per_group=config.cells_per_group,
             active_groups=config.active_groups,
@@ -323,7 +390,7 @@ class RSMLayer(nn.Module):
 
     @property
     def _engine(self) -> Engine:
-        return choose_engine(self.engine, self.bias.device)
+        return choose_engine(self.engine, self.bias.device, self.bias.dtype)
 
     @property
     def _weights(self) -> Weights:

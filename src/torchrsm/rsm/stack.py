@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from torchrsm.rsm.functional import Cells, Grid, strided_grid
@@ -49,7 +48,7 @@ class RSMStack(nn.Module):
     def initial_state(self, batch: int, frame_grid: Grid) -> tuple[LayerState, ...]:
         """Return the states of layers that have seen nothing."""
         first = self.layers[0]
-        zeros = torch.zeros(batch, *frame_grid, first.channels, device=first.bias.device)
+        zeros = first.bias.new_zeros(batch, *frame_grid, first.channels)
         states = [first.initial_state(batch, zeros)]
         for layer in self.layers[1:]:
             states.append(layer.initial_state(batch, states[-1].cells))

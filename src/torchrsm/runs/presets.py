@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from torchrsm.baselines import (
@@ -42,7 +43,10 @@ _PAPER_STEPS_IN_ALL = _PAPER_STEPS + _PAPER_RECTIFIER_STEPS
 
 
 def paper() -> RunConfig:
-    """Return the published two layers, rectifier and settings; docs/reproduction.md says what these leave open."""
+    """Return the published two layers, rectifier and settings.
+
+    docs/science/reproduction.md says what the publication leaves open and what is done here.
+    """
     return RunConfig(
         name="paper",
         model=ModelConfig(layers=(_PAPER_LAYER_1, _PAPER_LAYER_2), height=30, width=30, pad=2, rectifier=PaperConfig()),
@@ -63,7 +67,7 @@ def paper_fast() -> RunConfig:
     below, above = (layer.replace(normalisation="location") for layer in run.model.layers)
     below = below.replace(decoder_deviation=0.3)
     return RunConfig(
-        name="paper_fast",
+        name="paper-fast",
         model=run.model.replace(layers=(below, above), rectifier=None),
         learning=LearningConfig(learning_rates=(6e-3, 3e-3), schedule="cosine", epsilon=1e-12),
         training=TrainingConfig(minutes=25, batch_size=256),
@@ -71,7 +75,7 @@ def paper_fast() -> RunConfig:
 
 
 def paper_fast_1l() -> RunConfig:
-    """Return the first layer of `paper_fast` alone."""
+    """Return the first layer of `paper-fast` alone."""
     return _first_layer_alone(paper_fast())
 
 
@@ -130,7 +134,7 @@ def balls_compact() -> RunConfig:
     rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
     dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
     return run.replace(
-        name="balls_compact",
+        name="balls-compact",
         **{f"model.layers.0.{name}": value for name, value in wide.items()},
         **{"model.rectifier": CompactConfig()},
         **{f"rectifying.{name}": value for name, value in (rectifying | dreams).items()},
@@ -140,7 +144,7 @@ def balls_compact() -> RunConfig:
 def paper_rectifier() -> RunConfig:
     """Return `balls` with the published rectifier and its settings."""
     changes = {"model.rectifier": PaperConfig(), "rectifying": RectifyingConfig()}
-    return balls().replace(name="paper_rectifier", **changes)
+    return balls().replace(name="paper-rectifier", **changes)
 
 
 def balls_1l() -> RunConfig:
@@ -164,7 +168,7 @@ def tiny() -> RunConfig:
 def _first_layer_alone(run: RunConfig) -> RunConfig:
     alone = run.model.layers[0].replace(pool=1)
     return run.replace(
-        name=f"{run.name}_1l",
+        name=f"{run.name}-1l",
         model=run.model.replace(layers=(alone,), fresh_feedback=False),
         **{"learning.learning_rates": run.learning.learning_rates[:1]},
     )
@@ -272,40 +276,34 @@ def _baseline(
 
 
 PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
-    **{
-        preset.__name__: preset
-        for preset in (
-            balls,
-            balls_1l,
-            balls_compact,
-            paper_rectifier,
-            paper,
-            paper_1l,
-            paper_fast,
-            paper_fast_1l,
-            tiny,
-        )
-    },
-    **{
-        preset.__name__.replace("_", "-"): preset
-        for preset in (
-            copy_last,
-            constant_velocity,
-            lstm,
-            rtrbm,
-            srtrbm,
-            dtsbn,
-            pgn,
-            pgn_adversarial,
-            seq2seq_convlstm_multi_decoder,
-            seq2seq_convlstm,
-            convlstm,
-            convlstm_wide,
-            predrnn,
-            simvp,
-        )
-    },
+    preset.__name__.replace("_", "-"): preset
+    for preset in (
+        balls,
+        balls_1l,
+        balls_compact,
+        paper_rectifier,
+        paper,
+        paper_1l,
+        paper_fast,
+        paper_fast_1l,
+        tiny,
+        copy_last,
+        constant_velocity,
+        lstm,
+        rtrbm,
+        srtrbm,
+        dtsbn,
+        pgn,
+        pgn_adversarial,
+        seq2seq_convlstm_multi_decoder,
+        seq2seq_convlstm,
+        convlstm,
+        convlstm_wide,
+        predrnn,
+        simvp,
+    )
 }
+"""All presets by name."""
 
 
 def preset(name: str) -> AnyRunConfig:
@@ -315,5 +313,11 @@ def preset(name: str) -> AnyRunConfig:
         ValueError: there is none.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {unknown_preset(name)}")
     return PRESETS[name]()
+
+
+def unknown_preset(name: str) -> str:
+    """Return, for an error message, a name that is no preset and the nearest one that is."""
+    nearest = get_close_matches(name, PRESETS, 1)
+    return f"{name!r}, did you mean {nearest[0]!r}?" if nearest else repr(name)

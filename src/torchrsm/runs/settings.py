@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tyro
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from torchrsm.baselines import WITHOUT_WEIGHTS, AnyBaselineConfig
 from torchrsm.config import Config
@@ -58,7 +58,18 @@ class TrainingConfig(Config):
         return self
 
 
-_Name = Annotated[str, tyro.conf.Suppress]
+FORMER_NAMES = {
+    name.replace("-", "_"): name
+    for name in ("balls-1l", "balls-compact", "paper-rectifier", "paper-1l", "paper-fast", "paper-fast-1l")
+}
+"""The names of today's presets by those that they have in runs from before they had hyphens."""
+
+
+def _renamed(name: Any) -> Any:
+    return FORMER_NAMES.get(name, name) if isinstance(name, str) else name
+
+
+_Name = Annotated[str, BeforeValidator(_renamed), tyro.conf.Suppress]
 _Training = Annotated[TrainingConfig, tyro.conf.arg(name="")]  # --steps, not --training.steps
 
 

@@ -1,4 +1,4 @@
-"""Scores the next-frame predictions of any `Predictor`, each frame predicted from all before it and nothing else.
+"""Scores the next-frame predictions of any `Predictor`: each frame is predicted from the frames before it alone.
 
 Three windows of frames, numbered from 1, are always scored side by side, because a published error seldom says which
 one it covers: ``all_predictable`` (2 to the last), ``after_2`` (3 to the last) and ``after_10`` (11 to the last).
@@ -21,7 +21,7 @@ from torchrsm.scoring.sequences import check_sequences, predict_sequences
 from torchrsm.streams.splits import frames_sha256
 
 PERFECT_DECIBELS = 100.0
-"""The most decibels a frame counts for: a root mean squared error of 1e-5. Keeps a mean with perfect frames finite."""
+"""The most decibels that a frame counts for (a root mean squared error of 1e-5), so that every mean is finite."""
 
 _SummaryField = Annotated[Summary, PlainSerializer(lambda summary: summary._asdict())]
 
@@ -144,7 +144,7 @@ class Evaluator:
             ValueError: a prediction has another shape than the frame, or holds NaN or infinity; or the predictor
                 cannot work on frames of this shape.
         """
-        predict_sequences(predictor, self.frames[: self.batch_size, :2])  # compiles what is compiled on first use
+        predict_sequences(predictor, self.frames[: self.batch_size, :2])  # the first prediction may compile kernels
         seconds = 0.0
         errors, raw_errors, decibels, similarities = [], [], [], []
         for start in range(0, len(self.frames), self.batch_size):

@@ -1,4 +1,4 @@
-"""Scores imagined frames: tracked beside the true ones while that means anything, then judged by their physics."""
+"""Scores imagined frames: beside the true ones for as long as that is meaningful, then by their physics."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torchrsm.streams.bouncing_balls import bouncing_ball_sequences, render_ball
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, split_seed
 
 SIMULATOR_NOISE = 0.03
-"""Deviation, px, of the positions that the simulator starts with where it is put beside a dream."""
+"""Deviation, px, of the positions from which the simulator starts when it is compared with a dream."""
 
 
 class RolloutScores(BaseModel):
     """What `evaluate_rollouts` measured.
 
     Attributes:
-        prime: true frames observed before the model is left alone.
+        prime: true frames that the model observes before it goes on alone.
         steps: frames imagined after them.
         physics: of the imagined frames.
         simulator: tracked error of the world itself, started beside the truth with positions that are off by
@@ -102,7 +102,7 @@ def evaluate_rollouts(
 def judge_dreams(
     dream: Tensor, frames: Tensor, prime: int, simulator: tuple[TrackedError, ...] | None = None
 ) -> RolloutScores:
-    """Judge dreams ``[n, steps, 1, 30, 30]`` that are there; the rest as `evaluate_rollouts`, which makes them."""
+    """Judge given dreams ``[n, steps, 1, 30, 30]``; the other arguments are those of `evaluate_rollouts`."""
     before, truth = frames[:, :prime], frames[:, prime:]
     physics = summarise_physics(dream, truth if truth.shape[1] else None, before)
     return RolloutScores(prime=prime, steps=dream.shape[1], physics=physics, simulator=simulator)
@@ -112,7 +112,7 @@ def simulator_tracked_error(split: Split, sequences: int = 200, *, prime: int = 
     """Return how fast the world itself loses the fixed sequences when its balls start `SIMULATOR_NOISE` off.
 
     Each coordinate of each ball of the last frame of the priming gets Gaussian noise of that deviation (fixed seed);
-    velocities are right. What comes out is judged from its pixels as a dream is.
+    the velocities are the true ones. The result is judged by its pixels, as a dream is.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -1,16 +1,14 @@
-"""Lets a predictor see whole sequences: it predicts each frame from those before it, or imagines how they go on."""
+"""Shows whole sequences to a predictor, which predicts each frame from those before it or imagines how they go on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchrsm.predictor import Predictor, rollout
+from torchrsm.predictor import Predictor, evaluation_mode, rollout
 
 
 class PredictedSequences(NamedTuple):
@@ -43,10 +41,10 @@ def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> Predict
     raw: Tensor | None = None
     n, _, channels, height, width = frames.shape
     seconds = 0.0
-    with torch.inference_mode(), _evaluation_mode(predictor):
+    with torch.inference_mode(), evaluation_mode(predictor):
         state = predictor.initial_state((n, channels, height, width))
         for index in range(frames.shape[1]):
-            # A copy: neither can the predictor change the sequences, nor does it hold a view of the frames to come.
+            # A copy, so the predictor can neither change the sequences nor hold a view of the frames to come.
             frame = frames[:, index].clone()
             start = _now(frames.device)
             prediction = predictor.predict(state)
@@ -81,7 +79,7 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, received {batch_size}")
     dreams = []
-    with torch.inference_mode(), _evaluation_mode(predictor):
+    with torch.inference_mode(), evaluation_mode(predictor):
         for batch in frames.split(batch_size):
             state = predictor.initial_state((len(batch), *batch.shape[2:]))
             for frame in batch.unbind(dim=1):
@@ -100,7 +98,7 @@ def check_sequences(frames: Tensor) -> None:
     if not frames.is_floating_point():
         raise ValueError(f"frames must be floating point in 0..1, received {frames.dtype}")
     low, high = (float(value) for value in frames.aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN fails
+    if not (low >= 0 and high <= 1):  # written so that NaN fails, too
         raise ValueError(f"frames must lie in 0..1 and be finite, received values from {low:g} to {high:g}")
 
 
@@ -116,20 +114,6 @@ def _check_prediction(prediction: Tensor, frame: Tensor, index: int) -> None:
             f"the prediction of frame {index} must be finite, received {bad} NaN or infinite values "
             f"among the {prediction.numel()} of shape {received}"
         )
-
-
-@contextmanager
-def _evaluation_mode(predictor: Predictor[Any, Any]) -> Iterator[None]:
-    """Put a module and all its parts in evaluation mode, then each part back as it was (some may have been frozen)."""
-    parts = list(predictor.modules()) if isinstance(predictor, torch.nn.Module) else []
-    before = [part.training for part in parts]
-    try:
-        if isinstance(predictor, torch.nn.Module):
-            predictor.eval()
-        yield
-    finally:
-        for part, training in zip(parts, before, strict=True):
-            part.training = training
 
 
 def _now(device: torch.device) -> float:

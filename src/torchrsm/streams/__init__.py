@@ -1,6 +1,6 @@
 """Streams of frames to learn from: what a stream must do, bouncing balls, digits, films, arrays, a camera."""
 
-from torchrsm.streams.array import ArrayStream, FrameSource, load_frames
+from torchrsm.streams.array import ArrayStream, FrameSource, load_frames, open_frames
 from torchrsm.streams.bouncing_balls import (
     BallSequences,
     BouncingBalls,
@@ -9,24 +9,30 @@ from torchrsm.streams.bouncing_balls import (
     simulate_balls,
 )
 from torchrsm.streams.clips import ClipStream
-from torchrsm.streams.films import VideoReader
+from torchrsm.streams.film_clock import Gap
+from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReader
 from torchrsm.streams.image_folder import ImageFolder
+from torchrsm.streams.layouts import describe_frames
 from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
-from torchrsm.streams.pictures import ImageFolderReader
+from torchrsm.streams.pictures import AnimationReader, ImageFolderReader
 from torchrsm.streams.stream import Stream, StreamBatch, check_stream
 from torchrsm.streams.transforms import Pad
 from torchrsm.streams.video_file import VideoFile, load_clips
 from torchrsm.streams.webcam import Webcam
 
 __all__ = [
+    "AnimationReader",
     "ArrayStream",
     "BallSequences",
     "BouncingBalls",
     "ClipStream",
+    "DamagedFilmWarning",
     "FrameSource",
+    "Gap",
     "ImageFolder",
     "ImageFolderReader",
     "MovingMNIST",
+    "NumberedFrame",
     "Pad",
     "Stream",
     "StreamBatch",
@@ -35,9 +41,11 @@ __all__ = [
     "Webcam",
     "bouncing_ball_sequences",
     "check_stream",
+    "describe_frames",
     "load_clips",
     "load_frames",
     "moving_mnist_sequences",
+    "open_frames",
     "render_balls",
     "simulate_balls",
 ]

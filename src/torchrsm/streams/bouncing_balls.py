@@ -1,10 +1,12 @@
 """Bouncing balls: simulate the world of Sutskever et al. and render it, sequence by sequence.
 
 World units: the box is [0, 10] x [0, 10], a frame lasts one unit of time. A position or velocity is ``(x, y)``, x along
-the columns of the image and y along its rows. Source: protocol.md, "The world" (Sutskever, Hinton, Taylor 2008).
+the columns of the image and y along its rows.
+
+Source: docs/science/protocol.md, "The world" (Sutskever, Hinton, Taylor 2008).
 
 A sequence is a function of its number and the seed alone. Its start is drawn with a counter-based generator from
-integers, sums, products and quotients, so it does not depend on a library's generator, on the batch or on the past.
+integers, sums, products and quotients. So it depends on no library's generator, on no batch and on no earlier draw.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrsm.compiling import compiled
 from torchrsm.streams.random import WEYL, mix, uniform
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
 
@@ -28,8 +30,8 @@ SPEED = 0.5
 """Root of the summed squares of all velocities, world units per frame."""
 
 _SUB_STEPS = 2
-# Start positions are redrawn as whole sets, as published: uniform over all sets that fit. A crowd hardly ever fits by
-# chance; after so many sets each ball is redrawn alone, until it touches none of those before it.
+# Start positions are drawn again as whole sets, as published: uniform over all sets that fit. Many balls hardly ever
+# fit by chance, so after this many sets each ball is drawn again alone, until it touches none of those before it.
 _WHOLE_SETS = 10_000
 _MAX_SETS = 12_000
 _TRIES_PER_BALL = 1_000
@@ -299,7 +301,7 @@ def _place(seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: floa
     return positions, velocities
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _draw_starts(
     seed: np.uint64, numbers: NDArray[np.int64], radius: float, positions: FloatArray, velocities: FloatArray
 ) -> int:
@@ -350,7 +352,7 @@ def _draw_starts(
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _move(positions: FloatArray, velocities: FloatArray, radius: float) -> None:
     """Move worlds ``[worlds, balls, 2]`` on by one frame, in place."""
     worlds, balls, _ = positions.shape
@@ -378,7 +380,7 @@ def _move(positions: FloatArray, velocities: FloatArray, radius: float) -> None:
                         velocity[j, 1] -= exchange * dy
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _render(positions: FloatArray, radius: float, frames: NDArray[np.float32]) -> None:
     """Add the light of balls ``[n, balls, 2]`` to black frames ``[n, resolution, resolution]``, clipped at 1."""
     resolution = frames.shape[1]

@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrsm.compiling import compiled
 from torchrsm.streams.random import WEYL, mix
 from torchrsm.streams.stream import StreamBatch, require_boolean, require_integer, saved_step
 
@@ -122,7 +122,7 @@ class ClipStream:
         }
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _mirrored(seed: np.uint64, passages: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Toss a coin for the passage of each element: a function of the seed and of the two numbers alone."""
     result = np.empty(len(passages), dtype=np.bool_)

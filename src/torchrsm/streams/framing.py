@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from torchrsm.streams.paths import printable
 from torchrsm.streams.stream import require_integer
 
 Crop = Literal["square"] | tuple[int, int, int, int] | None
@@ -117,7 +118,9 @@ class PixelBudget:
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             # FFmpeg tells no size at all of a picture above the limit that it was given.
             size = f"{height} x {width} (height x width)" if min(height, width) > 0 else "none or larger ones"
-            raise ValueError(f"{self._path} must have pictures of 1 to {MAX_SIDE} pixels a side, received {size}")
+            raise ValueError(
+                f"{printable(self._path)} must have pictures of 1 to {MAX_SIDE} pixels a side, received {size}"
+            )
 
     def spend(self, height: int, width: int, pictures: int = 1) -> None:
         """Count some pictures of one size; raise a ValueError when they are too large, or too many pixels in all."""
@@ -126,6 +129,6 @@ class PixelBudget:
         if self._max_pixels is not None and self._spent > self._max_pixels:
             what = f"{pictures} pictures" if pictures > 1 else "pictures"
             raise ValueError(
-                f"{self._path} must have at most {self._max_pixels} pixels in all (max_pixels), received more: {what} "
-                f"of {height} x {width} (height x width)"
+                f"{printable(self._path)} must have at most {self._max_pixels} pixels in all (max_pixels), received "
+                f"more: {what} of {height} x {width} (height x width)"
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.framing import Crop
+from torchrsm.streams.paths import printable
 from torchrsm.streams.pictures import ImageFolderReader
 from torchrsm.streams.video_file import Part, collect_clips
 
@@ -24,6 +25,7 @@ class ImageFolder(ClipStream):
         max_bytes: most bytes of decoded frames.
         mirror: whether each passage is shown mirrored, left to right, with probability 1/2.
         seed: of the mirroring, 0 to 2^63 - 1.
+        white: which value of a pixel is white, for grey of more than 8 bits; None for what the pictures tell.
 
     Raises:
         ValueError: an argument is outside its range, or the pictures are too many, or what `ImageFolderReader` refuses.
@@ -43,7 +45,8 @@ class ImageFolder(ClipStream):
         max_bytes: int = 2**30,
         mirror: bool = False,
         seed: int = 0,
+        white: float | None = None,
     ) -> None:
-        reader = ImageFolderReader(folder, height=height, width=width, crop=crop, channels=channels)
-        clips = collect_clips([(str(folder), reader)], part, max_bytes)
+        reader = ImageFolderReader(folder, height=height, width=width, crop=crop, channels=channels, white=white)
+        clips = collect_clips([(printable(folder), reader)], part, max_bytes)
         super().__init__(clips, batch_size, mirror=mirror, seed=seed)

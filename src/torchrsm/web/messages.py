@@ -1,4 +1,4 @@
-"""What the page and the server say to each other on the socket.
+"""The messages between the page and the server on the socket.
 
 The page sends JSON, one of the requests below, at most `MAX_REQUEST_BYTES` long. The server answers each with `Reply`
 (which repeats the request's ``id``), and sends `SessionState` whenever anything in it has changed, as JSON. Frames come
@@ -27,7 +27,7 @@ Mode = Literal["predict", "dream"]
 
 
 class _Request(Config):
-    """What every request has.
+    """The field that every request has.
 
     Attributes:
         id: repeated in the reply.
@@ -89,25 +89,25 @@ class Pause(_Request):
 
 
 class Advance(_Request):
-    """Show one more frame, then stay; of use while paused."""
+    """Show one more frame and stay paused."""
 
     type: Literal["step"] = "step"
 
 
 class Dream(_Request):
-    """From now on the models see their own predictions alone."""
+    """Let the models see their own predictions alone from now on."""
 
     type: Literal["dream"] = "dream"
 
 
 class Wake(_Request):
-    """From now on they see the true frames again."""
+    """Let the models see the true frames again from now on."""
 
     type: Literal["wake"] = "wake"
 
 
 class Speed(_Request):
-    """Set how many frames a second are shown, at most."""
+    """Set the largest number of frames that are shown in a second."""
 
     type: Literal["speed"] = "speed"
     frames_per_second: float = Field(gt=0, le=MAX_RATE)
@@ -180,7 +180,7 @@ class _Message(BaseModel):
 
 
 class Reply(_Message):
-    """What became of a request: done where ``error`` is None."""
+    """The answer to a request: it was done if ``error`` is None."""
 
     type: Literal["reply"] = "reply"
     id: int

@@ -1,6 +1,6 @@
 """The server of the page: files, uploads and one socket for each viewer.
 
-Everything that computes runs in threads, as many as there are cores, one frame of one viewer at a time; whoever waits
+All computation runs in as many threads as there are cores, one frame of one viewer at a time; the viewer who has waited
 longest comes next. The event loop only passes messages on.
 """
 
@@ -68,7 +68,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server gives.
+    """How much one server gives.
 
     Attributes:
         viewers: sessions at once.
@@ -103,17 +103,17 @@ class Gate:
         self._inside.append(who)
 
     def leave(self, who: object) -> None:
-        """Give the place back, if there is one."""
+        """Give the place back, if one was taken."""
         if who in self._inside:
             self._inside.remove(who)
 
     def queued(self, who: object) -> int:
-        """Return how many come first; 0 for who may run."""
+        """Return how many trainings come first; 0 for one that may run."""
         return max(0, self._inside.index(who) - self._running + 1) if who in self._inside else 0
 
 
 class _Bucket:
-    """Requests that a viewer may still make."""
+    """Counts the requests that a viewer may still make."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._most = rate, 4 * rate
@@ -173,7 +173,7 @@ class Manners:
 
 
 def _authority(origin: str) -> str | None:
-    """Return host and port of an origin; None for one that is not of the web."""
+    """Return host and port of an origin; None if it is not an http or https address."""
     try:
         parts = urlsplit(origin.strip().lower())
         return parts.netloc if parts.scheme in ("http", "https") else None
@@ -435,7 +435,7 @@ def _too_large(size: int) -> str:
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:
-    """Return the first frames of a video, small, ``[t, c, h, w]``, in colour where it has any."""
+    """Return the first frames of a video, made small, ``[t, c, h, w]``; in colour if the video has any."""
     deadline = time.monotonic() + _DECODE_SECONDS
     height, width = VideoReader(path, max_pixels=MAX_DECODED_PIXELS).frame_shape[1:]
     side = min(MAX_VIDEO_SIDE, max(height, width))
@@ -483,7 +483,7 @@ def serve(
     try:
         listener.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(128)  # who comes from now on waits until the server is up
+        listener.listen(128)  # from here on a viewer who connects waits until the server is up
     except OSError as error:
         listener.close()
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""One viewer's session: what is watched, by which models, and what was shown last. It computes; it knows no socket."""
+"""One viewer's session: what is watched, by which models, and what was shown last. It knows nothing of the socket."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ from torchrsm.web.messages import (
 from torchrsm.web.worlds import RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World, in_grey
 
 LEARNING = "learning"
-LEARNS = "balls_1l"
-"""The preset that is learned at the page."""
+LEARNS = "balls-1l"
+"""The preset that the page trains."""
 CLIP_FRAMES = 300
 _TRAINING_STREAMS = 8
 _PAINTED_FRAMES = 3  # in which a ball that is placed in a dream is painted into it
@@ -207,7 +207,7 @@ class Session:
         )
 
     def apply(self, request: Request) -> None:
-        """Do what a request says; `Advance` and `Clip` are the caller's to do.
+        """Do what a request says, except for `Advance` and `Clip`, which the caller does.
 
         Raises:
             ValueError: it cannot be done; nothing has changed.
@@ -232,7 +232,7 @@ class Session:
         actions[type(request)](request)
 
     def advance(self, share: float = 0.5) -> Message:
-        """Show one frame, and learn for a share of the time until the next one is due, where something is learned."""
+        """Show one frame and, during a training, learn for a share of the time until the next frame is due."""
         assert self._world is not None
         begun = time.perf_counter()
         seen = self._world.next()
@@ -304,7 +304,7 @@ class Session:
         if mode == self.mode:
             return
         if mode == "dream" and self.step == 0:
-            raise ValueError("dream needs a frame that was seen before; got none yet")
+            raise ValueError("dream needs a frame that was seen before; no frame was seen yet")
         self.mode = mode
         self.dream_from = self.step + 1 if mode == "dream" else None
 
@@ -319,7 +319,7 @@ class Session:
             self._painted = (ball, _PAINTED_FRAMES)
 
     def _paint(self, frame: Tensor) -> Tensor:
-        """Paint a ball that was placed into what a model hears."""
+        """Paint a ball that was placed into the frames that a model sees."""
         if self._painted is None or not isinstance(self._world, BallsWorld):
             return frame
         return torch.maximum(frame, self._world.draw(self._painted[0]))
@@ -367,14 +367,14 @@ class Session:
 
     def _stop(self) -> None:
         if not self.trains:
-            raise ValueError("stop needs a training that runs; got none")
+            raise ValueError("stop needs a training that runs; none runs")
         assert self._training is not None
         self._training.running = False
         self._training.learner.model.eval()
 
     def _require_shown(self) -> None:
         if not self._shown:
-            raise ValueError("a clip needs frames that were shown; got none yet")
+            raise ValueError("a clip needs frames that were shown; no frame was shown yet")
 
     def _energies(self, truth: Tensor, frames: list[Tensor], known: bool) -> tuple[float | None, ...]:
         """Return the kinetic energies of the truth and of each pane, from the frame before to this one."""

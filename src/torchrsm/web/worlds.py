@@ -1,4 +1,4 @@
-"""What a session watches: a world that goes on for ever, one frame after another."""
+"""The worlds that a session can watch. A world goes on for ever, one frame after another."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class World(Protocol):
 
 
 class BallsWorld:
-    """Bouncing balls, which can be put elsewhere while they fly.
+    """Bouncing balls, which a viewer can move while they fly.
 
     Args:
         balls: how many.
@@ -101,7 +101,7 @@ def _free_place(wanted: NDArray[np.float64], others: NDArray[np.float64]) -> NDA
     steps = np.arange(RADIUS, _BOX - RADIUS + 1e-9, 0.1)
     places = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
     free = np.linalg.norm(places[:, None] - others[None], axis=2).min(1) >= _TOUCH
-    if not free.any():  # six balls leave room; should they not, the ball goes where it was wanted
+    if not free.any():  # six balls leave room; if they did not, the ball would go where it was wanted
         return wanted
     places = places[free]
     return np.asarray(places[np.square(places - wanted).sum(1).argmin()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 
@@ -11,25 +11,77 @@ from torchrsm.rsm.kernels.cpu import FusedEngine
 from torchrsm.rsm.kernels.reference import ReferenceEngine
 from torchrsm.rsm.kernels.step import Context, Engine, Step, Weights
 
-__all__ = ["Context", "Engine", "EngineName", "Step", "Weights", "choose_engine", "set_threads", "threads"]
+__all__ = [
+    "ENGINES",
+    "Context",
+    "Engine",
+    "EngineEntry",
+    "EngineName",
+    "Step",
+    "Weights",
+    "check_engine",
+    "choose_engine",
+    "set_threads",
+    "threads",
+]
 
-EngineName = Literal["auto", "fused", "reference"]
+EngineName = str
+"""A name in `ENGINES`, or ``auto`` for the first of them that serves the device and the type of the weights."""
 
-_reference = ReferenceEngine()
+
+class EngineEntry(NamedTuple):
+    """An engine and what it serves.
+
+    Attributes:
+        engine: the implementation.
+        devices: types of devices; None for all.
+        dtypes: of the weights; None for all of floating point.
+    """
+
+    engine: Engine
+    devices: tuple[str, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
+
+    def serves(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether the engine computes with weights of this kind."""
+        right_device = self.devices is None or device.type in self.devices
+        return right_device and (self.dtypes is None or dtype in self.dtypes)
+
+
 _fused = FusedEngine(threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
+ENGINES: dict[str, EngineEntry] = {
+    "fused": EngineEntry(_fused, devices=("cpu",), dtypes=(torch.float32,)),
+    "reference": EngineEntry(ReferenceEngine()),
+}
+"""The engines by name, the fastest first."""
 
-def choose_engine(name: EngineName, device: torch.device) -> Engine:
-    """Return the engine for a device: ``auto`` is the fused kernel where there is one, else the dense reference.
+
+def choose_engine(name: EngineName, device: torch.device, dtype: torch.dtype = torch.float32) -> Engine:
+    """Return the engine of this name, or for ``auto`` the first one that serves weights of this kind.
+
+    While a program is exported or compiled, ``auto`` is the reference, the one that is made of tensor operations alone.
 
     Raises:
-        ValueError: unknown name, or ``fused`` on a device that has no fused kernel.
+        ValueError: an unknown name, or an engine that does not serve such weights.
     """
-    if name not in ("auto", "fused", "reference"):
-        raise ValueError(f"engine must be one of auto, fused, reference; got {name!r}")
-    if name == "fused" and device.type != "cpu":
-        raise ValueError(f"engine 'fused' runs on device cpu; got {device.type!r} (use 'auto' or 'reference')")
-    return _fused if device.type == "cpu" and name != "reference" else _reference
+    if name == "auto":
+        if torch.compiler.is_compiling():
+            return ENGINES["reference"].engine
+        return next(entry.engine for entry in ENGINES.values() if entry.serves(device, dtype))
+    check_engine(name)
+    entry = ENGINES[name]
+    if not entry.serves(device, dtype):
+        devices = ", ".join(entry.devices or ("any device",))
+        dtypes = ", ".join(str(kind) for kind in entry.dtypes or ("any floating-point type",))
+        raise ValueError(f"engine {name!r} needs weights on {devices} of {dtypes}; got {device.type}, {dtype}")
+    return entry.engine
+
+
+def check_engine(name: EngineName) -> None:
+    """Raise a ValueError unless ``name`` is that of an engine, or ``auto``."""
+    if name != "auto" and name not in ENGINES:
+        raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}; got {name!r}")
 
 
 def set_threads(count: int, torch_threads: int = 1) -> None:

@@ -11,8 +11,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from torchrsm.compiling import compiled
+from torchrsm.rsm.kernels.step import Step
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -20,39 +22,25 @@ Ints = NDArray[np.int32]
 # Contraction and reordering of sums only: NaN and infinity keep their meaning, the training checks rely on them.
 # Without Numba's runtime (_nrt) views cost nothing: it would count references to each, and threads that count
 # references to the same array spend more time on the counter than on the work. So compiled code allocates nothing.
-_jit = njit(cache=True, nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})  # type: ignore[call-overload]
+_jit = compiled(nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})
 
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
 
-class Sizes(NamedTuple):
-    """`Step` and the shapes of one call as plain integers, which is what compiled code reads."""
+class Input(NamedTuple):
+    """What a layer reads, or is compared with: a map, or the cells of the layer below.
 
-    groups: int
-    cells_per_group: int
-    active_groups: int
-    kernel_size: int
-    stride: int
-    recurrent_kernel_size: int
-    decoder_kernel_size: int
-    input_height: int
-    input_width: int
-    channels: int  # of the map that is predicted
-    channels_in: int  # of the map that is read: with its trace, where there is one
-    input_pool: int
-    source_height: int
-    source_width: int
-    source_winners: int
+    Attributes:
+        image: the map ``[b, h, w, c]``; of length 0 where there are cells.
+        cell_index, cell_value: the cells, ``[b, locations below, k]``; of length 0 where there is a map.
+        height, width: rows and columns of the locations below; 0 where there is a map.
+    """
+
+    image: Floats
+    cell_index: Ints
+    cell_value: Floats
     height: int
     width: int
-    margin: int
-    sigmoid: bool
-    sparse_input: bool
-    top: int
-    left: int
-    decoder_top: int
-    decoder_left: int
-    above_width: int  # columns of the grid above; 0 where there is no feedback
 
 
 class Scratch(NamedTuple):
@@ -81,20 +69,20 @@ class Reads(NamedTuple):
     """The arrays that both directions of the selection read; an array of length 0 stands for what is absent.
 
     Attributes:
-        image: input map ``[b, h, w, c]``; or the input's cells, `input_index` and `input_value`, ``[b, locations, k]``.
+        input: what the layer has seen.
         memory_index, memory_value: the layer's own past, ``[b, locations, entries]``.
         above_index, above_value: feedback, ``[b, locations above, k]``.
+        above_width: columns of the grid above; 0 where there is no feedback.
         above_rows, above_row_weight: for each row, the two rows of the grid above that it lies between, and the weight
             of the second; ``above_columns``, ``above_column_weight`` likewise.
     """
 
-    image: Floats
-    input_index: Ints
-    input_value: Floats
+    input: Input
     memory_index: Ints
     memory_value: Floats
     above_index: Ints
     above_value: Floats
+    above_width: int
     above_rows: Ints
     above_row_weight: Floats
     above_columns: Ints
@@ -148,21 +136,22 @@ def _add_rows(out: Floats, weight: Floats, rows: Ints, values: Floats, count: in
 
 
 @_jit
-def _pool(s: Sizes, index: Ints, value: Floats, scratch: Scratch) -> None:
+def _pool(s: Step, x: Input, n: int, scratch: Scratch) -> None:
     """Pool the cells of one sample: the largest value of each cell in each window, as lists of the cells named there.
 
     A cell that is missing at one location of the window counts 0 there, so a negative value survives only where the
     cell won at all of them.
     """
+    index, value = x.cell_index[n], x.cell_value[n]
     out_index, out_value = scratch.pooled_index, scratch.pooled_value
-    k, width = index.shape[1], s.source_width
+    k, width = index.shape[1], x.width
     for q in range(s.input_height * s.input_width):
         y0, x0 = (q // s.input_width) * s.input_pool, (q % s.input_width) * s.input_pool
-        y1, x1 = min(y0 + s.input_pool, s.source_height), min(x0 + s.input_pool, width)
+        y1, x1 = min(y0 + s.input_pool, x.height), min(x0 + s.input_pool, width)
         count = 0
         for y in range(y0, y1):
-            for x in range(x0, x1):
-                p = y * width + x
+            for column in range(x0, x1):
+                p = y * width + column
                 for e in range(k):
                     if index[p, e] < 0:
                         continue
@@ -182,33 +171,34 @@ def _pool(s: Sizes, index: Ints, value: Floats, scratch: Scratch) -> None:
                 if out_value[q, f] < 0:
                     wins = 0
                     for y in range(y0, y1):
-                        for x in range(x0, x1):
+                        for column in range(x0, x1):
                             for e in range(k):
-                                wins += index[y * width + x, e] == out_index[q, f]
+                                wins += index[y * width + column, e] == out_index[q, f]
                     if wins < (y1 - y0) * (x1 - x0):
                         out_value[q, f] = 0.0
         scratch.pooled_count[q] = count
 
 
 @_jit
-def _active_inputs(s: Sizes, location: int, image: Floats, scratch: Scratch) -> int:
+def _active_inputs(s: Step, location: int, x: Input, n: int, scratch: Scratch) -> int:
     """List the feed-forward rows that the non-zero inputs of a location name, and their values; return how many."""
     rows, values = scratch.rows, scratch.values
     y0 = (location // s.width) * s.stride - s.top
     x0 = (location % s.width) * s.stride - s.left
+    channels = s.channels if x.height > 0 else x.image.shape[3]
     count = 0
     for dy in range(max(0, -y0), min(s.kernel_size, s.input_height - y0)):
         for dx in range(max(0, -x0), min(s.kernel_size, s.input_width - x0)):
-            tap = (dy * s.kernel_size + dx) * s.channels_in
-            if s.sparse_input:
+            tap = (dy * s.kernel_size + dx) * channels
+            if x.height > 0:
                 q = (y0 + dy) * s.input_width + x0 + dx
                 for e in range(scratch.pooled_count[q]):
                     rows[count] = tap + scratch.pooled_index[q, e]
                     values[count] = scratch.pooled_value[q, e]
                     count += 1
             else:
-                for c in range(s.channels_in):
-                    v = image[y0 + dy, x0 + dx, c]
+                for c in range(channels):
+                    v = x.image[n, y0 + dy, x0 + dx, c]
                     if v != 0.0:
                         rows[count] = tap + c
                         values[count] = v
@@ -217,7 +207,7 @@ def _active_inputs(s: Sizes, location: int, image: Floats, scratch: Scratch) -> 
 
 
 @_jit
-def _active_neighbours(s: Sizes, cells: int, location: int, index: Ints, value: Floats, scratch: Scratch) -> int:
+def _active_neighbours(s: Step, cells: int, location: int, index: Ints, value: Floats, scratch: Scratch) -> int:
     """List the recurrent rows that the last cells around a location name, and their values; return how many."""
     rows, values = scratch.rows, scratch.values
     r = s.recurrent_kernel_size
@@ -238,7 +228,7 @@ def _active_neighbours(s: Sizes, cells: int, location: int, index: Ints, value: 
 
 
 @_jit
-def _choose(s: Sizes, scratch: Scratch, index: Ints) -> None:
+def _choose(s: Step, scratch: Scratch, index: Ints) -> None:
     """Write the best cell of each of the best groups to ``index``, best first; ties go to the lowest index."""
     groups, cells_per_group, k = s.groups, s.cells_per_group, s.active_groups
     rank, value, group = scratch.rank, scratch.best_value, scratch.best_group
@@ -287,22 +277,22 @@ def _feedback_map(above_index: Ints, above_value: Floats, weight: Floats, scratc
 
 
 @_jit
-def _mix_row(s: Sizes, y: int, r: Reads, scratch: Scratch) -> None:
+def _mix_row(s: Step, y: int, r: Reads, scratch: Scratch) -> None:
     """Interpolate the feedback map between two of its rows, for row y of the layer's own grid."""
     w = r.above_row_weight[y]
-    for q in range(s.above_width):
-        first = scratch.above[r.above_rows[y, 0] * s.above_width + q]
-        second = scratch.above[r.above_rows[y, 1] * s.above_width + q]
+    for q in range(r.above_width):
+        first = scratch.above[r.above_rows[y, 0] * r.above_width + q]
+        second = scratch.above[r.above_rows[y, 1] * r.above_width + q]
         mixed = scratch.above_row[q]
         for c in range(mixed.shape[0]):
             mixed[c] = (1 - w) * first[c] + w * second[c]
 
 
 @_jit
-def _drive(s: Sizes, n: int, p: int, r: Reads, weights: Matrices, scratch: Scratch) -> None:
+def _drive(s: Step, n: int, p: int, r: Reads, weights: Matrices, scratch: Scratch) -> None:
     """Line 4 at one location: write the drive of its cells to ``scratch.drive``."""
     a, bias, shared = scratch.drive, weights.bias, scratch.shared
-    count = _active_inputs(s, p, r.image[0 if s.sparse_input else n], scratch)
+    count = _active_inputs(s, p, r.input, n, scratch)
     if s.cells_per_group == 1:
         for c in range(a.shape[0]):
             a[c] = bias[c]
@@ -317,7 +307,7 @@ def _drive(s: Sizes, n: int, p: int, r: Reads, weights: Matrices, scratch: Scrat
                 part[g] = part_bias[g] + shared[g]
     count = _active_neighbours(s, a.shape[0], p, r.memory_index[n], r.memory_value[n], scratch)
     _add_rows(a, weights.recurrent, scratch.rows, scratch.values, count)
-    if s.above_width > 0:
+    if r.above_width > 0:
         w = r.above_column_weight[p % s.width]
         first = scratch.above_row[r.above_columns[p % s.width, 0]]
         second = scratch.above_row[r.above_columns[p % s.width, 1]]
@@ -326,7 +316,7 @@ def _drive(s: Sizes, n: int, p: int, r: Reads, weights: Matrices, scratch: Scrat
 
 
 @_jit
-def _rank(n: int, p: int, lowest: float, limits: Limits, scratch: Scratch) -> None:
+def _rank(n: int, p: int, lowest: np.floating | float, limits: Limits, scratch: Scratch) -> None:
     """Line 5 at one location: write the rank of its cells, the drive itself where nothing bends it."""
     a, rank = scratch.drive, scratch.rank
     if limits.inhibition.shape[0] > 0:
@@ -349,7 +339,7 @@ def _rank(n: int, p: int, lowest: float, limits: Limits, scratch: Scratch) -> No
 def select(
     n0: int,
     n1: int,
-    s: Sizes,
+    s: Step,
     r: Reads,
     limits: Limits,
     weights: Matrices,
@@ -359,15 +349,15 @@ def select(
 ) -> None:
     """Lines 4 to 6: write winners and their drive, ``[b, locations, k]``."""
     for n in range(n0, n1):
-        if s.sparse_input:
-            _pool(s, r.input_index[n], r.input_value[n], scratch)
-        if s.above_width > 0:
+        if r.input.height > 0:
+            _pool(s, r.input, n, scratch)
+        if r.above_width > 0:
             _feedback_map(r.above_index[n], r.above_value[n], weights.feedback, scratch)
         lowest = np.float32(np.inf)
         # The published inhibition ranks against the least drive of the sample: find it first, then choose.
         for final in range(0 if limits.inhibition.shape[0] > 0 else 1, 2):
             for p in range(s.height * s.width):
-                if s.above_width > 0 and p % s.width == 0:
+                if r.above_width > 0 and p % s.width == 0:
                     _mix_row(s, p // s.width, r, scratch)
                 _drive(s, n, p, r, weights, scratch)
                 if final == 0:
@@ -382,7 +372,7 @@ def select(
 
 @_jit
 def select_gradient(
-    n0: int, n1: int, s: Sizes, r: Reads, index: Ints, d_drive: Floats, sums: Matrices, scratch: Scratch
+    n0: int, n1: int, s: Step, r: Reads, index: Ints, d_drive: Floats, sums: Matrices, scratch: Scratch
 ) -> None:
     """Add the gradients of the weights to ``sums``, from the winners alone.
 
@@ -391,11 +381,12 @@ def select_gradient(
     """
     cells = s.groups * s.cells_per_group
     k = s.active_groups
-    taps = s.kernel_size**2 * s.channels_in
+    sparse = r.input.height > 0
+    taps = s.kernel_size**2 * (s.channels if sparse else r.input.image.shape[3])
     rows, values, patch, d_above = scratch.rows, scratch.values, scratch.patch, scratch.above
     for n in range(n0, n1):
-        if s.sparse_input:
-            _pool(s, r.input_index[n], r.input_value[n], scratch)
+        if r.input.height > 0:
+            _pool(s, r.input, n, scratch)
         d_above[:] = 0.0
         for p in range(s.height * s.width):
             winners = index[n, p]
@@ -405,8 +396,8 @@ def select_gradient(
                 some = some or d[e] != 0.0
             if not some:
                 continue
-            count = _active_inputs(s, p, r.image[0 if s.sparse_input else n], scratch)
-            if s.sparse_input:
+            count = _active_inputs(s, p, r.input, n, scratch)
+            if sparse:
                 for i in range(count):
                     row = sums.feedforward[rows[i]]
                     for e in range(k):
@@ -429,16 +420,16 @@ def select_gradient(
                     row[winners[e]] += v * d[e]
             for e in range(k):
                 sums.bias[winners[e]] += d[e]
-            if s.above_width > 0:
+            if r.above_width > 0:
                 y, x = p // s.width, p % s.width
                 for i in range(2):
                     wy = r.above_row_weight[y] if i == 1 else 1 - r.above_row_weight[y]
                     for j in range(2):
                         w = wy * (r.above_column_weight[x] if j == 1 else 1 - r.above_column_weight[x])
-                        row = d_above[r.above_rows[y, i] * s.above_width + r.above_columns[x, j]]
+                        row = d_above[r.above_rows[y, i] * r.above_width + r.above_columns[x, j]]
                         for e in range(k):
                             row[winners[e]] += w * d[e]
-        if s.above_width > 0:
+        if r.above_width > 0:
             for p in range(d_above.shape[0]):
                 source = d_above[p]
                 for e in range(r.above_index.shape[2]):
@@ -450,7 +441,7 @@ def select_gradient(
 
 
 @_jit
-def _decode_sample(s: Sizes, index: Ints, z: Floats, decoder: Floats, scratch: Scratch) -> None:
+def _decode_sample(s: Step, index: Ints, z: Floats, decoder: Floats, scratch: Scratch) -> None:
     """Decode the groups of one sample to the work map, which has room for windows that reach over the edge."""
     rows, values, patch, out = scratch.rows, scratch.values, scratch.decoder_patch, scratch.work
     out[:] = 0.0
@@ -479,7 +470,7 @@ def _decode_sample(s: Sizes, index: Ints, z: Floats, decoder: Floats, scratch: S
 
 
 @_jit
-def decode(n0: int, n1: int, s: Sizes, index: Ints, z: Floats, decoder: Floats, out: Floats, scratch: Scratch) -> None:
+def decode(n0: int, n1: int, s: Step, index: Ints, z: Floats, decoder: Floats, out: Floats, scratch: Scratch) -> None:
     """Decode the samples n0..n1, without bias and activation, to ``out [b, h, w * c]``."""
     for n in range(n0, n1):
         _decode_sample(s, index[n], z[n], decoder, scratch)
@@ -491,17 +482,69 @@ def decode(n0: int, n1: int, s: Sizes, index: Ints, z: Floats, decoder: Floats, 
 
 
 @_jit
+def _decode_sample_gradient(
+    s: Step, index: Ints, z: Floats, decoder: Floats, d_z: Floats, d_decoder: Floats, scratch: Scratch
+) -> None:
+    """Write the gradient for ``z [locations, k]``, and add that for the decoder; the work map holds the map's own."""
+    patch, work = scratch.decoder_patch, scratch.work
+    size = s.decoder_kernel_size
+    run = size * s.channels
+    for p in range(s.height * s.width):
+        if size > 0:
+            x0 = (p % s.width) * s.stride * s.channels
+            for dy in range(size):
+                line = work[(p // s.width) * s.stride + dy, x0 : x0 + run]
+                part = patch[dy * run : (dy + 1) * run]
+                for c in range(run):
+                    part[c] = line[c]
+        error_patch = patch if size > 0 else work.reshape(-1)
+        for e in range(s.active_groups):
+            row = index[p, e] % s.groups + (p * s.groups if size == 0 else 0)
+            weight = decoder[row]
+            d_weight = d_decoder[row]
+            v = z[p, e]
+            dot = np.float32(0.0)
+            for c in range(error_patch.shape[0]):
+                dot += weight[c] * error_patch[c]
+                d_weight[c] += v * error_patch[c]
+            d_z[p, e] = dot
+
+
+@_jit
+def decode_gradient(
+    n0: int,
+    n1: int,
+    s: Step,
+    index: Ints,
+    z: Floats,
+    decoder: Floats,
+    d_out: Floats,
+    d_z: Floats,
+    d_decoder: Floats,
+    scratch: Scratch,
+) -> None:
+    """Return the gradients of `decode` for the samples n0..n1, given that of its map, ``d_out [b, h, w * c]``."""
+    work = scratch.work
+    for n in range(n0, n1):
+        work[:] = 0.0
+        for y in range(s.input_height):
+            line = d_out[n, y]
+            part = work[s.decoder_top + y, s.decoder_left * s.channels :]
+            for c in range(line.shape[0]):
+                part[c] = line[c]
+        _decode_sample_gradient(s, index[n], z[n], decoder, d_z[n], d_decoder, scratch)
+
+
+@_jit
 def loss(
     n0: int,
     n1: int,
-    s: Sizes,
+    s: Step,
     index: Ints,
     z: Floats,
     decoder: Floats,
     output_bias: Floats,
-    image: Floats,
-    input_index: Ints,
-    input_value: Floats,
+    goal: Input,
     scale: Floats,
     losses: Floats,
     d_z: Floats,
@@ -513,16 +556,14 @@ def loss(
 
     ``scale[n]`` is the weight of one squared error in the loss, 0 for a sample that is not learned from.
     """
-    channels, size = s.channels, s.decoder_kernel_size
-    run = size * channels
-    patch, work = scratch.decoder_patch, scratch.work
+    channels, work = s.channels, scratch.work
     bias_height, bias_width = output_bias.shape[0], output_bias.shape[1]
     for n in range(n0, n1):
         if scale[n] == 0.0:
             continue
         _decode_sample(s, index[n], z[n], decoder, scratch)
-        if s.sparse_input:
-            _pool(s, input_index[n], input_value[n], scratch)
+        if goal.height > 0:
+            _pool(s, goal, n, scratch)
         total = np.float32(0.0)
         step = 2 * scale[n]
         for y in range(work.shape[0]):
@@ -537,12 +578,12 @@ def loss(
                 bias = output_bias[min(iy, bias_height - 1), min(ix, bias_width - 1)]
                 d_bias = d_output_bias[min(iy, bias_height - 1), min(ix, bias_width - 1)]
                 q = iy * s.input_width + ix
-                if s.sparse_input:
+                if goal.height > 0:
                     target = scratch.target
                     for e in range(scratch.pooled_count[q]):
                         target[scratch.pooled_index[q, e]] = scratch.pooled_value[q, e]
                 else:
-                    target = image[n, iy, ix]
+                    target = goal.image[n, iy, ix]
                 if s.sigmoid:
                     for c in range(channels):
                         v = np.float32(1.0) / (np.float32(1.0) + math.exp(-(line[c] + bias[c])))
@@ -556,26 +597,8 @@ def loss(
                         line[c] = step * error
                 for c in range(channels):
                     d_bias[c] += line[c]
-                if s.sparse_input:
+                if goal.height > 0:
                     for e in range(scratch.pooled_count[q]):
                         target[scratch.pooled_index[q, e]] = 0.0
         losses[n] = total * scale[n]
-        for p in range(s.height * s.width):
-            if size > 0:
-                x0 = (p % s.width) * s.stride * channels
-                for dy in range(size):
-                    line = work[(p // s.width) * s.stride + dy, x0 : x0 + run]
-                    part = patch[dy * run : (dy + 1) * run]
-                    for c in range(run):
-                        part[c] = line[c]
-            error_patch = patch if size > 0 else work.reshape(-1)
-            for e in range(s.active_groups):
-                row = index[n, p, e] % s.groups + (p * s.groups if size == 0 else 0)
-                weight = decoder[row]
-                d_weight = d_decoder[row]
-                v = z[n, p, e]
-                dot = np.float32(0.0)
-                for c in range(error_patch.shape[0]):
-                    dot += weight[c] * error_patch[c]
-                    d_weight[c] += v * error_patch[c]
-                d_z[n, p, e] = dot
+        _decode_sample_gradient(s, index[n], z[n], decoder, d_z[n], d_decoder, scratch)

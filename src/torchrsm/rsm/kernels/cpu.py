@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrsm.rsm.functional import Cells, padding_before
+from torchrsm.rsm.functional import Cells
 from torchrsm.rsm.kernels import compiled
-from torchrsm.rsm.kernels.compiled import Limits, Matrices, Reads, Scratch, Sizes
+from torchrsm.rsm.kernels.compiled import Input, Limits, Matrices, Reads, Scratch
 from torchrsm.rsm.kernels.step import Context, Step, Weights
 
 
@@ -40,18 +40,18 @@ class FusedEngine:
         return index, drive
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
-        """See `Engine.decode`. This engine's gradients come from `loss`; the decoded map itself carries none."""
-        sizes = _sizes(step)
-        out = torch.empty(index.shape[0], sizes.input_height, sizes.input_width * sizes.channels)
-        arguments = (sizes, _locations(index), _locations(z), _array(weights.decoder), out.numpy())
-        self.run(compiled.decode, index.shape[0], lambda part: (*arguments, _scratch(sizes)))
-        x = out.unflatten(2, (sizes.input_width, sizes.channels)) + weights.output_bias.detach()
-        return torch.sigmoid(x) if sizes.sigmoid else x
+        """See `Engine.decode`."""
+        _check_index("winners", index, step.cells)
+        x = _Decode.apply(self, step, index, z, weights.decoder) + weights.output_bias
+        return torch.sigmoid(x) if step.sigmoid else x
 
     def loss(
         self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
     ) -> Tensor:
         """See `Engine.loss`."""
+        _check_index("winners", index, step.cells)
+        if isinstance(target, Cells):
+            _check_index("target", target.index, step.channels)
         loss: Tensor = _Loss.apply(self, step, index, target, learn, z, weights.decoder, weights.output_bias)
         return loss
 
@@ -91,7 +91,7 @@ class _Select(torch.autograd.Function):
         feedback: Tensor | None,
         bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        sizes, reads = _reads(step, context, feedback is not None)
+        reads = _reads(step, context, feedback)
         batch = reads.memory_index.shape[0]
         index = torch.empty(batch, *step.grid, step.active_groups, dtype=torch.int32)
         drive = torch.empty(batch, *step.grid, step.active_groups)
@@ -103,9 +103,9 @@ class _Select(torch.autograd.Function):
         weights = Matrices(
             _array(feedforward), _array(recurrent), _array(_NO_MATRIX if feedback is None else feedback), _array(bias)
         )
-        constants = (sizes, reads, limits, weights, _locations(index), _locations(drive))
-        engine.run(compiled.select, batch, lambda part: (*constants, _scratch(sizes, reads)))
-        ctx.engine, ctx.sizes, ctx.reads, ctx.index = engine, sizes, reads, index
+        constants = (step, reads, limits, weights, _locations(index), _locations(drive))
+        engine.run(compiled.select, batch, lambda part: (*constants, _scratch(step, reads.input, reads)))
+        ctx.engine, ctx.step, ctx.reads, ctx.index = engine, step, reads, index
         ctx.shapes = [None if w is None else w.shape for w in (feedforward, recurrent, feedback, bias)]
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
@@ -116,29 +116,56 @@ class _Select(torch.autograd.Function):
         if d_drive is None:
             return (None,) * 7
         engine: FusedEngine = ctx.engine
-        sizes: Sizes = ctx.sizes
+        step: Step = ctx.step
+        reads: Reads = ctx.reads
+        sparse = reads.input.height > 0
         feedforward, recurrent, feedback, bias = ctx.shapes
         # A map's feed-forward gradient is summed transposed, so that one winner writes one contiguous run.
         shapes = [
-            feedforward if sizes.sparse_input else feedforward[::-1],
+            feedforward if sparse else feedforward[::-1],
             recurrent,
             feedback or (0, 0),
             bias,
         ]
         batch = d_drive.shape[0]
         sums = [Matrices(*(np.zeros(shape, np.float32) for shape in shapes)) for _ in range(engine.parts(batch))]
-        constants = (sizes, ctx.reads, _locations(ctx.index), _locations(d_drive))
-        engine.run(compiled.select_gradient, batch, lambda part: (*constants, sums[part], _scratch(sizes, ctx.reads)))
+        constants = (step, reads, _locations(ctx.index), _locations(d_drive))
+        engine.run(
+            compiled.select_gradient, batch, lambda part: (*constants, sums[part], _scratch(step, reads.input, reads))
+        )
         d_feedforward, d_recurrent, d_feedback, d_bias = _add_parts(sums)
         return (
             None,
             None,
             None,
-            d_feedforward if sizes.sparse_input else d_feedforward.t().contiguous(),
+            d_feedforward if sparse else d_feedforward.t().contiguous(),
             d_recurrent,
             None if feedback is None else d_feedback,
             d_bias,
         )
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, engine: FusedEngine, step: Step, index: Tensor, z: Tensor, decoder: Tensor) -> Tensor:
+        out = torch.empty(index.shape[0], step.input_height, step.input_width * step.channels)
+        arguments = (step, _locations(index), _locations(z), _array(decoder), out.numpy())
+        engine.run(compiled.decode, index.shape[0], lambda part: (*arguments, _scratch(step, _NO_INPUT)))
+        ctx.engine, ctx.step = engine, step
+        ctx.save_for_backward(index, z, decoder)
+        decoded: Tensor = out.unflatten(2, (step.input_width, step.channels))
+        return decoded
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        engine: FusedEngine = ctx.engine
+        step: Step = ctx.step
+        index, z, decoder = ctx.saved_tensors
+        batch, d_z = index.shape[0], torch.empty(z.shape)
+        sums = [[np.zeros(decoder.shape, np.float32)] for _ in range(engine.parts(batch))]
+        arguments = (step, _locations(index), _locations(z), _array(decoder), _array(d_out.flatten(2)), _locations(d_z))
+        engine.run(compiled.decode_gradient, batch, lambda part: (*arguments, sums[part][0], _scratch(step, _NO_INPUT)))
+        return None, None, None, d_z, _add_parts(sums)[0]
 
 
 class _Loss(torch.autograd.Function):
@@ -154,9 +181,9 @@ class _Loss(torch.autograd.Function):
         decoder: Tensor,
         output_bias: Tensor,
     ) -> Tensor:
-        sizes, *target_arrays = _input_arrays(step, target)
+        goal = _input(target)
         batch = z.shape[0]
-        inner = (sizes.input_height - 2 * sizes.margin) * (sizes.input_width - 2 * sizes.margin) * sizes.channels
+        inner = (step.input_height - 2 * step.margin) * (step.input_width - 2 * step.margin) * step.channels
         scale = learn.float() / (learn.sum().clamp(min=1) * inner)
         loss = np.zeros(batch, np.float32)
         d_z = torch.zeros(z.shape)
@@ -165,15 +192,17 @@ class _Loss(torch.autograd.Function):
             for _ in range(engine.parts(batch))
         ]
         constants = (
-            sizes,
+            step,
             _locations(index),
             _locations(z),
             _array(decoder),
             _array(output_bias),
-            *target_arrays,
+            goal,
             scale.numpy(),
         )
-        engine.run(compiled.loss, batch, lambda part: (*constants, loss, _locations(d_z), *sums[part], _scratch(sizes)))
+        engine.run(
+            compiled.loss, batch, lambda part: (*constants, loss, _locations(d_z), *sums[part], _scratch(step, goal))
+        )
         # The gradient falls out of the forward pass while the decoded map is at hand, so it is kept, not made again.
         ctx.save_for_backward(d_z, *_add_parts(sums))
         return torch.tensor(loss.sum(dtype=np.float64), dtype=torch.float32)
@@ -188,6 +217,7 @@ _NO_MAP = torch.empty(0, 0, 0, 0)
 _NO_IMAGE = torch.empty(1, 0, 0, 0)
 _NO_MATRIX = torch.empty(0, 0)
 _NO_VECTOR = torch.empty(0)
+_NO_INPUT = Input(_NO_IMAGE.numpy(), np.empty((0, 0, 0), np.int32), np.empty((0, 0, 0), np.float32), 0, 0)
 
 
 def _array(x: Tensor) -> Any:
@@ -207,45 +237,15 @@ def _add_parts(sums: Sequence[Sequence[Any]]) -> list[Tensor]:
     return first
 
 
-@functools.cache
-def _sizes(step: Step, source: tuple[int, int, int] | None = None, channels_in: int | None = None) -> Sizes:
-    decoder_size = step.decoder_kernel_size
-    return Sizes(
-        groups=step.groups,
-        cells_per_group=step.cells_per_group,
-        active_groups=step.active_groups,
-        kernel_size=step.kernel_size,
-        stride=step.stride,
-        recurrent_kernel_size=step.recurrent_kernel_size,
-        decoder_kernel_size=decoder_size,
-        input_height=step.input_grid.height,
-        input_width=step.input_grid.width,
-        channels=step.channels,
-        channels_in=step.channels if channels_in is None else channels_in,
-        input_pool=step.input_pool,
-        source_height=source[0] if source else 0,
-        source_width=source[1] if source else 0,
-        source_winners=source[2] if source else 0,
-        height=step.grid.height,
-        width=step.grid.width,
-        margin=step.margin,
-        sigmoid=step.activation == "sigmoid",
-        sparse_input=source is not None,
-        top=padding_before(step.input_grid.height, step.kernel_size, step.stride),
-        left=padding_before(step.input_grid.width, step.kernel_size, step.stride),
-        decoder_top=padding_before(step.input_grid.height, decoder_size, step.stride) if decoder_size else 0,
-        decoder_left=padding_before(step.input_grid.width, decoder_size, step.stride) if decoder_size else 0,
-        above_width=0,
-    )
-
-
-def _scratch(s: Sizes, reads: Reads | None = None) -> Scratch:
+def _scratch(s: Step, x: Input, reads: Reads | None = None) -> Scratch:
     """Return working memory for one thread; ``reads`` where cells are to be selected."""
-    cells, k, pooled = s.groups * s.cells_per_group, s.active_groups, s.input_height * s.input_width * s.sparse_input
-    entries_in = s.source_winners * s.input_pool**2
+    cells, k = s.cells, s.active_groups
+    sparse = x.height > 0
+    pooled = s.input_height * s.input_width * sparse
+    entries_in = x.cell_index.shape[2] * s.input_pool**2
     memory = 0 if reads is None else reads.memory_index.shape[2]
     locations_above, winners_above = (0, 0) if reads is None else reads.above_index.shape[1:]
-    taps = s.kernel_size**2 * (entries_in if s.sparse_input else s.channels_in)
+    taps = s.kernel_size**2 * (entries_in if sparse else x.image.shape[3])
     size, channels = s.decoder_kernel_size, s.channels
     work = (
         max(s.decoder_top + s.input_height, (s.height - 1) * s.stride + size),
@@ -265,7 +265,7 @@ def _scratch(s: Sizes, reads: Reads | None = None) -> Scratch:
         best_value=np.empty(k, np.float32),
         best_group=np.empty(k, np.int32),
         above=np.empty((locations_above, cells), np.float32),
-        above_row=np.empty((s.above_width, cells), np.float32),
+        above_row=np.empty((0 if reads is None else reads.above_width, cells), np.float32),
         patch=np.empty(taps, np.float32),
         decoder_patch=np.empty(size**2 * channels, np.float32),
         work=np.empty(work if size else (s.input_height, s.input_width * channels), np.float32),
@@ -273,34 +273,47 @@ def _scratch(s: Sizes, reads: Reads | None = None) -> Scratch:
     )
 
 
-def _input_arrays(step: Step, x: Tensor | Cells) -> tuple[Sizes, Any, Any, Any]:
-    """Return sizes, map, cell indices, cell values; those of the other kind are empty."""
+def _input(x: Tensor | Cells) -> Input:
     if isinstance(x, Cells):
-        return _sizes(step, tuple(x.index.shape[1:])), _array(_NO_IMAGE), *_cell_arrays(x)
-    return _sizes(step, channels_in=x.shape[3]), _array(x), *_cell_arrays(Cells(_NO_CELLS, _NO_MAP))
+        return Input(_array(_NO_IMAGE), *_cell_arrays(x), *x.index.shape[1:3])
+    return Input(_array(x), *_cell_arrays(Cells(_NO_CELLS, _NO_MAP)), 0, 0)
 
 
 def _cell_arrays(cells: Cells) -> tuple[Any, Any]:
     return _locations(cells.index), _locations(cells.value)
 
 
-def _reads(step: Step, context: Context, has_feedback: bool) -> tuple[Sizes, Reads]:
-    memory = context.memory
-    if not isinstance(memory, Cells):
+def _reads(step: Step, context: Context, feedback: Tensor | None) -> Reads:
+    memory, x = context.memory, context.input
+    if isinstance(memory, Cells):
+        _check_index("memory", memory.index, step.cells)
+    else:
         everything = torch.arange(memory.shape[-1], dtype=torch.int32).expand(memory.shape)
         memory = Cells(everything, memory)
-    above = context.feedback if has_feedback and context.feedback is not None else Cells(_NO_CELLS, _NO_MAP)
-    sizes, image, input_index, input_value = _input_arrays(step, context.input)
-    reads = Reads(
-        image,
-        input_index,
-        input_value,
+    if isinstance(x, Cells):
+        _check_index("input", x.index, step.channels)
+    if context.refractory is not None and context.refractory is not memory.index:
+        _check_index("refractory", context.refractory, step.cells)
+    above = Cells(_NO_CELLS, _NO_MAP)
+    if feedback is not None and context.feedback is not None:
+        above = context.feedback
+        _check_index("feedback", above.index, feedback.shape[0])
+    return Reads(
+        _input(x),
         *_cell_arrays(memory),
         *_cell_arrays(above),
-        *_interpolation(above.index.shape[1], step.grid.height),
-        *_interpolation(above.index.shape[2], step.grid.width),
+        above.index.shape[2],
+        *_interpolation(above.index.shape[1], step.height),
+        *_interpolation(above.index.shape[2], step.width),
     )
-    return sizes._replace(above_width=above.index.shape[2]), reads
+
+
+def _check_index(name: str, index: Tensor, count: int) -> None:
+    """Refuse cells that do not exist: compiled code would read memory that belongs to something else."""
+    if index.numel():
+        low, high = (int(bound) for bound in index.aminmax())
+        if low < -1 or high >= count:
+            raise ValueError(f"{name} must name cells in -1..{count - 1}, -1 for none; got {low}..{high}")
 
 
 @functools.cache

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor
 
-from torchrsm.rsm.functional import Activation, Cells, Grid, strided_grid
+from torchrsm.rsm.functional import Activation, Cells, Grid, padding_before, strided_grid
 
 
 class Step(NamedTuple):
-    """The fixed sizes of one layer's step.
+    """The sizes of one layer's step on inputs of one size, as plain integers, which compiled code can read.
+
+    `Step.of` makes one.
 
     Attributes:
         groups, cells_per_group, active_groups: cells of a location, and how many groups win.
         kernel_size, stride: of the feed-forward convolution.
         recurrent_kernel_size: side of the neighbourhood whose last cells a location sees.
         decoder_kernel_size: of the transposed convolution; 0 for a fully connected decoder.
-        input_grid, channels: the map that the layer reads and predicts.
+        input_height, input_width, channels: the map that the layer reads and predicts.
         input_pool: side of the windows in which the cells of the layer below are pooled first.
-        activation: of the output.
+        sigmoid: whether that is the activation of the output; else the identity.
         margin: rows and columns along each edge of the input that are seen but not predicted.
+        height, width: rows and columns of the layer's own locations.
+        top, left: zeros before the first row and column of the input.
+        decoder_top, decoder_left: rows and columns of a decoded map that lie before the input's first.
     """
 
     groups: int
@@ -30,21 +35,83 @@ class Step(NamedTuple):
     stride: int
     recurrent_kernel_size: int
     decoder_kernel_size: int
-    input_grid: Grid
+    input_height: int
+    input_width: int
     channels: int
     input_pool: int
-    activation: Activation
+    sigmoid: bool
     margin: int
+    height: int
+    width: int
+    top: int
+    left: int
+    decoder_top: int
+    decoder_left: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        groups: int,
+        cells_per_group: int,
+        active_groups: int,
+        kernel_size: int,
+        stride: int,
+        recurrent_kernel_size: int,
+        decoder_kernel_size: int,
+        input_grid: Grid,
+        channels: int,
+        input_pool: int,
+        activation: Activation,
+        margin: int,
+    ) -> Self:
+        """Return the step of a layer on inputs of a size; what follows from the rest is worked out here."""
+        grid = strided_grid(input_grid, stride)
+        top, left = (padding_before(size, kernel_size, stride) for size in input_grid)
+        decoder_top, decoder_left = (
+            padding_before(size, decoder_kernel_size, stride) if decoder_kernel_size else 0 for size in input_grid
+        )
+        return cls(
+            groups=groups,
+            cells_per_group=cells_per_group,
+            active_groups=active_groups,
+            kernel_size=kernel_size,
+            stride=stride,
+            recurrent_kernel_size=recurrent_kernel_size,
+            decoder_kernel_size=decoder_kernel_size,
+            input_height=input_grid.height,
+            input_width=input_grid.width,
+            channels=channels,
+            input_pool=input_pool,
+            sigmoid=activation == "sigmoid",
+            margin=margin,
+            height=grid.height,
+            width=grid.width,
+            top=top,
+            left=left,
+            decoder_top=decoder_top,
+            decoder_left=decoder_left,
+        )
+
+    @property
+    def input_grid(self) -> Grid:
+        """Rows and columns of the input."""
+        return Grid(self.input_height, self.input_width)
 
     @property
     def grid(self) -> Grid:
         """The layer's own locations."""
-        return strided_grid(self.input_grid, self.stride)
+        return Grid(self.height, self.width)
 
     @property
     def cells(self) -> int:
         """Cells of a location."""
         return self.groups * self.cells_per_group
+
+    @property
+    def activation(self) -> Activation:
+        """Of the output."""
+        return "sigmoid" if self.sigmoid else "identity"
 
 
 class Weights(NamedTuple):
@@ -96,7 +163,7 @@ class Engine(Protocol):
         ...
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
-        """Return the predicted input ``[b, h, w, c]``.
+        """Return the predicted input ``[b, h, w, c]``, with a gradient for ``z``, the decoder and the output's bias.
 
         ``index [b, h, w, k]`` are the winners, ``z [b, h, w, k]`` the values of their groups.
         """

@@ -30,9 +30,9 @@ from torchrsm.config import Config
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
 from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, table
-from torchrsm.runs.presets import PRESETS, preset
+from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import Record, learning_curve, training_summary
-from torchrsm.runs.settings import RUN_FILE, RunConfig
+from torchrsm.runs.settings import FORMER_NAMES, RUN_FILE, RunConfig
 from torchrsm.runs.trainer import Trainer
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WindowPhysics
@@ -106,7 +106,7 @@ class BenchConfig(Config):
     def _known(cls, systems: tuple[str, ...]) -> tuple[str, ...]:
         for name in systems:
             if name not in PRESETS:
-                raise ValueError(f"systems must be 'all' or among {', '.join(PRESETS)}; got {name!r}")
+                raise ValueError(f"systems must be 'all' or among {', '.join(PRESETS)}; got {unknown_preset(name)}")
             stream = preset(name).stream
             size = stream.resolution if isinstance(stream, BouncingBallsConfig) else 0
             if size != 30:
@@ -142,6 +142,7 @@ class Bench:
         _check_folder(self.folder, settings)
         for part in ("", "runs", "scores", "memory"):
             make_folder(self.folder / part)
+        _rename_former(self.folder)
         write_atomically(self.folder / SETTINGS_FILE, (json.dumps(settings, indent=2) + "\n").encode())
 
     def run(self, reporting: Reporting, say: Callable[[str], None] = print) -> Results:
@@ -292,6 +293,13 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
         if not isinstance(before, dict) or before.get(name) != now:
             was = before.get(name) if isinstance(before, dict) else before
             raise ValueError(f"{folder} holds another bench, with {name} = {was}; it cannot go on with {now}")
+
+
+def _rename_former(folder: Path) -> None:
+    """Give what a bench did under the former names of presets the names of today."""
+    for former, name in FORMER_NAMES.items():
+        for done in [*folder.glob(f"*/{former}-seed-*"), *folder.glob(f"memory/{former}-[0-9]*.json")]:
+            done.rename(done.with_name(name + done.name.removeprefix(former)))
 
 
 def _write_json(file: Path, content: Any) -> None:

@@ -22,7 +22,7 @@ PUBLISHED = {
     "seq2seq-convlstm": (1.34, 0.19),
     "convlstm": (0.58, 0.16),
     "balls": (0.41, 0.05),
-    "balls_1l": (0.80, 0.07),
+    "balls-1l": (0.80, 0.07),
 }
 """Published squared error per frame, mean and standard deviation; each on its authors' own sequences."""
 

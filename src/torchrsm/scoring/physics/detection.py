@@ -11,12 +11,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
 from torch import Tensor
 
+from torchrsm.compiling import compiled
 from torchrsm.config import Config
 
 FloatArray = NDArray[np.float64]
@@ -27,7 +27,7 @@ BoolArray = NDArray[np.bool_]
 
 
 class WorldGeometry(Config):
-    """The world that a video is held against, in pixels; the defaults are the bouncing balls of 30 x 30 pixels.
+    """The world that a video is compared with, in pixels; the defaults are the bouncing balls of 30 x 30 pixels.
 
     A ball adds ``exp(-((d / radius)^2)^4)`` at distance d from its centre, and the sum over balls is clipped at 1. The
     box is the frame: 0..side on each axis.
@@ -58,7 +58,7 @@ class WorldGeometry(Config):
 WORLD = WorldGeometry()
 
 THRESHOLD = 0.5
-"""Pixels above it belong to balls."""
+"""Pixels above this value belong to balls."""
 
 _CHUNK = 4096  # frames at a time: bounds the memory, whatever the length of the video
 
@@ -124,13 +124,13 @@ def detect_balls(frames: Tensor, geometry: WorldGeometry = WORLD) -> Detections:
 
 
 def _visible_mass(geometry: WorldGeometry) -> float:
-    """Return what of a ball's mass lies above the threshold: ``pi r^2`` times the integral of exp(-q^4) over q."""
+    """Return the part of a ball's mass above the threshold: ``pi r^2`` times the integral of exp(-q^4) over q."""
     edge = math.pow(math.log(1 / THRESHOLD), 0.25)  # (d / r)^2 where the profile crosses the threshold
     middle = (np.arange(1000) + 0.5) / 1000 * edge
     return math.pi * geometry.radius * geometry.radius * edge * float(np.exp(-(middle**4)).mean())
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _locate(
     images: NDArray[np.float32],
     labels: NDArray[np.int32],
@@ -158,7 +158,7 @@ def _locate(
         _fit(image, radius, centres[n, :found])
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _divide(image: NDArray[np.float32], label: NDArray[np.int32], number: int, centres: FloatArray) -> None:
     """Place ``centres [k, 2]`` at the centres of mass of k parts of a component, each pixel in the nearest part."""
     rows, columns = np.nonzero(label == number)
@@ -198,7 +198,7 @@ def _divide(image: NDArray[np.float32], label: NDArray[np.int32], number: int, c
                 centres[k, 0], centres[k, 1] = sums[k, 0] / sums[k, 2], sums[k, 1] / sums[k, 2]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _fit(image: NDArray[np.float32], radius: float, centres: FloatArray) -> None:
     """Move ``centres [k, 2]`` to the least squared error between the image and the clipped sum of profiles."""
     side = len(image)
@@ -207,7 +207,7 @@ def _fit(image: NDArray[np.float32], radius: float, centres: FloatArray) -> None
         furthest = 0.0
         for k in range(len(centres)):
             x, y = centres[k]
-            xx = yy = 1e-6  # not 0: a ball without an edge inside the frame stays where it is
+            xx = yy = 1e-6  # added so as not to divide by 0: a ball without an edge inside the frame stays where it is
             xy = gx = gy = 0.0
             for row in range(max(0, int(y - reach)), min(side - 1, int(y + reach)) + 1):
                 for column in range(max(0, int(x - reach)), min(side - 1, int(x + reach)) + 1):
@@ -239,7 +239,7 @@ def _fit(image: NDArray[np.float32], radius: float, centres: FloatArray) -> None
 
 
 def check_world(frames: Tensor, geometry: WorldGeometry = WORLD) -> None:
-    """Check that videos can be of a world, before the work of making them.
+    """Check that frames can be of a world, before any work is done on them.
 
     Raises:
         ValueError: frames have a wrong shape, type or value.

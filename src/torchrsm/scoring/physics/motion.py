@@ -1,9 +1,9 @@
 """Follows the balls through time and measures their motion: a function for each metric.
 
-A displacement is in pixels per frame. What could not be measured is NaN. The true values in the docstrings were
+Displacements are in pixels per frame. NaN stands for what could not be measured. The true values in the docstrings were
 measured with this module on the 200 validation sequences.
 
-Source: protocol.md, "Self-looping".
+Source: docs/science/protocol.md, "Dreams".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHANGE = 0.1
 world's full speed: 0.15 px per frame. True centres are found to 0.001 px; the noise of a dream must not count."""
 
 LEAST_SPEED = 0.2
-"""Slowest ball that has a direction, in units of the world's full speed: 0.3 px per frame."""
+"""Speed from which a ball has a direction, in units of the world's full speed: 0.3 px per frame."""
 
 LONGEST_CONTACT = 4
 """Frames in which a velocity may change for it to be one contact; a true one takes one or two."""
@@ -172,7 +172,7 @@ class Reflections(NamedTuple):
 
 
 def reflections(tracks: FloatArray, geometry: WorldGeometry = WORLD) -> Reflections:
-    """Hold each isolated contact against the elastic law.
+    """Compare each isolated contact with the elastic law.
 
     A contact is a run of at most `LONGEST_CONTACT` frames at which a ball's displacement changes. The velocity before
     is the displacement into its first frame, the velocity after that from its last frame on. The two straight paths
@@ -340,14 +340,14 @@ def _displacements(tracks: FloatArray) -> FloatArray:
 
 
 def median(values: FloatArray, axis: int | None = None) -> FloatArray:
-    """Return the median of what is not NaN; NaN if nothing is left."""
+    """Return the median of the values that are not NaN; NaN if there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing is left: NaN is the answer
         return np.asarray(np.nanmedian(values, axis=axis))
 
 
 def mean(values: FloatArray, axis: int | None = None) -> FloatArray:
-    """Return the mean of what is not NaN; NaN if nothing is left."""
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(values, axis=axis))

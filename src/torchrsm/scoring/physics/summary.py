@@ -1,4 +1,4 @@
-"""Judges whole videos by every metric, and sums up what was found."""
+"""Judges whole videos by every metric, and summarises the results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from torchrsm.scoring.physics.motion import (
 )
 
 TRACKED_STEPS = (1, 5, 10, 20, 30)
-"""Steps at which the balls are compared with the true ones; later, chaos has parted even equal worlds."""
+"""Steps at which the balls are compared with the true ones. Later, chaos separates even equal worlds."""
 
 
 class VideoPhysics(NamedTuple):
@@ -53,7 +53,7 @@ class VideoPhysics(NamedTuple):
         sharpness: `sharpness`.
         bounce: `bounces` in the transition into the step.
         reflections: `reflections`; a frame is the index of a step.
-        reference_energy: ``[n]`` what the lifetime is held against, px^2.
+        reference_energy: ``[n]`` px^2, the energy that the lifetime compares with.
         lifetime: ``[n]`` `lifetime`.
         tracked: `tracked_error` beside the true video, up to the last of `TRACKED_STEPS`, NaN later; None without one.
     """
@@ -79,7 +79,7 @@ def judge(
 
     Args:
         frames: ``[n, t, 1, side, side]``, or one sequence ``[t, 1, side, side]``, floating point in 0..1.
-        truth: the true videos from the same step on, of any length; they are compared as far as both go.
+        truth: the true videos from the same step on, of any length; the comparison ends with the shorter one.
         before: the frames just before, any number: with one, the motion into the first step is known; with 12 or more,
             the median of their energy is the reference of the lifetime instead of the world's.
         geometry: the world.
@@ -210,12 +210,12 @@ class PhysicsSummary(BaseModel):
     """What `summarise_physics` measured, ready for JSON; ``PhysicsSummary.model_validate_json`` reads it back.
 
     Attributes:
-        geometry: the world that the videos were held against.
+        geometry: the world that the videos were compared with.
         sequences, steps: their numbers.
         windows: steps 1 to 50, 1 to 150, the last 50, as far as the video is longer; the last one is all steps.
         lifetime: median over sequences, steps; a sequence that does not end counts with all its steps.
         never_ended: share of the sequences that were alive at the last step.
-        reference_energy: px^2, median over sequences of what the lifetime was held against.
+        reference_energy: px^2, median over sequences of the energy that the lifetime compares with.
         tracked: at each of `TRACKED_STEPS` that both videos reach; empty without a true video.
         by_step: at each step.
     """

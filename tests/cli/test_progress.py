@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from torchrsm import progress
-from torchrsm.progress import describe, reporting
+from torchrsm.cli import progress
+from torchrsm.cli.progress import describe, reporting
 from torchrsm.runs.record import Record
 
 

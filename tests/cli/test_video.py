@@ -51,7 +51,7 @@ def test_a_run_on_a_video_knows_where_it_learned(run, film):
     assert load(run).config.channels == 1
 
 
-@pytest.mark.parametrize("system", ["balls_1l", "convlstm-wide"])
+@pytest.mark.parametrize("system", ["balls-1l", "convlstm-wide"])
 def test_other_systems_and_colours(film, tmp_path, system):
     arguments = [
         "--system",

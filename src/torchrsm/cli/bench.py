@@ -1,0 +1,61 @@
+"""``bench``: train systems for the same time and score them alike."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field, field_validator
+
+from torchrsm.cli.parsing import parse
+from torchrsm.cli.progress import reporting
+from torchrsm.config import Config
+from torchrsm.rsm import kernels
+from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
+
+
+class BenchCommand(Config):
+    """Train systems for the same time on the same cores, score them alike, and write one table.
+
+    Attributes:
+        world: what is learned and predicted.
+        out: folder of the bench; one that was interrupted goes on, and systems can be added to it.
+        systems: `all`, or names of presets, separated by commas.
+        minutes: of training, each.
+        seeds: training runs of each system, with the seeds 0, 1, ...
+        memory_from_length: lengths of training sequences at which the peak memory is measured, separated by commas;
+            empty for none.
+        threads: of training; None for all cores at hand.
+    """
+
+    world: Annotated[Literal["balls"], tyro.conf.Positional] = "balls"
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    minutes: Annotated[float, Field(gt=0)]
+    systems: str = "all"
+    seeds: Annotated[int, Field(gt=0)] = 1
+    memory_from_length: str = "10,50,200"
+    threads: Annotated[int | None, Field(gt=0)] = None
+
+    @field_validator("memory_from_length")
+    @classmethod
+    def _lengths(cls, text: str) -> str:
+        if not re.fullmatch(r"(\d+(,\d+)*)?", text):
+            raise ValueError(f"memory_from_length must be numbers separated by commas; got {text!r}")
+        return text
+
+
+def bench(arguments: list[str]) -> None:
+    """Train and score systems, and write the table."""
+    command = parse(BenchCommand, arguments, "bench balls")
+    config = BenchConfig(
+        world=command.world,
+        systems=SYSTEMS if command.systems == "all" else tuple(command.systems.split(",")),
+        minutes=command.minutes,
+        seeds=command.seeds,
+        memory_from_length=tuple(int(length) for length in filter(None, command.memory_from_length.split(","))),
+        threads=command.threads or kernels.threads(),
+    )
+    results = Bench(config, command.out).run(reporting)
+    print(f"\n{table(results)}\n\nIn {command.out}: {TABLE_FILE}, {RESULTS_FILE}, error.png, memory.png")

