@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
@@ -42,6 +43,14 @@ class ModelConfig(Config):
     pad_value: float = Field(default=0.5, ge=0, le=1)
     fresh_feedback: bool = False
     rectifier: Annotated[RectifierConfig | None, Field(discriminator="kind")] = None
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List what needs a layer above, or a border: of the stack, or of a rectifier around frames of odd size."""
+        yield f"layers.{len(self.layers) - 1}.pool", "no layer stands above"
+        if len(self.layers) == 1:
+            yield "fresh_feedback", "there is one layer"
+        if self.pad == 0 and (self.rectifier is None or self.rectifier.kind == "sharpening"):
+            yield "pad_value", "pad is 0"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tyro
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from torchrsm.baselines import AnyBaselineConfig
-from torchrsm.config import Config, first_error
+from torchrsm.baselines import WITHOUT_WEIGHTS, AnyBaselineConfig
+from torchrsm.config import Config
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.learning.windows import SequenceLearningConfig
@@ -45,7 +46,10 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f"exactly one of steps and minutes must be given; got {self.steps} and {self.minutes}")
+            how = "" if self.steps is None else "; set the other one to None, such as training.steps=None"
+            raise ValueError(
+                f"exactly one of steps and minutes must be given; got {self.steps} and {self.minutes}{how}"
+            )
         if self.seed in (TEST_SEED, VALIDATION_SEED):
             raise ValueError(
                 f"seed must not be {TEST_SEED} (test) or {VALIDATION_SEED} (validation): "
@@ -95,6 +99,24 @@ class RunConfig(Config):
         """Frames of each stream that one update takes."""
         return 1
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List how a stack learns that does not, how a rectifier does that has no time, and dreams of no stream."""
+        if self.stack_from is not None:
+            for name in LearningConfig.model_fields:
+                yield f"learning.{name}", "stack_from is given, and the stack does not learn"
+        if self.rectifying is None:
+            return
+        if self.stack_from is not None:
+            for name in ("share", "stack_share"):
+                yield f"rectifying.{name}", "stack_from is given, and the stack does not learn"
+        elif self.rectifying.share == 0:
+            for name in RectifyingConfig.model_fields:
+                if name not in ("share", "stack_share"):
+                    yield f"rectifying.{name}", "rectifying.share is 0"
+        batch = self.training.batch_size
+        if round(self.rectifying.loop_share * batch) == 0:
+            yield "rectifying.loop_share", f"it is at most half a stream, 0.5 / training.batch_size = {0.5 / batch:.3g}"
+
     @model_validator(mode="after")
     def _rectifier_learns(self) -> Self:
         rectifier = self.model.rectifier
@@ -132,6 +154,12 @@ class BaselineRunConfig(Config):
         """Frames of each stream that one update takes."""
         return self.learning.window
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List how a system learns that has no weights. Its run is over at once, whatever the budget."""
+        if self.model.kind in WITHOUT_WEIGHTS:
+            for name in SequenceLearningConfig.model_fields:
+                yield f"learning.{name}", f"{self.model.kind} has nothing to learn"
+
 
 AnyRunConfig = RunConfig | BaselineRunConfig
 
@@ -142,7 +170,7 @@ def save_run_config(config: AnyRunConfig) -> bytes:
 
 
 def load_run_config(folder: Path | str) -> AnyRunConfig:
-    """Read the settings of the run in a folder.
+    """Read the settings of the run in a folder, whichever version saved them; see `Config.from_json`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -158,9 +186,9 @@ def load_run_config(folder: Path | str) -> AnyRunConfig:
     except (ValueError, AttributeError, TypeError, RecursionError):
         kind = RunConfig  # which says what is wrong
     try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {first_error(error)}") from error
+        return kind.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def first_difference(before: AnyRunConfig, now: AnyRunConfig) -> tuple[str, Any, Any] | None:
