@@ -134,7 +134,12 @@ def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
 
 def test_the_commands_for_a_video_of_ones_own_work_one_after_another(in_a_folder, capsys):
     (example,) = [block for block in blocks("README.md", "console") if "train video" in block]
-    shorter = {"--minutes 5": "--steps 2", "predict": "predict --frames 5", "watch": "watch --frames 3"}
+    shorter = {
+        "dream balls": "dream balls --prime 20 --steps 20",
+        "--minutes 5": "--steps 2",
+        "torchrsm predict": "torchrsm predict --frames 5",
+        "watch": "watch --frames 3",
+    }
     for line in example.splitlines():
         for shown, run in shorter.items():
             line = line.replace(shown, run)
