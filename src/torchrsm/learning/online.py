@@ -112,6 +112,8 @@ class OnlineLearner:
     def begin(self, phase: str, threads: int) -> None:
         """Give the cores to what does most of the work in a phase, and freeze the stack where it does not learn."""
         if phase == "stack":
+            # A run that was extended comes back to it from a later phase, where streams may have been dreaming.
+            self.state = self.state._replace(alone=torch.zeros_like(self.state.alone))
             kernels.set_threads(threads)
         else:
             kernels.set_threads(1, torch_threads=threads)

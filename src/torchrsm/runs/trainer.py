@@ -20,7 +20,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -33,10 +33,13 @@ from torchrsm.learning.windows import SequenceLearner
 from torchrsm.model import VideoPredictor, load
 from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE, FORMAT, lay_out_as_weights, load_checkpoint, optimiser_state
+from torchrsm.runs.film import found, with_absolute_path
+from torchrsm.runs.lock import locked
 from torchrsm.runs.record import METRICS_FILE, TIMING_FILE, Record
 from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, first_difference, load_run_config, save_run_config
 from torchrsm.state import flatten, unflatten
-from torchrsm.storage.folders import load_weights
+from torchrsm.storage.folders import WEIGHTS_FILE, load_weights
+from torchrsm.storage.shipped import CONFIG_FILE
 from torchrsm.storage.tensors import make_folder, save_tensors, write_atomically
 from torchrsm.streams import Stream, StreamBatch
 from torchrsm.streams.settings import make_stream
@@ -48,34 +51,44 @@ class Trainer:
     Args:
         config: the whole experiment.
         folder: where the run lives; made if need be.
-        resume: go on with the run that is in the folder.
+        resume: go on with the run that is in the folder. Its settings must be those of ``config``, but for a longer
+            budget, which extends it, also when it was finished: its schedules are functions of the share of the budget
+            that is done, and go on over the new length.
         stream: frames to learn from; None for those that ``config`` names.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is false.
         FileNotFoundError: ``resume`` is true and the folder holds no run.
         ValueError: the run in the folder has other settings, or its checkpoint is truncated or foreign.
+        BlockingIOError: another process is writing a run to the folder.
         OSError: the folder cannot be written.
     """
 
     def __init__(
         self, config: AnyRunConfig, folder: Path | str, *, resume: bool = False, stream: Stream | None = None
     ) -> None:
-        self.config = config
+        self.config = config if stream is not None else with_absolute_path(config)
         self.folder = Path(folder)
-        training = config.training
-        saved = self.folder / RUN_FILE
-        if resume:
-            _check_same_run(saved, config)
-        elif saved.exists():
-            raise FileExistsError(f"{self.folder} holds a run; resume it or choose another folder")
+        self._stopped = False
+        with locked(self.folder) if self.folder.is_dir() else nullcontext():
+            self._prepare(resume, stream)
+            self._left = self._files_as_left()
+
+    def _prepare(self, resume: bool, stream: Stream | None) -> None:
+        """Make what is trained, new or from the checkpoint, and the folder of a new run."""
+        config, training = self.config, self.config.training
+        extended = _extends(self.folder, config) if resume else False
+        if not resume:
+            _check_free(self.folder)
         going_on = resume and (self.folder / CHECKPOINT_FILE).exists()
         stack_from = config.stack_from if isinstance(config, RunConfig) and not going_on else None
         stack = None if stack_from is None else load(stack_from)
         self.threads = training.threads or kernels.threads()
         kernels.set_threads(self.threads)
         torch.manual_seed(training.seed)
-        self.stream: Stream = stream or make_stream(config.stream, training.batch_size, training.seed)
+        self.stream: Stream = stream or make_stream(
+            found(config.stream, self.folder), training.batch_size, training.seed
+        )
         self.learner = _learner(config, (self.stream.batch_size, *self.stream.frame_shape))
         if stack is not None:
             assert isinstance(self.learner, OnlineLearner)
@@ -87,9 +100,25 @@ class Trainer:
         if going_on:
             self._restore()
         else:
-            make_folder(self.folder)
+            self._begin_folder()
+        if extended:
+            write_atomically(self.folder / RUN_FILE, save_run_config(config))
+
+    def _begin_folder(self) -> None:
+        """Write the settings of a run and its model, untaught; what is new goes again if the disk is full."""
+        settings = save_run_config(self.config)
+        is_new = not self.folder.exists()
+        written = [path for name in (RUN_FILE, CONFIG_FILE, WEIGHTS_FILE) if not (path := self.folder / name).exists()]
+        make_folder(self.folder)
+        try:
+            write_atomically(self.folder / RUN_FILE, settings)
             self.model.save(self.folder)
-            write_atomically(saved, save_run_config(config))
+        except OSError:
+            for path in written:
+                path.unlink(missing_ok=True)
+            if is_new:
+                self.folder.rmdir()
+            raise
 
     @property
     def model(self) -> VideoPredictor | SequenceModel:
@@ -121,21 +150,39 @@ class Trainer:
         Raises:
             NonFiniteError: an input, a loss or a weight is NaN or infinite.
             ValueError: the stream gives frames outside of 0..1.
-            KeyboardInterrupt: the run was interrupted; its checkpoint is saved.
+            KeyboardInterrupt: the run was interrupted or stopped; its checkpoint is saved.
+            BlockingIOError: another process is writing a run to the folder.
+            OSError: the folder cannot be written, or the disk is full; the last checkpoint is good.
         """
         threads = kernels.threads(), torch.get_num_threads()
         try:
-            return self._run(report)
+            with locked(self.folder):
+                if self._files_as_left() != self._left:
+                    raise ValueError(f"{self.folder} was written by someone else in the meantime; resume the run anew")
+                try:
+                    return self._run(report)
+                finally:
+                    self._left = self._files_as_left()
         finally:
             kernels.set_threads(*threads)
 
+    def stop(self) -> None:
+        """Let the run end after the step under way, with a checkpoint, as an interrupt does; from any thread."""
+        self._stopped = True
+
+    def _files_as_left(self) -> list[tuple[int, int] | None]:
+        """Return what tells whether another process has written the run since."""
+        paths = [self.folder / name for name in (RUN_FILE, CHECKPOINT_FILE)]
+        return [(path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None for path in paths]
+
     def _run(self, report: Callable[[Record], None]) -> VideoPredictor | SequenceModel:
         self.learner.warm_up()
+        self._stopped = False
         with _signals() as stopping, self._logs() as logs:
             since = checked = time.monotonic()  # of the last record, of the last checkpoint
             started, last_step = since - self.seconds, self.step
             begun: str | None = None
-            while self.progress < 1.0 and not stopping:
+            while self.progress < 1.0 and not (stopping or self._stopped):
                 phase = self.phase
                 if phase != begun:
                     self.learner.begin(phase, self.threads)
@@ -151,7 +198,7 @@ class Trainer:
                 if now - checked >= self.config.training.checkpoint_seconds or finished:
                     self._save(logs)
                     checked = time.monotonic()
-            if stopping:
+            if stopping or self._stopped:
                 self._save(logs)
                 raise KeyboardInterrupt(f"stopped at step {self.step}; the checkpoint is saved")
             if not self.learner.optimisers:
@@ -209,18 +256,28 @@ class Trainer:
         files: dict[str, IO[str]] = {}
         try:
             for name, offset in self._offsets.items():
-                file: IO[str] = open(self.folder / name, "a+")  # noqa: SIM115
+                file: IO[str] = open(self.folder / name, "a+", encoding="utf-8")  # noqa: SIM115
                 files[name] = file
                 file.truncate(offset)
             yield files
+        except OSError:  # a full disk: no half of a line stays
+            for name, file in files.items():
+                with suppress(OSError):
+                    file.close()
+                os.truncate(self.folder / name, self._offsets[name])
+            raise
         finally:
             for file in files.values():
                 file.close()
 
     def _save(self, logs: Mapping[str, IO[str]]) -> None:
+        offsets = {}
         for name, file in logs.items():
-            file.flush()
-            self._offsets[name] = os.fstat(file.fileno()).st_size
+            try:
+                file.flush()
+            except OSError as error:
+                raise OSError(error.errno, f"cannot write {self.folder / name}: {error.strerror}") from error
+            offsets[name] = os.fstat(file.fileno()).st_size
         tensors = {
             f"{part}.{name}": tensor
             for part, module in self.learner.modules.items()
@@ -236,11 +293,12 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "sums": self._sums,
-            "offsets": self._offsets,
+            "offsets": offsets,
             "stream": self.stream.state_dict(),
             "threads": self.threads,
         }
         save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
+        self._offsets = offsets
         self.model.save_weights(self.folder)
 
     def _restore(self) -> None:
@@ -269,11 +327,30 @@ def _learner(config: AnyRunConfig, shape: tuple[int, int, int, int]) -> OnlineLe
     return SequenceLearner(make_baseline(config.model), config.learning, shape)
 
 
-def _check_same_run(saved: Path, config: AnyRunConfig) -> None:
-    difference = first_difference(load_run_config(saved.parent), config)
+def _check_free(folder: Path) -> None:
+    """Refuse a folder whose run or model would be lost."""
+    if (folder / RUN_FILE).exists():
+        raise FileExistsError(f"{folder} holds a run; resume it or choose another folder")
+    if (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists():
+        raise FileExistsError(f"{folder} holds a model; choose another folder")
+
+
+def _extends(folder: Path, config: AnyRunConfig) -> bool:
+    """Say whether a run goes on for longer than it was begun for; all else must be the same."""
+    begun = with_absolute_path(load_run_config(folder))
+    budget = {"steps": config.training.steps, "minutes": config.training.minutes}
+    for name, now in budget.items():
+        before = getattr(begun.training, name)
+        if before is not None and now is not None and now < before:
+            raise ValueError(f"{folder} was begun for {before:g} {name}; it can go on for more, not for {now:g}")
+        if before is not None and now is None:
+            raise ValueError(f"{folder} was begun for {before:g} {name}; a longer budget must be one of {name}, too")
+    longer = begun.model_copy(update={"training": begun.training.model_copy(update=budget)})
+    difference = first_difference(longer, with_absolute_path(config))
     if difference is not None:
         name, before, now = difference
-        raise ValueError(f"{saved.parent} was begun with {name} = {before}; it cannot go on with {now}")
+        raise ValueError(f"{folder} was begun with {name} = {before}; it cannot go on with {now}")
+    return longer != begun
 
 
 @contextmanager

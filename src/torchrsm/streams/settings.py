@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from torchrsm.config import Config
 from torchrsm.streams.bouncing_balls import BouncingBalls
@@ -36,6 +39,24 @@ class MovingMNISTConfig(Config):
     sequence_length: int = Field(default=20, ge=2)
 
 
+def _plain_path(given: Any) -> Any:
+    """Take a path in the forms that Python has for it, and in that of `_utf8_path`."""
+    if isinstance(given, bytes | os.PathLike):
+        return os.fsdecode(given)
+    if isinstance(given, str) and given.startswith("file:///"):
+        return os.fsdecode(unquote_to_bytes(given.removeprefix("file://")))
+    return given
+
+
+def _utf8_path(path: str) -> str:
+    """Return a path that JSON can hold: as it is, or as a ``file:`` address where its name is no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return Path(os.path.abspath(path)).as_uri()
+    return path
+
+
 class VideoConfig(Config):
     """A video, or several; see `torchrsm.streams.load_clips`.
 
@@ -50,7 +71,7 @@ class VideoConfig(Config):
     """
 
     kind: Annotated[Literal["video"], tyro.conf.Suppress] = "video"
-    path: str
+    path: Annotated[str, BeforeValidator(_plain_path), PlainSerializer(_utf8_path, when_used="json")]
     height: int | None = Field(default=64, ge=4, le=1024)
     width: int | None = Field(default=None, ge=4, le=1024)
     crop: Literal["square"] | None = None
@@ -70,6 +91,10 @@ AnyStreamConfig = BouncingBallsConfig | MovingMNISTConfig | VideoConfig
 StreamConfig = Annotated[Annotated[AnyStreamConfig, Field(discriminator="kind")], BeforeValidator(_with_kind)]
 
 
+LEAST_FRAMES = 3
+"""Least frames of a clip to learn from: the first is never predicted, and a single prediction teaches nothing."""
+
+
 def make_stream(config: AnyStreamConfig, batch_size: int, seed: int) -> Stream:
     """Return the stream that settings name.
 
@@ -84,6 +109,12 @@ def make_stream(config: AnyStreamConfig, batch_size: int, seed: int) -> Stream:
     """
     if isinstance(config, VideoConfig):
         learned = [clip[: learned_frames(config, clip)] for clip in read_clips(config)]
+        longest = max(len(clip) for clip in learned)
+        if longest < LEAST_FRAMES:
+            raise ValueError(
+                f"{config.path} must have a clip of {LEAST_FRAMES} frames or more to learn from, what is held out left "
+                f"aside; the longest has {longest}"
+            )
         return ClipStream(learned, batch_size, mirror=config.mirror, seed=seed)
     settings = config.model_dump(exclude={"kind"})
     if isinstance(config, MovingMNISTConfig):

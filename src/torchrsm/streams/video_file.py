@@ -122,6 +122,19 @@ def load_clips(
     return collect_clips(readers, part, max_bytes)
 
 
+def open_clips(
+    path: str | Path,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    crop: Crop = None,
+    channels: int = 1,
+    frames_per_second: float | None = None,
+) -> list[tuple[str, Reader]]:
+    """Return a reader, with its name, for each clip; see `load_clips` for what is read."""
+    return _readers(path, Framing(height, width, crop, channels), frames_per_second, 2**30)
+
+
 def collect_clips(readers: Sequence[tuple[str, Reader]], part: Part, max_bytes: int) -> list[NDArray[np.uint8]]:
     """Return a part of what each of some readers, given with their names, has to read; see `load_clips`."""
     low, high = _require_part(part)
