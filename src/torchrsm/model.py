@@ -195,7 +195,13 @@ class VideoPredictor(nn.Module):
             ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
         """
         check_frame(frame, prediction.raw)
-        return self.stack.observe(self._padded(frame), prediction.layers, state)
+        return self.observe_winners(frame, prediction.layers, state)
+
+    def observe_winners(
+        self, frame: Tensor, layers: tuple[LayerPrediction, ...], state: tuple[LayerState, ...]
+    ) -> tuple[LayerState, ...]:
+        """Do what `observe` does with a frame that is known to be good; ``layers`` is ``prediction.layers``."""
+        return self.stack.observe(self._padded(frame), layers, state)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Predict the frame after each of ``frames [b, t, c, h, w]``; see `torchrsm.predictor.predict_next`."""

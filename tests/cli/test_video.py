@@ -123,7 +123,7 @@ def test_watch_prints_a_line_for_each_frame(film, capsys):
     assert main(["watch", str(film), "--height", "16", "--frames", "25", "--threshold", "3"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["frame"] for line in lines] == list(range(25))
-    assert set(lines[0]) == {"frame", "error", "copy_error", "surprise", "anomaly"}
+    assert set(lines[0]) == {"frame", "seconds", "error", "copy_error", "surprise", "anomaly"}
     assert lines[0]["error"] is None
     assert all(line["anomaly"] is (line["surprise"] >= 3) for line in lines)
 
