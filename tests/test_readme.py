@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrsm import cli
+from torchrsm import cli, preset
 from torchrsm.cli import parsing
 from torchrsm.cli.main import USAGE
 from torchrsm.media.films import write_mp4
 from torchrsm.rsm import kernels
+from torchrsm.runs.settings import save_run_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
@@ -128,6 +129,8 @@ def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
         module = importlib.import_module(f"torchrsm.cli.{file.name}") if file.name != "__main__" else parsing
         if module is not parsing and hasattr(module, "parse"):
             monkeypatch.setattr(module, "parse", parsed)
+    Path("runs/balls").mkdir(parents=True)
+    Path("runs/balls/run.json").write_bytes(save_run_config(preset("balls")))  # for those that resume it
     with pytest.raises(Understood):
         cli.main(shlex.split(line))
 
