@@ -15,7 +15,7 @@ ORDER = (
     ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),
-    ("learning",),
+    ("learning", "exporting"),
     ("systems",),
     ("runs",),
     ("watching",),

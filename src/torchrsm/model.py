@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -42,6 +43,14 @@ class ModelConfig(Config):
     pad_value: float = Field(default=0.5, ge=0, le=1)
     fresh_feedback: bool = False
     rectifier: AnyRectifierConfig | None = None
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List what needs a layer above, or a border: of the stack, or of a rectifier around frames of odd size."""
+        yield f"layers.{len(self.layers) - 1}.pool", "no layer stands above"
+        if len(self.layers) == 1:
+            yield "fresh_feedback", "there is one layer"
+        if self.pad == 0 and (self.rectifier is None or self.rectifier.kind == "sharpening"):
+            yield "pad_value", "pad is 0"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -192,7 +201,13 @@ class VideoPredictor(nn.Module):
             ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
         """
         check_frame(frame, prediction.raw)
-        return self.stack.observe(self._padded(frame), prediction.layers, state)
+        return self.observe_winners(frame, prediction.layers, state)
+
+    def observe_winners(
+        self, frame: Tensor, layers: tuple[LayerPrediction, ...], state: tuple[LayerState, ...]
+    ) -> tuple[LayerState, ...]:
+        """Do what `observe` does with a frame that is known to be good; ``layers`` is ``prediction.layers``."""
+        return self.stack.observe(self._padded(frame), layers, state)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Predict the frame after each of ``frames [b, t, c, h, w]``; see `torchrsm.predictor.predict_next`."""

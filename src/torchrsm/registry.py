@@ -28,7 +28,7 @@ def chosen_from(name: str, entries: Mapping[str, tuple[type[BaseModel], Any]]) -
             if type(value) not in known:
                 names = ", ".join(config.__name__ for config in known)
                 raise ValueError(f"{name} must be one of {names}; got {type(value).__name__}")
-            return handler(value)
+            return type(value).model_validate(value, context=info.context)
         if not isinstance(value, dict):
             raise ValueError(f"{name} must be settings with a kind; got {value!r:.100}")
         kind = value.get("kind")
@@ -37,7 +37,7 @@ def chosen_from(name: str, entries: Mapping[str, tuple[type[BaseModel], Any]]) -
             raise ValueError(f"kind must be one of {', '.join(entries)}; got {got}")
         config = entries[kind][0]
         if info.mode == "json":  # where a tuple is written as a list
-            return config.model_validate_json(json.dumps(value))
-        return config.model_validate(value)
+            return config.model_validate_json(json.dumps(value), context=info.context)
+        return config.model_validate(value, context=info.context)
 
     return WrapValidator(choose)

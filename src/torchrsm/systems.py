@@ -65,7 +65,7 @@ def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredic
     name = str(name_or_folder)
     if name in WITHOUT_WEIGHTS and not os.path.isdir(name_or_folder):
         config_type, model_type = BASELINES[name]
-        return model_type(config_type()).eval()
+        return model_type(config_type(kind=name)).eval()
     try:
         folder = find_model(name_or_folder)
     except FileNotFoundError as error:

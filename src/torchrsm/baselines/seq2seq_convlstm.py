@@ -13,6 +13,7 @@ the memory of the encoder's last layer alone; the other decoder must tell what w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -39,6 +40,11 @@ class Seq2SeqConvLSTMConfig(StackConfig):
     decode_every: int = Field(default=8, gt=0)
     curriculum_updates: int | None = Field(default=None, gt=0)
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List the curriculum where there is nothing more to ask for."""
+        if self.horizon == 1:
+            yield "curriculum_updates", "horizon is 1"
+
     @model_validator(mode="after")
     def _ends_in_a_frame(self) -> Self:
         if self.hidden_channels[-1] != self.channels:
@@ -62,6 +68,11 @@ class Seq2SeqConvLSTMMultiDecoderConfig(StackConfig):
     decode_every: int = Field(default=8, gt=0)
     curriculum_updates: int | None = Field(default=3750, gt=0)
     reconstruction_weight: float = Field(default=1.0, ge=0)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List the curriculum where there is nothing more to ask for."""
+        if self.horizon == 1:
+            yield "curriculum_updates", "horizon is 1"
 
 
 class Seq2SeqState(NamedTuple):

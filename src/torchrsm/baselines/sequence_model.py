@@ -27,6 +27,7 @@ class BaselineConfig(Config):
         channels, height, width: of the frames.
     """
 
+    kind: str
     channels: int = Field(default=1, gt=0)
     height: int = Field(default=30, gt=0)
     width: int = Field(default=30, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -34,8 +35,9 @@ class RectifyingConfig(ScheduleConfig):
         real_label: what the discriminator shall say of a frame that came, below 1 to keep it from being too sure.
         noise_deviation: of the Gaussian noise, the same on both frames, that the discriminator sees them through.
         gradient_norm: a generator's gradient that is longer is shortened to it; None for no limit.
-        loop_share: share of the streams that dream on the way: once their error is below ``loop_error`` their stack
-            hears the rectified frame in place of the one that came, for up to ``loop_steps`` steps.
+        loop_share: share of the streams, rounded to whole ones, that dream on the way: once their error is below
+            ``loop_error`` their stack hears the rectified frame in place of the one that came, for up to ``loop_steps``
+            steps.
         loop_from: progress through the phase from which streams dream.
         loop_error: squared error of a frame up to which a dream still follows what comes. Beyond it the frame that came
             is no target any more.
@@ -57,6 +59,16 @@ class RectifyingConfig(ScheduleConfig):
     loop_error: float = Field(default=2.0, gt=0)
     loop_steps: int = Field(default=1, gt=0)
     motion_weight: float = Field(default=0.0, ge=0)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List settings of the schedule, the discriminator or dreams where there are none."""
+        yield from super().without_effect()
+        if self.adversarial_weight == 0:
+            for name in ("discriminator_learning_rate", "real_label", "noise_deviation"):
+                yield name, "adversarial_weight is 0"
+        if self.loop_share == 0:
+            for name in ("loop_from", "loop_error", "loop_steps", "motion_weight"):
+                yield name, "loop_share is 0"
 
     @model_validator(mode="after")
     def _leaves_no_gap(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -44,6 +44,13 @@ class SequenceLearningConfig(ScheduleConfig):
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_norm: float | None = Field(default=None, gt=0)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List what a constant schedule and plain gradient descent do not use."""
+        yield from super().without_effect()
+        if self.optimiser == "sgd":
+            for name in ("square_decay", "epsilon"):
+                yield name, "the optimiser is sgd"
 
 
 class SequenceLearner:

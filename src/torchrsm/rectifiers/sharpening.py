@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -26,6 +26,11 @@ class SharpeningConfig(RectifierConfig):
     learns: ClassVar[bool] = False
     gain: float = Field(default=2.0, gt=0)
     level: float = Field(default=0.5, gt=0, lt=1)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List what a gain of 1 does not use."""
+        if self.gain == 1:
+            yield "level", "gain is 1"
 
 
 class SharpeningFilter(Rectifier):

@@ -370,8 +370,7 @@ def _extends(folder: Path, config: AnyRunConfig) -> bool:
             raise ValueError(f"{folder} was begun for {before:g} {name}; it can go on for more, not for {now:g}")
         if before is not None and now is None:
             raise ValueError(f"{folder} was begun for {before:g} {name}; a longer budget must be one of {name}, too")
-    may_change = budget | {"device": config.training.device}
-    longer = begun.model_copy(update={"training": begun.training.model_copy(update=may_change)})
+    longer = begun.replace(training=begun.training.replace(**budget, device=config.training.device))
     difference = first_difference(longer, with_absolute_path(config))
     if difference is not None:
         name, before, now = difference

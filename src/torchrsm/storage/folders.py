@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torchrsm.config import Config, first_error
+from torchrsm.config import Config
 from torchrsm.storage.shipped import CONFIG_FILE
 from torchrsm.storage.tensors import load_tensors, make_folder, save_tensors, write_atomically
 
@@ -73,9 +72,9 @@ def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[Config
     """
     settings, weights = _settings_file(folder), folder / WEIGHTS_FILE
     try:
-        config = config_type.model_validate_json(settings.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{settings}: {first_error(error)}") from error
+        config = config_type.from_json(settings.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{settings}: {error}") from error
     tensors, header = load_tensors(weights)
     if header.get("format") != FORMAT:
         raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")

@@ -181,7 +181,7 @@ class Bench:
     def _train_and_score(self, name: str, seed: int, reporting: Reporting) -> None:
         run = preset(name)
         changes = {"steps": None, "minutes": self.config.minutes, "threads": self.config.threads, "seed": seed}
-        run = run.model_copy(update={"training": run.training.model_copy(update=changes)})
+        run = run.replace(training=run.training.replace(**changes))
         folder = self._run_folder(name, seed)
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(f"{name} seed {seed}") as report:

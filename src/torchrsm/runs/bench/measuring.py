@@ -57,7 +57,7 @@ def print_peak() -> None:
     baseline, settings = json.load(sys.stdin)
     kind: type[AnyRunConfig] = BaselineRunConfig if baseline else RunConfig
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(kind.model_validate_json(json.dumps(settings)), folder).run()
+        Trainer(kind.from_json(json.dumps(settings)), folder).run()
     print(_peak_of_this_process())
 
 
@@ -76,9 +76,9 @@ def short_run(name: str, length: int, threads: int) -> AnyRunConfig:
     run = preset(name)
     steps = MEMORY_UPDATES if isinstance(run, BaselineRunConfig) else MEMORY_UPDATES * length
     changes: dict[str, Any] = {
-        "training": run.training.model_copy(update={"steps": steps, "minutes": None, "threads": threads}),
-        "stream": run.stream.model_copy(update={"sequence_length": length}),
+        "training": run.training.replace(steps=steps, minutes=None, threads=threads),
+        "stream.sequence_length": length,
     }
     if isinstance(run, BaselineRunConfig):
-        changes["learning"] = run.learning.model_copy(update={"window": length})
-    return run.model_copy(update=changes)
+        changes["learning.window"] = length
+    return run.replace(**changes)
