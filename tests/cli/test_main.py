@@ -391,7 +391,7 @@ def test_a_narrow_terminal_changes_no_message(tmp_path, refused, monkeypatch):
         "two and a half",
         says=["--seed must be INT; got 'two and a half'"],
     )
-    refused("train", "tiny", "--out", tmp_path, "--seed", -1, says=["seed: input should be greater than or equal to 0"])
+    refused("train", "tiny", "--out", tmp_path, "--seed", -1, says=["seed must be greater than or equal to 0"])
 
 
 def test_a_folder_with_a_run_is_not_overwritten(run, refused):
@@ -530,7 +530,7 @@ def test_bad_model_folders_are_refused_at_once(tmp_path, run, frames, refused, s
 def test_info_says_nothing_of_a_run_with_broken_settings(tmp_path, run, refused):
     load(run).save(tmp_path)
     (tmp_path / "run.json").write_text("{}")
-    assert refused("info", tmp_path, says=[f"{tmp_path}/run.json: name: field required"]) == ""
+    assert refused("info", tmp_path, says=[f"{tmp_path}/run.json: name must be given"]) == ""
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,10 @@ class RunConfig(Config):
                     yield f"rectifying.{name}", "rectifying.share is 0"
         batch = self.training.batch_size
         if round(self.rectifying.loop_share * batch) == 0:
-            yield "rectifying.loop_share", f"it is at most half a stream, 0.5 / training.batch_size = {0.5 / batch:.3g}"
+            yield (
+                "rectifying.loop_share",
+                f"only a share above 0.5 / training.batch_size = {0.5 / batch:.3g} lets a stream dream",
+            )
 
     @model_validator(mode="after")
     def _rectifier_learns(self) -> Self:
