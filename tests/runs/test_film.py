@@ -13,7 +13,7 @@ from torchrsm.streams.settings import BouncingBallsConfig
 
 def learning_from(path, steps=1):
     run = tiny_run(steps=steps)
-    return run.model_copy(update={"stream": VideoConfig(path=path, height=12, width=12)})
+    return run.replace(stream=VideoConfig(path=path, height=12, width=12))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_run_finds_its_film_when_both_were_moved(tmp_path, film, place):
     film.rename(tmp_path / "moved" / place / "film.npy")
     stream = load_run_config(tmp_path / "moved" / "run").stream
     assert found(stream, tmp_path / "moved" / "run").path == str(tmp_path / "moved" / place / "film.npy")
-    longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 4})})
+    longer = config.replace(training=config.training.replace(steps=4))
     assert Trainer(longer, tmp_path / "moved" / "run", resume=True).step == 2
 
 

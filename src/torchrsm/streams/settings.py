@@ -64,7 +64,7 @@ class VideoConfig(Config):
     """A video, or several; see `torchrsm.streams.open_clips`.
 
     Attributes:
-        path: of a film, a folder of films or of pictures, or a .npz or .npy of frames.
+        path: text or a `pathlib.Path`, of a film, a folder of films or of pictures, or a .npz or .npy of frames.
         height, width: of the frames; None for as the other one asks, both None for those of the film.
         crop: ``square`` cuts the middle out first.
         channels: 1 for grey, 3 for colour.
