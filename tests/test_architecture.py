@@ -11,11 +11,12 @@ PAGE = (ROOT / "docs" / "science" / "architecture.md").read_text()
 
 # Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
 ORDER = (
-    ("compiling", "config", "state", "predictor"),
-    ("streams", "storage", "rsm"),
+    ("compiling", "config", "registry", "state"),
+    ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),
-    ("learning", "systems"),
+    ("learning", "exporting"),
+    ("systems",),
     ("runs",),
     ("watching",),
     ("web",),
@@ -102,7 +103,7 @@ def defines_something(file):
 
 
 def test_the_page_shows_this_order():
-    rows = re.findall(r"^\| \d \| ([^|]*) \|", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| \d+ \| ([^|]*) \|", PAGE, re.MULTILINE)
     assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == ORDER
 
 

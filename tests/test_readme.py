@@ -1,3 +1,6 @@
+import importlib
+import json
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -5,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrsm import cli
+from torchrsm import cli, preset
+from torchrsm.cli import parsing
+from torchrsm.cli.main import USAGE
 from torchrsm.media.films import write_mp4
 from torchrsm.rsm import kernels
+from torchrsm.runs.settings import save_run_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
@@ -105,7 +111,7 @@ def test_the_page_of_commands_covers_every_command():
     (example,) = blocks("docs/guide/commands.md", "console")
     lines = [*example.splitlines(), *"".join(blocks("README.md", "console")).splitlines()]
     assert all(line.startswith("$ torchrsm ") for line in lines)
-    assert {line.split()[2] for line in lines} == set(re.findall(r"^  (\w+) ", cli.USAGE, re.MULTILINE))
+    assert {line.split()[2] for line in lines} == set(re.findall(r"^  (\w+) ", USAGE, re.MULTILINE))
     assert {" ".join(shlex.split(line)[2:]) for line in lines} <= set(commands())
 
 
@@ -115,19 +121,35 @@ class Understood(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
-    def work(*arguments, **settings):
+    def parsed(*arguments, **settings):
+        parsing.parse(*arguments, **settings)
         raise Understood
 
-    for name in ("Trainer", "Bench", "load", "find_model", "PRESETS", "VideoReader", "torchrsm.web.library.Library"):
-        place = (name,) if "." in name else (cli, name)
-        monkeypatch.setattr(*place, type("Work", (), {"__init__": work, "items": work}))
-    monkeypatch.setattr(
-        cli, "frame_shape", lambda stream: (stream.channels, 48, 64) if stream.kind == "video" else (1, 32, 32)
-    )
-    for folder in ("runs/demo", "runs/balls", "benchmarks/results", "docs"):
-        (in_a_folder / folder).mkdir(parents=True)
+    for file in pkgutil.iter_modules(cli.__path__):
+        module = importlib.import_module(f"torchrsm.cli.{file.name}") if file.name != "__main__" else parsing
+        if module is not parsing and hasattr(module, "parse"):
+            monkeypatch.setattr(module, "parse", parsed)
+    Path("runs/balls").mkdir(parents=True)
+    Path("runs/balls/run.json").write_bytes(save_run_config(preset("balls")))  # for those that resume it
     with pytest.raises(Understood):
         cli.main(shlex.split(line))
+
+
+def test_the_commands_for_a_video_of_ones_own_work_one_after_another(in_a_folder, capsys):
+    (example,) = [block for block in blocks("README.md", "console") if "train video" in block]
+    shorter = {
+        "dream balls": "dream balls --prime 20 --steps 20",
+        "--minutes 5": "--steps 2",
+        "torchrsm predict": "torchrsm predict --frames 5",
+        "watch": "watch --frames 3",
+    }
+    for line in example.splitlines():
+        for shown, run in shorter.items():
+            line = line.replace(shown, run)
+        assert cli.main(shlex.split(line)[2:]) == 0, capsys.readouterr().err
+    assert Path("prediction.mp4").stat().st_size > 0
+    said = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["frame"] for line in said[-3:]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -112,11 +113,121 @@ def test_resuming_needs_a_run_with_the_same_settings(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run: it has no run.json"):
         Trainer(tiny_run(steps=1), tmp_path / "run", resume=True)
     Trainer(tiny_run(steps=1), tmp_path / "run").run()
-    with pytest.raises(ValueError, match=r"was begun with training.steps = 1; it cannot go on with 2"):
-        Trainer(tiny_run(steps=2), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"was begun with training.batch_size = .*; it cannot go on with 3"):
+        Trainer(tiny_run(steps=1, batch_size=3), tmp_path / "run", resume=True)
     (tmp_path / "run" / RUN_FILE).write_text("{}")
     with pytest.raises(ValueError, match=r"run.json: name: field required"):
         Trainer(tiny_run(steps=2), tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_is_extended_and_its_schedule_goes_on_over_the_new_length(tmp_path):
+    Trainer(tiny_run(steps=20), tmp_path / "run").run()
+    trainer = Trainer(tiny_run(steps=40), tmp_path / "run", resume=True)
+    assert (trainer.step, trainer.progress) == (20, 0.5)
+    assert load_run_config(tmp_path / "run").training.steps == 40
+    trainer.run()
+    assert [record["step"] for record in records(tmp_path / "run")] == [10, 20, 30, 40]
+    assert Trainer(tiny_run(steps=40), tmp_path / "run", resume=True).progress == 1.0
+
+
+def test_an_extended_run_that_goes_back_to_its_stack_learns_from_every_stream(tmp_path):
+    dreaming = {"loop_share": 0.99, "loop_from": 0.0, "loop_steps": 100, "loop_error": 1e9}
+    run = rectified_run(steps=30)
+    run = run.replace(rectifying=run.rectifying.replace(**dreaming))
+    Trainer(run, tmp_path).run()
+    trainer = Trainer(run.replace(training=run.training.replace(steps=3000)), tmp_path, resume=True)
+    assert bool((trainer.learner.state.alone > 0).any())
+    assert trainer.phase == "stack"
+    trainer.learner.begin("stack", 1)
+    assert not bool(trainer.learner.state.alone.any())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        ({"steps": 20}, {"steps": 19}, "was begun for 20 steps; it can go on for more, not for 19"),
+        (
+            {"steps": 20},
+            {"steps": None, "minutes": 9.0},
+            "was begun for 20 steps; a longer budget must be one of steps",
+        ),
+        ({"steps": None, "minutes": 0.5}, {"steps": None, "minutes": 0.25}, "for 0.5 minutes; .* more, not for 0.25"),
+    ],
+)
+def test_a_budget_is_never_cut(tmp_path, before, now, says):
+    Trainer(tiny_run(**before), tmp_path / "run")
+    with pytest.raises(ValueError, match=says):
+        Trainer(tiny_run(**now), tmp_path / "run", resume=True)
+
+
+def test_a_run_can_be_stopped_and_goes_on(tmp_path):
+    trainer = Trainer(tiny_run(steps=40, log_steps=10), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 10; the checkpoint is saved"):
+        trainer.run(lambda record: trainer.stop())
+    trainer.run()
+    assert trainer.step == 40
+    assert [record["step"] for record in records(tmp_path / "run")] == [10, 20, 30, 40]
+
+
+def test_a_second_process_is_kept_out_and_told_who_is_in(tmp_path):
+    def other(record):
+        with pytest.raises(BlockingIOError, match=f"{tmp_path} is being written by process {os.getpid()}, this one"):
+            Trainer(tiny_run(steps=20), tmp_path, resume=True)
+        seen.append(record.step)
+
+    seen = []
+    Trainer(tiny_run(steps=20), tmp_path).run(other)
+    assert seen == [10, 20]
+    assert Trainer(tiny_run(steps=20), tmp_path, resume=True).step == 20
+
+
+def test_a_trainer_that_was_overtaken_does_not_undo_what_the_other_did(tmp_path):
+    slow = Trainer(tiny_run(steps=20), tmp_path)
+    Trainer(tiny_run(steps=20), tmp_path, resume=True).run()
+    with pytest.raises(ValueError, match="was written by someone else in the meantime; resume the run anew"):
+        slow.run()
+    assert Trainer(tiny_run(steps=20), tmp_path, resume=True).step == 20
+
+
+def test_a_model_is_not_overwritten_by_a_run(tmp_path):
+    Trainer(tiny_run(steps=1), tmp_path / "run").model.save(tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(FileExistsError, match="holds a model; choose another folder"):
+        Trainer(tiny_run(steps=1), tmp_path / "model")
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """Let no file become larger than ``size`` bytes, as on a disk that fills."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_000])
+def test_a_full_disk_leaves_no_half_of_a_new_run(tmp_path, size):
+    with room_for(size), pytest.raises(OSError, match="cannot write .*: File too large"):
+        Trainer(tiny_run(steps=1), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_its_record(tmp_path):
+    Trainer(tiny_run(steps=20), tmp_path).run()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    trainer = Trainer(tiny_run(steps=40), tmp_path, resume=True)
+    settings = (tmp_path / RUN_FILE).read_bytes()
+    for size in (0, 1000):
+        with room_for(size), pytest.raises(OSError, match=f"cannot write {tmp_path}/.*: File too large"):
+            trainer.run()
+        after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert after == {**before, RUN_FILE: settings}
+        trainer = Trainer(tiny_run(steps=40), tmp_path, resume=True)
+    trainer.run()
+    assert [record["step"] for record in records(tmp_path)] == [10, 20, 30, 40]
 
 
 def test_truncated_and_foreign_checkpoints_are_refused(tmp_path):
@@ -297,9 +408,9 @@ def test_a_rectifier_that_learns_beside_it_does_not_touch_the_stack(tmp_path):
     settings = {"stack_share": 0.999, "loop_share": 0.0, "adversarial_weight": 0.0}
     for number, share in enumerate((0.01, 0.9)):
         config = rectified_run({**settings, "share": share}, steps=20, log_steps=20)
-        layers = [layer.model_copy(update={"dropout": 0.0}) for layer in config.model.layers]
-        model = config.model.model_copy(update={"layers": tuple(layers)})
-        trainer = Trainer(config.model_copy(update={"model": model}), tmp_path / f"run-{number}")
+        layers = [layer.replace(dropout=0.0) for layer in config.model.layers]
+        model = config.model.replace(layers=tuple(layers))
+        trainer = Trainer(config.replace(model=model), tmp_path / f"run-{number}")
         before = {name: weight.clone() for name, weight in trainer.model.rectifier.state_dict().items()}
         after = trainer.run().rectifier.state_dict()
         assert any(not torch.equal(weight, before[name]) for name, weight in after.items()) is (share > 0.5)

@@ -80,7 +80,7 @@ def test_three_parts_need_frames(clips):
         with pytest.raises(ValueError, match=message):
             held_out_frames(VideoConfig(path=str(clips), height=8, held_out=share), split)
     with pytest.raises(
-        ValueError, match="must leave 2 frames in a row or more to learn from, received 1 with held_out"
+        ValueError, match="must leave 3 frames in a row or more to learn from, received 1 with held_out"
     ):
         make_stream(VideoConfig(path=str(clips / "a.mp4"), height=8, held_out=0.94), 1, seed=0)
 

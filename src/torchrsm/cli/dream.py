@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
@@ -12,19 +13,20 @@ import tyro
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from torchrsm.cli.films import reading
-from torchrsm.cli.outputs import check_writable
+from torchrsm.baselines import SequenceModel
+from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
+from torchrsm.cli.reading import Clips, as_read, clips_for, size_for
 from torchrsm.config import Config
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 from torchrsm.media.pictures import save_image, two_row_picture
+from torchrsm.model import VideoPredictor
 from torchrsm.scoring.physics import check_world
 from torchrsm.scoring.rollouts import judge_dreams
 from torchrsm.scoring.sequences import imagine, predict_sequences
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     bouncing_ball_sequences,
-    load_clips,
     load_frames,
 )
 from torchrsm.streams.splits import TEST_SEED
@@ -46,6 +48,7 @@ class DreamCommand(Config):
         steps: frames to imagine.
         sequences: how many, the first ones; None for one, or for all of a file.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
+        layout: what each axis of those is, where their shape does not tell: letters of ntchw (n: sequence).
         prime_from: a video to prime on, read at the size that the model has learned from.
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
@@ -58,6 +61,7 @@ class DreamCommand(Config):
     steps: Annotated[int, Field(ge=1)] = 150
     sequences: Annotated[int | None, Field(ge=1)] = None
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    layout: str | None = None
     prime_from: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -71,6 +75,8 @@ class DreamCommand(Config):
             raise ValueError(
                 f"frames and prime_from cannot go together; got {str(self.frames)!r} and {str(self.prime_from)!r}"
             )
+        if self.layout is not None and self.frames is None:
+            raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without frames")
         given = self.frames or self.prime_from
         if given is not None and self.seed is not None:
             raise ValueError(f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {given}")
@@ -79,19 +85,16 @@ class DreamCommand(Config):
             raise ValueError(
                 f"frames_per_second of a GIF must be in {slowest}..{fastest}; got {self.frames_per_second:g}"
             )
-        if self.json_file == self.out:
-            raise ValueError(f"out and json must be two files; got {str(self.out)!r} for both")
         return self
 
 
 def dream(arguments: list[str]) -> None:
     """Prime a model, let it dream, and write the dream as a film, a picture or numbers."""
     command = parse(DreamCommand, arguments, "dream")
-    for target in (command.out, command.json_file):
-        if target is not None:
-            check_writable(target)
+    outputs = {"out": command.out, "json": command.json_file}
+    check_outputs(outputs, [command.model, command.frames, command.prime_from])
     predictor = load(command.model)
-    frames, source = _frames_to_prime_on(command)
+    frames, source = _frames_to_prime_on(command, predictor)
     if frames.shape[1] < command.prime:
         raise ValueError(f"prime must be <= {frames.shape[1]}, the frames of a sequence; got {command.prime}")
     if command.json_file is not None:
@@ -118,19 +121,13 @@ def dream(arguments: list[str]) -> None:
     print(f"{len(dream)} dream(s) of {command.steps} steps after {command.prime} frames of {source}: {command.out}")
 
 
-def _frames_to_prime_on(command: DreamCommand) -> tuple[Tensor, str]:
+def _frames_to_prime_on(command: DreamCommand, predictor: VideoPredictor | SequenceModel) -> tuple[Tensor, str]:
     """Return sequences, as far as they are known, and what they are."""
     if command.prime_from is not None:
-        clips = load_clips(command.prime_from, **reading(command.model))
-        if command.sequences is not None and command.sequences > len(clips):
-            raise ValueError(
-                f"sequences must be <= {len(clips)}, the clips of {command.prime_from}; got {command.sequences}"
-            )
-        length = min(command.prime + command.steps, *(len(clip) for clip in clips))
-        chosen = np.stack([clip[:length] for clip in clips[: command.sequences]])
-        return torch.from_numpy(chosen).float() / 255, str(command.prime_from)
+        return _beginnings(command, clips_for(size_for(predictor, command.model), command.prime_from))
     if command.frames is not None:
-        frames = load_frames(command.frames)
+        frames = load_frames(command.frames, layout=command.layout)
+        print(as_read(command.frames, frames.shape))
         if command.sequences is not None and command.sequences > len(frames):
             raise ValueError(f"sequences must be <= {len(frames)}, those of {command.frames}; got {command.sequences}")
         return frames[: command.sequences], str(command.frames)
@@ -138,6 +135,21 @@ def _frames_to_prime_on(command: DreamCommand) -> tuple[Tensor, str]:
     seed = TEST_SEED if command.seed is None else command.seed
     balls = bouncing_ball_sequences(range(command.sequences or 1), seed=seed, sequence_length=length)
     return balls.frames, "the test sequences" if command.seed is None else f"bouncing balls, seed {seed}"
+
+
+def _beginnings(command: DreamCommand, clips: Clips) -> tuple[Tensor, str]:
+    """Read the first frames of clips, as many as are needed and no more; they are cut to the shortest."""
+    if command.sequences is not None and command.sequences > len(clips.readers):
+        raise ValueError(
+            f"sequences must be <= {len(clips.readers)}, the clips of {command.prime_from}; got {command.sequences}"
+        )
+    print(clips.description)
+    chosen = clips.readers[: command.sequences]
+    if len({reader.frame_shape for _, reader in chosen}) > 1:
+        raise ValueError(f"clips must have frames of one shape to dream side by side: {command.prime_from}")
+    begun = [np.stack(list(itertools.islice(reader, command.prime + command.steps))) for _, reader in chosen]
+    length = min(len(clip) for clip in begun)
+    return torch.from_numpy(np.stack([clip[:length] for clip in begun])).float() / 255, str(command.prime_from)
 
 
 def _write_arrays(target: Path, arrays: dict[str, Tensor]) -> None:

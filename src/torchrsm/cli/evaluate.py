@@ -10,12 +10,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from torchrsm.baselines import WITHOUT_WEIGHTS
-from torchrsm.cli.outputs import check_writable
+from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
+from torchrsm.cli.reading import as_read
 from torchrsm.config import Config
 from torchrsm.media.pictures import save_image, strip
 from torchrsm.media.plots import physics_panels, plot_by_step
 from torchrsm.predictor import Predictor
+from torchrsm.runs.film import found
 from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import RUN_FILE, load_run_config
 from torchrsm.scoring.evaluation import Evaluator
@@ -27,9 +29,12 @@ from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     load_frames,
 )
-from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig
+from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, VideoConfig
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, held_out_frames
 from torchrsm.systems import load
+
+SEQUENCES = 200
+PRIME = 50
 
 
 class EvaluateCommand(Config):
@@ -38,55 +43,65 @@ class EvaluateCommand(Config):
     Attributes:
         model: folder of a model or a run, or the name of a shipped model or a baseline.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1; else the fixed test sequences.
-        split: which fixed sequences; `validation` is for choosing between models.
-        sequences: how many of the fixed sequences.
+        layout: what each axis of those is, where their shape does not tell: letters of ntchw (n: sequence).
+        split: which fixed sequences, or which part of the run's own video: `test`, or `validation`, which is for
+            choosing between models; None for `test`.
+        sequences: how many of the fixed sequences; None for 200.
         json_file: write the scores here.
         strip: write a picture (.png) here: truth, prediction, and their overlay, of the first sequence.
         rollout_steps: steps of the dreams whose physics is judged too; 0 for none. Not with frames from a file, of
             whose world nothing is known.
-        prime: true frames before a dream.
+        prime: true frames before a dream; None for 50.
         plot: write the dreams' physics by step (.png) here.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    split: Split = "test"
-    sequences: Annotated[int, Field(ge=2)] = 200
+    layout: str | None = None
+    split: Split | None = None
+    sequences: Annotated[int | None, Field(ge=2)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     strip: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     rollout_steps: Annotated[int, Field(ge=0)] = 0
-    prime: Annotated[int, Field(ge=1, lt=FRAMES_IN_A_SEQUENCE)] = 50
+    prime: Annotated[int | None, Field(ge=1, lt=FRAMES_IN_A_SEQUENCE)] = None
     plot: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.frames is not None and (self.split, self.sequences) != ("test", 200):
-            raise ValueError(
-                f"split and sequences choose among the fixed sequences and cannot go with frames; "
-                f"got {self.split} and {self.sequences} with {self.frames}"
-            )
+        for name, value in (("split", self.split), ("sequences", self.sequences)):
+            if value is not None and self.frames is not None:
+                raise ValueError(
+                    f"{name} chooses among fixed sequences and cannot go with frames; got {value} with {self.frames}"
+                )
+        if self.layout is not None and self.frames is None:
+            raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without frames")
         for name, path in (("strip", self.strip), ("plot", self.plot)):
             if path is not None and path.suffix.lower() != ".png":
                 raise ValueError(f"{name} must end in .png; got {str(path)!r}")
         if self.rollout_steps and self.frames is not None:
             raise ValueError(f"rollout_steps must be 0 with frames from a file; got {self.rollout_steps}")
-        if self.plot is not None and not self.rollout_steps:
-            raise ValueError(f"plot needs rollout_steps >= 1; got {self.rollout_steps}")
+        for name, given in (("plot", self.plot), ("prime", self.prime)):
+            if given is not None and not self.rollout_steps:
+                raise ValueError(f"{name} needs rollout_steps >= 1; got {self.rollout_steps} with {name} {given}")
         return self
 
 
 def evaluate(arguments: list[str]) -> None:
     """Score a model, print the table, and write what was asked for."""
     command = parse(EvaluateCommand, arguments, "evaluate")
-    for target in (command.json_file, command.strip, command.plot):
-        if target is not None:
-            check_writable(target)
+    stream = _stream(command.model)
+    film = stream.path if isinstance(stream, VideoConfig) else None
+    outputs = {"json": command.json_file, "strip": command.strip, "plot": command.plot}
+    check_outputs(outputs, [command.model, command.frames, film])
     predictor = load(command.model)
     folder = Path(command.model)
     training = (
         None if command.model in WITHOUT_WEIGHTS and not folder.is_dir() else training_summary(find_model(folder))
     )
-    frames = load_frames(command.frames) if command.frames is not None else _unseen_frames(command)
+    given = command.frames
+    frames = _unseen_frames(command, stream) if given is None else load_frames(given, layout=command.layout)
+    if given is not None or film is not None:
+        print(as_read(given or film or "", frames.shape))
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
     scores = scores.model_copy(update={"training": training, "rollout": _rollout(command, predictor, frames)})
@@ -104,19 +119,25 @@ def evaluate(arguments: list[str]) -> None:
             print(f"{name}: {target}")
 
 
-def _unseen_frames(command: EvaluateCommand) -> Tensor:
-    """Return what the model never learned from: of its own run's stream, or else bouncing balls."""
-    folder = Path(command.model)
-    stream: AnyStreamConfig = BouncingBallsConfig()
-    if (folder / RUN_FILE).is_file():
-        stream = load_run_config(folder).stream
-    if command.rollout_steps and not isinstance(stream, BouncingBallsConfig):
+def _stream(name_or_folder: str) -> AnyStreamConfig:
+    """Return what a model learned from, where it has a run that says so, else bouncing balls."""
+    if not (Path(name_or_folder) / RUN_FILE).is_file():
+        return BouncingBallsConfig()
+    return found(load_run_config(name_or_folder).stream, name_or_folder)
+
+
+def _unseen_frames(command: EvaluateCommand, stream: AnyStreamConfig) -> Tensor:
+    """Return what the model never learned from."""
+    if not isinstance(stream, BouncingBallsConfig) and command.rollout_steps:
         raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
-    return held_out_frames(stream, command.split, command.sequences)
+    if isinstance(stream, VideoConfig) and command.sequences is not None:
+        raise ValueError(f"sequences chooses among fixed sequences, which a video has not; got {command.sequences}")
+    return held_out_frames(stream, command.split or "test", command.sequences or SEQUENCES)
 
 
 def _rollout(command: EvaluateCommand, predictor: Predictor[Any, Any], frames: Tensor) -> RolloutScores | None:
     if not command.rollout_steps:
         return None
-    simulator = simulator_tracked_error(command.split, command.sequences, prime=command.prime)
-    return evaluate_rollouts(predictor, frames, prime=command.prime, steps=command.rollout_steps, simulator=simulator)
+    prime = command.prime or PRIME
+    simulator = simulator_tracked_error(command.split or "test", command.sequences or SEQUENCES, prime=prime)
+    return evaluate_rollouts(predictor, frames, prime=prime, steps=command.rollout_steps, simulator=simulator)

@@ -43,7 +43,9 @@ usage: torchrsm COMMAND ...
                          train one on your own video; the end of it is held out
   train digits --out DIR [--system PRESET] [settings]
                          train one on moving digits
-  predict MODEL FILE --out FILM.mp4 [--frames N] [--json FILE]
+  train --resume --out DIR [--minutes M | --steps N]
+                         go on with a run, for longer than it was begun for if you wish
+  predict MODEL FILE --out FILM.mp4 [--frames N] [--clip N] [--json FILE]
                          predict each frame of a video from those before it: truth, prediction, overlay, error
   watch FILE|0 [--threshold 4] [--frames N]
                          learn from a video or a camera while it plays; a line of JSON for each frame

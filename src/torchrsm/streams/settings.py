@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 
 import tyro
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from torchrsm.config import Config
 from torchrsm.streams.bouncing_balls import BouncingBalls
@@ -39,11 +42,29 @@ class MovingMNISTConfig(Config):
     sequence_length: int = Field(default=20, ge=2)
 
 
+def _plain_path(given: Any) -> Any:
+    """Take a path in the forms that Python has for it, and in that of `_utf8_path`."""
+    if isinstance(given, bytes | os.PathLike):
+        return os.fsdecode(given)
+    if isinstance(given, str) and given.startswith("file:///"):
+        return os.fsdecode(unquote_to_bytes(given.removeprefix("file://")))
+    return given
+
+
+def _utf8_path(path: str) -> str:
+    """Return a path that JSON can hold: as it is, or as a ``file:`` address where its name is no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return Path(os.path.abspath(path)).as_uri()
+    return path
+
+
 class VideoConfig(Config):
     """A video, or several; see `torchrsm.streams.open_clips`.
 
     Attributes:
-        path: of a film, a folder of films or of pictures, or a .npz or .npy of frames.
+        path: text or a `pathlib.Path`, of a film, a folder of films or of pictures, or a .npz or .npy of frames.
         height, width: of the frames; None for as the other one asks, both None for those of the film.
         crop: ``square`` cuts the middle out first.
         channels: 1 for grey, 3 for colour.
@@ -57,7 +78,7 @@ class VideoConfig(Config):
     """
 
     kind: Annotated[Literal["video"], tyro.conf.Suppress] = "video"
-    path: str
+    path: Annotated[str, BeforeValidator(_plain_path), PlainSerializer(_utf8_path, when_used="json")]
     height: int | None = Field(default=64, ge=4, le=1024)
     width: int | None = Field(default=None, ge=4, le=1024)
     crop: Literal["square"] | None = None
@@ -82,6 +103,10 @@ def _with_kind(given: Any) -> Any:
 AnyStreamConfig = BouncingBallsConfig | MovingMNISTConfig | VideoConfig
 
 StreamConfig = Annotated[Annotated[AnyStreamConfig, Field(discriminator="kind")], BeforeValidator(_with_kind)]
+
+
+LEAST_FRAMES = 3
+"""Least frames of a clip to learn from: the first is never predicted, and a single prediction teaches nothing."""
 
 
 def make_stream(config: AnyStreamConfig, batch_size: int, seed: int) -> Stream:
@@ -135,9 +160,9 @@ def _learned_clips(config: VideoConfig) -> list[Clip]:
     clips = store_parts(
         open_videos(config), lambda frames: (0, learned_frames(config, frames)), _MAX_BYTES_IN_MEMORY, setting
     )
-    if all(len(clip) < 2 for clip in clips):
+    if all(len(clip) < LEAST_FRAMES for clip in clips):
         raise ValueError(
-            f"{printable(config.path)} must leave 2 frames in a row or more to learn from, received "
+            f"{printable(config.path)} must leave {LEAST_FRAMES} frames in a row or more to learn from, received "
             f"{max(len(clip) for clip in clips)} with {setting}"
         )
     return clips

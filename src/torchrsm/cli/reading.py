@@ -1,0 +1,174 @@
+"""Films, pictures and arrays as a model reads them: at which size, which part of the picture, which clips."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrsm.baselines import SequenceModel
+from torchrsm.baselines.copy_last import CopyLast
+from torchrsm.model import VideoPredictor
+from torchrsm.runs.settings import RUN_FILE, load_run_config
+from torchrsm.streams.films import VideoReader
+from torchrsm.streams.framing import Crop
+from torchrsm.streams.paths import printable
+from torchrsm.streams.settings import VideoConfig, frame_shape
+from torchrsm.streams.video_file import Reader, open_clips
+
+_SAME_SHAPE = 0.1
+"""Two ratios of sides that differ by no more count as one: the picture is shrunk to its new size without a cut."""
+_DEFAULT_HEIGHT = 64
+
+
+class FrameSize(NamedTuple):
+    """How a model reads pictures.
+
+    Attributes:
+        channels: 1 or 3.
+        height: pixels; None for as in the film.
+        width: pixels; None for as the height asks.
+        crop: what the run that trained the model cut out first.
+        frames_per_second: of that run; None for those of the film.
+    """
+
+    channels: int
+    height: int | None
+    width: int | None
+    crop: Crop = None
+    frames_per_second: float | None = None
+
+
+class Clips(NamedTuple):
+    """Clips to read one by one, each frame by frame.
+
+    Attributes:
+        readers: with their names; each iteration over a reader opens its film anew.
+        description: how they are read, in one line.
+    """
+
+    readers: list[tuple[str, Reader]]
+    description: str
+
+
+class Shown(NamedTuple):
+    """A frame of a clip, at its place.
+
+    Attributes:
+        number: as the whole clip counts, from 0; frames that are missing are counted.
+        seconds: from the beginning of the clip; None for pictures and arrays, which have no rate.
+        levels: ``[channels, height, width]`` uint8.
+        begins: whether nothing before it belongs to it: it is the first of its clip, or frames before it are missing.
+    """
+
+    number: int
+    seconds: float | None
+    levels: NDArray[np.uint8]
+    begins: bool
+
+
+def frames_of(reader: Reader) -> Iterator[Shown]:
+    """Yield the frames of a clip one by one, each at its place."""
+    if isinstance(reader, VideoReader):
+        for first, frame in enumerate(reader.numbered()):
+            yield Shown(frame.number, frame.seconds, frame.frame, first == 0 or frame.after_gap)
+        return
+    for number, levels in enumerate(reader):
+        yield Shown(number, None, levels, number == 0)
+
+
+def size_for(model: VideoPredictor | SequenceModel, name_or_folder: str) -> FrameSize:
+    """Return how a model reads pictures: at the size of its weights, else as in its run, else 64 pixels high."""
+    config = model.config
+    own = (None, None) if isinstance(model, CopyLast) else (config.height, config.width)
+    has_run = (Path(name_or_folder) / RUN_FILE).is_file()
+    stream = load_run_config(name_or_folder).stream if has_run else None
+    if isinstance(stream, VideoConfig):
+        height, width = (stream.height, stream.width) if own[0] is None else own
+        return FrameSize(config.channels, height, width, stream.crop, stream.frames_per_second)
+    if own[0] is not None:
+        return FrameSize(config.channels, *own)
+    return FrameSize(config.channels, _DEFAULT_HEIGHT if stream is None else frame_shape(stream)[1], None)
+
+
+def clips_for(size: FrameSize, path: Path | str) -> Clips:
+    """Open a film, a folder or an array for a model.
+
+    Where the model asks for height and width, a picture of about that shape is shrunk to it; from any other the middle
+    of that shape is cut out first, so that nothing is squeezed.
+
+    Raises:
+        ValueError: what is there is no film, no picture and no array, or has clips of unequal shapes.
+        OSError: a file is missing or cannot be read.
+    """
+    readers: list[tuple[str, Reader]] = []
+    cut: list[str] = []
+    for source, crop in _crops(size, path).items():
+        if isinstance(crop, tuple):
+            cut.append(f"the middle {crop[2]} x {crop[3]} of {printable(Path(source).name)}")
+        readers += open_clips(
+            source,
+            height=size.height,
+            width=size.width,
+            crop=crop,
+            channels=size.channels,
+            frames_per_second=size.frames_per_second,
+        )
+    return Clips(readers, ", ".join([as_read(path, _shape([reader for _, reader in readers])), *cut]))
+
+
+def _crops(size: FrameSize, path: Path | str) -> dict[str, Crop]:
+    """Return what is cut out of each film."""
+    if size.crop is not None or size.height is None or size.width is None:
+        return {str(path): size.crop}
+    try:
+        whole = open_clips(path, channels=size.channels, frames_per_second=size.frames_per_second)
+    except ValueError:  # pictures of several shapes: each is given the size alone
+        return {str(path): None}
+    crops: dict[str, Crop] = {}
+    for name, reader in whole:
+        # The name of a film in a folder is its path; of all else there is one path.
+        source = name if os.path.isdir(path) and os.path.isfile(name) else str(path)
+        crops[source] = middle(reader.frame_shape[1:], (size.height, size.width))
+    return crops
+
+
+def middle(picture: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return the largest part in the middle of a picture that has another picture's ratio of sides.
+
+    Args:
+        picture: height and width, pixels.
+        shape: height and width; their ratio counts.
+
+    Returns:
+        Top, left, height and width, pixels; None if the ratios are about the same.
+    """
+    (height, width), ratio = picture, shape[1] / shape[0]
+    if abs(width / height / ratio - 1) <= _SAME_SHAPE:
+        return None
+    cut_height, cut_width = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
+    return ((height - cut_height) // 2, (width - cut_width) // 2, cut_height, cut_width)
+
+
+def as_read(path: Path | str, shape: Sequence[object]) -> str:
+    """Say how the frames at a path are read.
+
+    Args:
+        path: of a file or a folder.
+        shape: clips, frames of each, channels, height and width.
+    """
+    axes = "[clips, frames, channels, height, width]"
+    return f"{printable(path)} is read as {axes} = [{', '.join(str(size) for size in shape)}]"
+
+
+def _shape(readers: Sequence[Reader]) -> list[object]:
+    """Return how many clips there are, of how many frames, of what shape, as far as their headers tell."""
+    counts = [reader.frame_count for reader in readers]
+    known = sorted({count for count in counts if count is not None})
+    frames = "?" if None in counts or not known else f"{known[0]}" + (f"..{known[-1]}" if len(known) > 1 else "")
+    sizes = zip(*(reader.frame_shape for reader in readers), strict=True)
+    return [len(readers), frames, *("/".join(str(size) for size in dict.fromkeys(one)) for one in sizes)]
