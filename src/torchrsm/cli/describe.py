@@ -59,9 +59,10 @@ def info(arguments: list[str]) -> None:
         _describe(model, name)
         return
     folder = find_model(name)
+    of_folder = load_run_config(folder) if (folder / RUN_FILE).exists() else None
     _describe(model, str(folder))
-    if (folder / RUN_FILE).exists():
-        _describe_run(load_run_config(folder))
+    if of_folder is not None:
+        _describe_run(of_folder)
 
 
 def _describe(model: VideoPredictor | SequenceModel, name: str) -> None:
