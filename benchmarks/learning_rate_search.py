@@ -21,13 +21,12 @@ from torchrsm.storage.tensors import write_atomically
 def scaled(run: AnyRunConfig, factor: float) -> AnyRunConfig:
     """Return a run with all of its learning rates times a factor."""
     rates = tuple(rate * factor for rate in run.learning.learning_rates)
-    changes: dict[str, object] = {"learning": run.learning.model_copy(update={"learning_rates": rates})}
+    changes: dict[str, object] = {"learning.learning_rates": rates}
     if isinstance(run, RunConfig) and run.rectifying is not None:
-        own = {"learning_rate": run.rectifying.learning_rate * factor}
+        changes["rectifying.learning_rate"] = run.rectifying.learning_rate * factor
         if run.rectifying.matrix_learning_rate is not None:
-            own["matrix_learning_rate"] = run.rectifying.matrix_learning_rate * factor
-        changes["rectifying"] = run.rectifying.model_copy(update=own)
-    return run.model_copy(update=changes)
+            changes["rectifying.matrix_learning_rate"] = run.rectifying.matrix_learning_rate * factor
+    return run.replace(**changes)
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     for factor in options.factors:
         run = scaled(preset(options.system), factor)
         budget = {"steps": None, "minutes": options.minutes, "threads": 1}
-        run = run.model_copy(update={"training": run.training.model_copy(update=budget)})
+        run = run.replace(training=run.training.replace(**budget))
         folder = options.out / f"{options.system}-x{factor:g}"
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(folder.name) as report:

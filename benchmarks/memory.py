@@ -19,10 +19,8 @@ import resource, sys
 from torchrsm import Trainer, preset
 name, steps, length, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 run = preset(name)
-run = run.model_copy(update={
-    "training": run.training.model_copy(update={"steps": steps, "minutes": None, "checkpoint_seconds": 1.0}),
-    "stream": run.stream.model_copy(update={"sequence_length": length}),
-})
+training = run.training.replace(steps=steps, minutes=None, checkpoint_seconds=1.0)
+run = run.replace(training=training, **{"stream.sequence_length": length})
 Trainer(run, folder).run()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

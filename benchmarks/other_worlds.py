@@ -53,7 +53,7 @@ def main() -> None:
     for name in options.systems:
         run = fit(preset(name), shape, stream)
         budget = {"steps": None, "minutes": options.minutes, "threads": 1}
-        run = run.model_copy(update={"training": run.training.model_copy(update=budget)})
+        run = run.replace(training=run.training.replace(**budget))
         folder = options.out / f"{options.world}-{name}"
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(folder.name) as report:

@@ -12,30 +12,25 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
 
 from torchrsm import Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, load
 from torchrsm.rectifiers.sharpening import SharpeningConfig
 from torchrsm.rsm import kernels
+from torchrsm.runs.fitting import on_stack_of, without_dreams
 from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import RunConfig, load_run_config
 from torchrsm.scoring.rollouts import evaluate_rollouts
 from torchrsm.storage.tensors import write_atomically
 
-ALONE = {"loop_share": 0.0, "motion_weight": 0.0}  # no dreams while it learns
-CHANGES: dict[str, dict[str, float]] = {
-    "lambda-0": {**ALONE, "adversarial_weight": 0.0},
-    "lambda-2e-4": {**ALONE, "adversarial_weight": 2e-4},
-    "lambda-2e-2": {**ALONE, "adversarial_weight": 2e-2},
-    "dreams": {},
-}
+WEIGHTS = {"lambda-0": 0.0, "lambda-2e-4": 2e-4, "lambda-2e-2": 2e-2}  # of the adversarial term, without dreams
+LEARNED = (*WEIGHTS, "dreams")
 GAINS, LEVELS = (1.25, 1.5, 2.0, 3.0), (0.4, 0.5, 0.6)
 
 
 def with_rectifier(model: VideoPredictor, rectifier: SharpeningConfig | None) -> VideoPredictor:
     """Return a model of the same stack with another rectifier, which has no weights."""
-    other = VideoPredictor(model.config.model_copy(update={"rectifier": rectifier}))
+    other = VideoPredictor(model.config.replace(rectifier=rectifier))
     other.stack.load_state_dict(model.stack.state_dict())
     return other.eval()
 
@@ -56,15 +51,15 @@ def sharpened(model: VideoPredictor, sequences: int = 10) -> VideoPredictor:
     return with_rectifier(model, SharpeningConfig(gain=gain, level=level))
 
 
-def trained(source: Path, folder: Path, minutes: float, changes: Mapping[str, float]) -> VideoPredictor:
+def trained(source: Path, folder: Path, minutes: float, name: str) -> VideoPredictor:
     """Train another rectifier on the stack of a run."""
     run = load_run_config(source)
     assert isinstance(run, RunConfig)
     assert run.rectifying is not None
-    training = run.training.model_copy(update={"minutes": minutes, "steps": None, "threads": 1})
-    rectifying = run.rectifying.model_copy(update=dict(changes))
-    changes = {"training": training, "rectifying": rectifying, "stack_from": str(source)}
-    model = Trainer(run.model_copy(update=changes), folder).run()
+    run = on_stack_of(run.replace(training=run.training.replace(minutes=minutes, steps=None, threads=1)), str(source))
+    if name in WEIGHTS:
+        run = run.replace(rectifying=without_dreams(run.rectifying).replace(adversarial_weight=WEIGHTS[name]))
+    model = Trainer(run, folder).run()
     assert isinstance(model, VideoPredictor)
     return model
 
@@ -75,16 +70,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dreams", type=int, default=50)
-    parser.add_argument("--only", nargs="*", choices=["none", "sharpening", *CHANGES])
+    parser.add_argument("--only", nargs="*", choices=["none", "sharpening", *LEARNED])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     kernels.set_threads(1)
     model = load(arguments.run)
     frames = bouncing_ball_frames("test")
-    for name in arguments.only or ["none", "sharpening", *CHANGES]:
+    for name in arguments.only or ["none", "sharpening", *LEARNED]:
         folder = arguments.out / name
-        if name in CHANGES:
-            rectified = trained(arguments.run, folder, arguments.minutes, CHANGES[name])
+        if name in LEARNED:
+            rectified = trained(arguments.run, folder, arguments.minutes, name)
         else:
             rectified = with_rectifier(model, None) if name == "none" else sharpened(model)
             rectified.save(folder)

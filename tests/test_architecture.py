@@ -11,11 +11,12 @@ PAGE = (ROOT / "docs" / "science" / "architecture.md").read_text()
 
 # Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
 ORDER = (
-    ("compiling", "config", "state"),
+    ("compiling", "config", "registry", "state"),
     ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),
-    ("learning", "systems"),
+    ("learning", "exporting"),
+    ("systems",),
     ("runs",),
     ("watching",),
     ("web",),

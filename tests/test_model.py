@@ -11,13 +11,14 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from torchrsm.model import ModelConfig, VideoPredictor, load
+from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rectifiers.sharpening import SharpeningConfig
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.storage.folders import load_weights
 from torchrsm.storage.tensors import load_tensors, save_tensors
+from torchrsm.systems import load
 
 FREE = LayerConfig(groups=6, active_groups=2, kernel_size=3, output_bias="channel")
 FIXED = LayerConfig(groups=6, active_groups=2, kernel_size=3)
@@ -47,7 +48,7 @@ def watch(model, shape, steps=3):
         ({"width": 8}, "height and width go together; got None and 8"),
         ({"layers": (FREE, FIXED)}, "height and width must be given: a layer has output_bias 'element'"),
         (
-            {"layers": (FREE.model_copy(update={"margin": 2}),), "pad": 1},
+            {"layers": (FREE.replace(margin=2),), "pad": 1},
             r"margin of the first .* 0\.\.pad = 0\.\.1; got 2",
         ),
         ({"layers": ()}, "layers\n.*at least 1"),
@@ -121,7 +122,7 @@ def test_losses_are_those_of_the_stack_on_the_framed_picture():
 
 
 def test_a_margin_leaves_the_wall_out_of_the_loss():
-    plain, inner = build(pad=1), build((FREE.model_copy(update={"margin": 1}),), pad=1)
+    plain, inner = build(pad=1), build((FREE.replace(margin=1),), pad=1)
     frame = torch.rand(2, 1, 6, 6)
     prediction, _ = watch(inner, (2, 1, 6, 6))
     expected = (prediction.raw - frame).square().mean()
@@ -165,7 +166,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("boosted", [False, True])
 def test_a_loaded_model_predicts_the_same(tmp_path, boosted):
-    layers = (FREE.model_copy(update={"boost": 2.0, "inhibition_decay": None}) if boosted else FREE, FREE)
+    layers = (FREE.replace(boost=2.0, inhibition_decay=None) if boosted else FREE, FREE)
     model = build(layers, pad=1)
     for module in model.stack.layers:
         module.duty.uniform_()
@@ -318,8 +319,8 @@ def test_refuses_more_layers_than_the_weights_have(folder):
 
 def test_loading_a_large_model_is_not_refused(tmp_path):
     """The allowance is in proportion to the file."""
-    boosted = FREE.model_copy(update={"groups": 600, "boost": 1.0, "inhibition_decay": None})
-    model = build((FREE.model_copy(update={"groups": 600}), boosted), rectifier=CompactConfig(width=1, blocks=40))
+    boosted = FREE.replace(groups=600, boost=1.0, inhibition_decay=None)
+    model = build((FREE.replace(groups=600), boosted), rectifier=CompactConfig(width=1, blocks=40))
     model.save(tmp_path)
     assert load(tmp_path).state_dict().keys() == model.state_dict().keys()
 
@@ -412,4 +413,4 @@ def test_load_weights_refuses(change, message):
 def test_only_the_first_layer_reads_frames(name, value):
     layer = LayerConfig(groups=4, active_groups=2, output_bias="channel")
     with pytest.raises(ValueError, match=f"{name} is for the first layer, which reads frames; layer 2 has {value}"):
-        ModelConfig(layers=(layer, layer.model_copy(update={name: value})))
+        ModelConfig(layers=(layer, layer.replace(**{name: value})))

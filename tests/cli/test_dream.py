@@ -173,5 +173,5 @@ def test_settings_of_the_rectifier_are_flags(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in lines] == ["stack", "stack", "rectifier", "rectifier"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["rectifier"] == preset("balls").model.rectifier.model_copy(update={"width": 8}).model_dump()
+    assert config["rectifier"] == preset("balls").model.rectifier.replace(width=8).model_dump()
     assert "model.safetensors" in os.listdir(tmp_path / "run")

@@ -74,7 +74,7 @@ def test_other_systems_and_colours(film, tmp_path, system):
     assert main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "scores.json")]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["sequences"] == 1
-    assert len(scores["by_frame"]) == 8  # a fifth of forty
+    assert len(scores["by_frame"]) == 4  # the last tenth of forty
 
 
 def test_a_resumed_run_on_a_video(film, tmp_path, capsys):

@@ -268,7 +268,7 @@ def test_dropout_in_training(model):
     assert not torch.equal(quiet.raw, noisy[0].raw)
     assert not torch.equal(noisy[0].raw, noisy[1].raw)
     for module in model.stack.layers:
-        module.config = module.config.model_copy(update={"dropout": 0.0})
+        module.config = module.config.replace(dropout=0.0)
     assert equal(visible(model.predict(state)), visible(quiet))
 
 

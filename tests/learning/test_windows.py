@@ -178,7 +178,7 @@ def test_another_number_of_rates_than_losses_is_refused():
 
 def test_a_window_that_is_too_short_is_refused_before_anything_is_written(tmp_path):
     run = preset("seq2seq-convlstm")
-    run = run.model_copy(update={"learning": run.learning.model_copy(update={"window": 8})})
+    run = run.replace(learning=run.learning.replace(window=8))
     with pytest.raises(ValueError, match="window must be >= 9 for this model; got 8"):
         Trainer(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -227,12 +227,10 @@ def test_detached_keeps_the_form():
 def small_run(name="dtsbn", **training):
     run = preset(name)
     changes = {"steps": 6, "minutes": None, "batch_size": 3, "threads": 1, "log_steps": 2, **training}
-    return run.model_copy(
-        update={
-            "training": run.training.model_copy(update=changes),
-            "stream": run.stream.model_copy(update={"sequence_length": 25}),
-            "learning": run.learning.model_copy(update={"window": 10}),
-        }
+    return run.replace(
+        training=run.training.replace(**changes),
+        stream=run.stream.replace(sequence_length=25),
+        learning=run.learning.replace(window=10),
     )
 
 

@@ -10,7 +10,7 @@ from torchrsm.runs.settings import RunConfig
 
 def tiny_run(**training):
     run = preset("tiny")
-    return run.model_copy(update={"training": run.training.model_copy(update=training)})
+    return run.replace(training=run.training.replace(**training))
 
 
 def rectified_run(rectifying=None, stack_from=None, **training):
@@ -30,7 +30,7 @@ def rectified_run(rectifying=None, stack_from=None, **training):
     }
     return RunConfig(
         name=run.name,
-        model=run.model.model_copy(update={"rectifier": CompactConfig(width=8, blocks=1)}),
+        model=run.model.replace(rectifier=CompactConfig(width=8, blocks=1)),
         learning=run.learning,
         rectifying=RectifyingConfig(**settings),
         stack_from=None if stack_from is None else str(stack_from),

@@ -123,9 +123,7 @@ def test_an_interrupted_bench_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def interrupted(trainer, report):
         if trainer.step == 0:
-            trainer.config = trainer.config.model_copy(
-                update={"training": trainer.config.training.model_copy(update={"minutes": 0.01})}
-            )
+            trainer.config = trainer.config.replace(training=trainer.config.training.replace(minutes=0.01))
             work(trainer, report)
             raise KeyboardInterrupt
         resumed.append(trainer.step)

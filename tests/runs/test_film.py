@@ -13,7 +13,7 @@ from torchrsm.streams.settings import BouncingBallsConfig
 
 def learning_from(path, steps=1):
     run = tiny_run(steps=steps)
-    return run.model_copy(update={"stream": VideoConfig(path=path, height=12, width=12)})
+    return run.replace(stream=VideoConfig(path=path, height=12, width=12))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_run_finds_its_film_when_both_were_moved(tmp_path, film, place):
     film.rename(tmp_path / "moved" / place / "film.npy")
     stream = load_run_config(tmp_path / "moved" / "run").stream
     assert found(stream, tmp_path / "moved" / "run").path == str(tmp_path / "moved" / place / "film.npy")
-    longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 4})})
+    longer = config.replace(training=config.training.replace(steps=4))
     assert Trainer(longer, tmp_path / "moved" / "run", resume=True).step == 2
 
 
@@ -65,6 +65,8 @@ def test_a_film_whose_name_is_no_text_is_written_and_read(tmp_path, film):
 @pytest.mark.parametrize("frames", [1, 2])
 def test_too_little_to_learn_from_is_refused_before_there_is_a_folder(tmp_path, film, frames):
     np.save(film, np.zeros((1, frames, 12, 12), np.float32))
-    with pytest.raises(ValueError, match=f"a clip of 3 frames or more to learn from.* the longest has {frames}"):
+    with pytest.raises(
+        ValueError, match=f"must leave 3 frames in a row or more to learn from, received {frames} with held_out"
+    ):
         Trainer(learning_from(str(film)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

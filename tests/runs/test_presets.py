@@ -35,8 +35,8 @@ def test_a_preset_fits_its_frames(name):
 def test_a_preset_trains(tmp_path, name):
     run = preset(name)
     # A second layer hears its first cells at the third step.
-    training = run.training.model_copy(update={"steps": 20, "minutes": None, "batch_size": 2, "threads": 1})
-    trainer = Trainer(run.model_copy(update={"training": training}), tmp_path)
+    training = run.training.replace(steps=20, minutes=None, batch_size=2, threads=1)
+    trainer = Trainer(run.replace(training=training), tmp_path)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     model = trainer.run()
     assert trainer.step == 20
@@ -52,9 +52,9 @@ def test_a_preset_trains(tmp_path, name):
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_trains_and_loads(tmp_path, name):
     run = preset(name)
-    training = run.training.model_copy(update={"steps": 2, "minutes": None, "batch_size": 2, "threads": 1})
-    learning = run.learning.model_copy(update={"window": min(run.learning.window, 22)})
-    trainer = Trainer(run.model_copy(update={"training": training, "learning": learning}), tmp_path)
+    training = run.training.replace(steps=2, minutes=None, batch_size=2, threads=1)
+    learning = run.learning.replace(window=min(run.learning.window, 22))
+    trainer = Trainer(run.replace(training=training, learning=learning), tmp_path)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     model = trainer.run()
     assert trainer.step == (2 if before else 0)
@@ -161,9 +161,7 @@ def test_paper_has_the_published_grids():
 
 def test_paper_1l_is_the_first_layer_of_paper():
     both, alone = preset("paper"), preset("paper-1l")
-    expected = both.model_copy(
-        update={"name": "paper-1l", "model": both.model.model_copy(update={"layers": both.model.layers[:1]})}
-    )
+    expected = both.replace(name="paper-1l", model=both.model.replace(layers=both.model.layers[:1]))
     assert alone == expected
 
 

@@ -69,7 +69,7 @@ def test_a_run_from_before_preset_names_had_hyphens_is_that_of_todays_preset(tmp
 
 
 def test_a_run_from_before_preset_names_had_hyphens_goes_on(tmp_path):
-    run = tiny_run(steps=4, checkpoint_seconds=0).model_copy(update={"name": "balls-1l"})
+    run = tiny_run(steps=4, checkpoint_seconds=0).replace(name="balls-1l")
     trainer = Trainer(run, tmp_path)
     trainer.run(lambda record: None)
     weights = trainer.model.state_dict()

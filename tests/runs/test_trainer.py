@@ -133,11 +133,9 @@ def test_a_finished_run_is_extended_and_its_schedule_goes_on_over_the_new_length
 def test_an_extended_run_that_goes_back_to_its_stack_learns_from_every_stream(tmp_path):
     dreaming = {"loop_share": 0.99, "loop_from": 0.0, "loop_steps": 100, "loop_error": 1e9}
     run = rectified_run(steps=30)
-    run = run.model_copy(update={"rectifying": run.rectifying.model_copy(update=dreaming)})
+    run = run.replace(rectifying=run.rectifying.replace(**dreaming))
     Trainer(run, tmp_path).run()
-    trainer = Trainer(
-        run.model_copy(update={"training": run.training.model_copy(update={"steps": 3000})}), tmp_path, resume=True
-    )
+    trainer = Trainer(run.replace(training=run.training.replace(steps=3000)), tmp_path, resume=True)
     assert bool((trainer.learner.state.alone > 0).any())
     assert trainer.phase == "stack"
     trainer.learner.begin("stack", 1)
@@ -410,9 +408,9 @@ def test_a_rectifier_that_learns_beside_it_does_not_touch_the_stack(tmp_path):
     settings = {"stack_share": 0.999, "loop_share": 0.0, "adversarial_weight": 0.0}
     for number, share in enumerate((0.01, 0.9)):
         config = rectified_run({**settings, "share": share}, steps=20, log_steps=20)
-        layers = [layer.model_copy(update={"dropout": 0.0}) for layer in config.model.layers]
-        model = config.model.model_copy(update={"layers": tuple(layers)})
-        trainer = Trainer(config.model_copy(update={"model": model}), tmp_path / f"run-{number}")
+        layers = [layer.replace(dropout=0.0) for layer in config.model.layers]
+        model = config.model.replace(layers=tuple(layers))
+        trainer = Trainer(config.replace(model=model), tmp_path / f"run-{number}")
         before = {name: weight.clone() for name, weight in trainer.model.rectifier.state_dict().items()}
         after = trainer.run().rectifier.state_dict()
         assert any(not torch.equal(weight, before[name]) for name, weight in after.items()) is (share > 0.5)

@@ -10,6 +10,7 @@ All that it knows of the past goes through one vector, the LSTM's, which has no 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
@@ -46,6 +47,11 @@ class PGNConfig(BaselineConfig):
     hidden_units: int = Field(default=512, gt=0)
     adversarial_weight: float = Field(default=0.0, ge=0)
     discriminator_units: int = Field(default=256, gt=0)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List settings of the discriminator where there is none."""
+        if self.adversarial_weight == 0:
+            yield "discriminator_units", "adversarial_weight is 0"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -15,6 +15,7 @@ The published translator is made of Inception blocks. The plain one, of residual
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
@@ -65,6 +66,12 @@ class SimVPConfig(BaselineConfig):
     kernel_sizes: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(3, 5, 7, 11), min_length=1)
     groups: int = Field(default=4, gt=0)
     residual: bool = True
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List settings of the inception translator where there is none."""
+        if self.translator == "plain":
+            for name in ("kernel_sizes", "groups"):
+                yield name, "the translator is plain"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

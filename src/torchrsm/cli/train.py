@@ -15,7 +15,7 @@ from torchrsm.cli.parsing import parse, taken
 from torchrsm.cli.progress import reporting
 from torchrsm.config import Config
 from torchrsm.runs.film import found
-from torchrsm.runs.fitting import adapted, nearest_shape, sized
+from torchrsm.runs.fitting import adapted, nearest_shape, on_stack_of, sized
 from torchrsm.runs.presets import PRESETS, preset
 from torchrsm.runs.record import Record
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
@@ -150,7 +150,7 @@ def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaseli
     if run.model.channels != 1:
         raise ValueError(f"system must be a preset for one channel; got {system!r}")
     command = _parse_train(adapted(run, stream), rest, name)
-    return command.model_copy(update={"run": _fitted(command.run, system)})
+    return command.replace(run=_fitted(command.run, system))
 
 
 def _film(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -181,19 +181,22 @@ def _fitted(run: AnyRunConfig, system: str) -> AnyRunConfig:
                 f"the nearest that it can read are {height} x {width}"
             )
         print(f"frames are read as {height} x {width} (height x width): {system} cannot read {shape[1]} x {shape[2]}")
-        run = run.model_copy(update={"stream": run.stream.model_copy(update={"height": height, "width": width})})
+        run = run.replace(**{"stream.height": height, "stream.width": width})
     return sized(run, (channels, height, width))
 
 
 def _parse_train(run: AnyRunConfig, arguments: list[str], name: str) -> TrainCommand | TrainBaselineCommand:
-    """Parse the flags, which start from a preset; a budget among them takes the place of the preset's."""
+    """Parse the flags, which start from a preset; a budget or a stack among them takes the place of the preset's."""
     kind: type[TrainCommand | TrainBaselineCommand] = (
         TrainCommand if isinstance(run, RunConfig) else TrainBaselineCommand
     )
     budgets = [a.split("=")[0].removeprefix("--") for a in arguments if re.match(r"--(steps|minutes)(=|$)", a)]
     if len(set(budgets)) == 1:
         other = {"minutes": None, "steps": 1} if budgets[0] == "steps" else {"steps": None, "minutes": 1.0}
-        run = run.model_copy(update={"training": run.training.model_copy(update=other)})
+        run = run.replace(training=run.training.replace(**other))
+    _, stack = taken(arguments, "--stack-from", "")
+    if stack and isinstance(run, RunConfig):
+        run = on_stack_of(run, stack)
     default = kind.model_construct(out=tyro.MISSING, resume=False, tensorboard=False, run=run)
     return parse(kind, arguments, name, default=default)
 

@@ -16,7 +16,6 @@ from pydantic import Field
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import FrameSize, Shown, clips_for, frames_of
 from torchrsm.config import Config
-from torchrsm.rsm import kernels
 from torchrsm.streams import Webcam
 from torchrsm.watching import Watcher
 
@@ -49,7 +48,6 @@ class WatchCommand(Config):
 def watch(arguments: list[str]) -> None:
     """Print how surprising each frame is to a model that learns from it at once."""
     command = parse(WatchCommand, arguments, "watch")
-    kernels.set_threads(1)
     watcher: Watcher | None = None
     for clip, shown in itertools.islice(_frames(command), command.frames):
         channels, height, width = shown.levels.shape

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Of Newton and Schulz's iteration, chosen by Keller Jordan so that five rounds bring every singular value near 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -30,15 +30,6 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         square = x @ x.mT
         x = p * x + (q * square + r * (square @ square)) @ x
     return x.mT if tall else x
-
-
-def kernels_of(module: nn.Module) -> list[tuple[Tensor, bool]]:
-    """Return the kernels of a module's convolutions that are larger than a point, and whether each is transposed."""
-    return [
-        (part.weight, isinstance(part, nn.ConvTranspose2d))
-        for part in module.modules()
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight[0, 0].numel() > 1
-    ]
 
 
 class Muon(torch.optim.Optimizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -22,6 +23,12 @@ class ScheduleConfig(Config):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_share: float = Field(default=0.02, ge=0, lt=1)
     final_share: float = Field(default=0.02, ge=0, le=1)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List what shapes a rate that does not change."""
+        if self.schedule == "constant":
+            for name in ("warmup_share", "final_share"):
+                yield name, "the schedule is constant"
 
     def rate_factor(self, progress: float) -> float:
         """Return the share of the learning rates in force at this ``progress`` through the phase, in 0..1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -10,11 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.baselines.sequence_model import SequenceModel, Window
-from torchrsm.learning.contract import Taught, require_finite, require_finite_weights
+from torchrsm.learning.contract import Taught, mean_of_scored, require_finite_losses
+from torchrsm.learning.optimisers import adam, has_fused_steps
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.rsm import kernels
-from torchrsm.scoring.metrics import frame_squared_error
+from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams import StreamBatch
+
+_CPU = torch.device("cpu")
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -42,6 +45,13 @@ class SequenceLearningConfig(ScheduleConfig):
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_norm: float | None = Field(default=None, gt=0)
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List what a constant schedule and plain gradient descent do not use."""
+        yield from super().without_effect()
+        if self.optimiser == "sgd":
+            for name in ("square_decay", "epsilon"):
+                yield name, "the optimiser is sgd"
+
 
 class SequenceLearner:
     """A `torchrsm.learning.contract.Learner`.
@@ -50,17 +60,25 @@ class SequenceLearner:
         model: what learns.
         config: how.
         shape: batch, channels, height and width of the frames to come.
+        device: where the model learns; it and the batches are moved there.
 
     Raises:
         ValueError: the model cannot read such frames, needs longer windows, or has another number of losses than there
             are learning rates.
     """
 
-    def __init__(self, model: SequenceModel, config: SequenceLearningConfig, shape: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        config: SequenceLearningConfig,
+        shape: tuple[int, int, int, int],
+        device: torch.device = _CPU,
+    ) -> None:
         if config.window < model.shortest_window:
             raise ValueError(f"window must be >= {model.shortest_window} for this model; got {config.window}")
-        self.model = model
+        self.model = model.to(device)
         self.config = config
+        self._device = device
         self.state = model.initial_state(shape)
         self._groups = [group for group in model.weight_groups() if group]
         count = len(self._groups)
@@ -93,22 +111,24 @@ class SequenceLearner:
     def warm_up(self) -> None:
         """Do nothing: nothing is compiled."""
 
-    def teach(self, next_batch: Callable[[], StreamBatch], progress: float) -> Taught:
+    @property
+    def batches_per_update(self) -> int:
+        """The frames of a window."""
+        return self.config.window
+
+    def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from the next window of each stream."""
-        batches = [next_batch() for _ in range(self.config.window)]
         window = Window(
-            torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
+            torch.stack([batch.frames for batch in batches]).to(self._device),
+            torch.stack([batch.starts for batch in batches]).to(self._device),
         )
         lesson = self.model.learn(window, self.state)
-        losses = [float(loss.detach()) for loss in lesson.losses]
-        for name, loss in zip(self.model.loss_names, losses, strict=True):
-            require_finite(f"the {name}", loss)
+        losses = torch.stack([loss.detach() for loss in lesson.losses])
+        require_finite_losses(self.loss_names("sequence"), losses)
         self._step(lesson.losses, progress)
-        require_finite_weights(self.model)
         self.state = lesson.state
-        scored = lesson.scored
-        error = frame_squared_error(lesson.frames[scored], window.frames[scored])
-        return Taught(error.numel(), float(error.mean()) if error.numel() else 0.0, tuple(losses))
+        errors = frame_squared_error_on_device(lesson.frames, window.frames)
+        return Taught(*mean_of_scored(errors, lesson.scored), losses)
 
     def _step(self, losses: tuple[Tensor, ...], progress: float) -> None:
         # All gradients before any step: a loss may go through the weights of another.
@@ -139,8 +159,7 @@ def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
 def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     decay = config.weight_decay
     if config.optimiser == "adam":
-        betas = (config.momentum, config.square_decay)
-        return torch.optim.Adam(weights, rate, betas=betas, eps=config.epsilon, weight_decay=decay, fused=True)
+        return adam(weights, rate, (config.momentum, config.square_decay), config.epsilon, decay)
     if config.optimiser == "rmsprop":
         return torch.optim.RMSprop(
             weights,
@@ -151,4 +170,5 @@ def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate
             momentum=config.momentum,
             foreach=True,
         )
-    return torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay, fused=True)
+    fused = has_fused_steps(weights)
+    return torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay, fused=fused)

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.rectifiers.parts import (
-    LEAKY_SLOPE,
-)
+from torchrsm.rectifiers.parts import LEAKY_SLOPE
 
 
 class Discriminator(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -72,16 +73,25 @@ class LayerConfig(Config):
     recurrent_deviation: float = Field(default=0.03, gt=0)
     decoder_deviation: float = Field(default=0.03, gt=0)
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List settings of mechanisms that are switched off."""
+        if self.boost == 0:
+            yield "boost_decay", "boost is 0"
+        if self.decoder == "fully_connected":
+            yield "decoder_kernel_size", "the decoder is fully_connected"
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.active_groups > self.groups:
             raise ValueError(f"active_groups must be in 1..groups = 1..{self.groups}; got {self.active_groups}")
         if self.recurrent_kernel_size % 2 == 0:
             raise ValueError(f"recurrent_kernel_size must be odd; got {self.recurrent_kernel_size}")
-        if (self.decoder_kernel_size or self.kernel_size) < self.stride:
+        size = self.decoder_kernel_size or self.kernel_size
+        if self.decoder == "convolutional" and size < self.stride:
+            name = "kernel_size" if self.decoder_kernel_size is None else "decoder_kernel_size"
             raise ValueError(
-                f"the decoder's kernel must be >= stride = {self.stride} to reach every input element; "
-                f"got {self.decoder_kernel_size or self.kernel_size}"
+                f"{name} must be >= stride = {self.stride}, so that the convolutional decoder reaches every element of "
+                f"the input; got {size}"
             )
         if self.boost > 0 and self.inhibition_decay is not None:
             raise ValueError(f"boost must be 0 where inhibition_decay is not None; got boost = {self.boost}")
@@ -341,11 +351,11 @@ class RSMLayer(nn.Module):
         return nn.functional.dropout(x, self.config.dropout, self.training)
 
     def _grid_of(self, input: Tensor | Cells) -> Grid:
-        if isinstance(input, Cells):
-            return F.strided_grid(Grid(*input.index.shape[1:3]), self.input_pool)
-        if input.dim() != 4:
-            raise ValueError(f"an input must be a map [b, h, w, c]; got {list(input.shape)}")
-        return Grid(*input.shape[1:3])
+        shape = input.index.shape if isinstance(input, Cells) else input.shape
+        if len(shape) != 4 or 0 in shape:
+            raise ValueError(f"an input must be a map [b, h, w, c] or cells [b, h, w, k]; got {list(shape)}")
+        grid = Grid(*shape[1:3])
+        return F.strided_grid(grid, self.input_pool) if isinstance(input, Cells) else grid
 
     def _step(self, input_grid: Grid) -> Step:
         if input_grid not in self._steps:

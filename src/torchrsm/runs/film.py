@@ -13,8 +13,8 @@ def with_absolute_path(run: AnyRunConfig) -> AnyRunConfig:
     """Return the settings of a run with the absolute path of its film, if it learns from one."""
     if not isinstance(run.stream, VideoConfig):
         return run
-    stream = run.stream.model_copy(update={"path": os.path.abspath(run.stream.path)})
-    return run.model_copy(update={"stream": stream})
+    stream = run.stream.replace(path=os.path.abspath(run.stream.path))
+    return run.replace(stream=stream)
 
 
 def found(stream: AnyStreamConfig, folder: Path | str) -> AnyStreamConfig:
@@ -30,5 +30,5 @@ def found(stream: AnyStreamConfig, folder: Path | str) -> AnyStreamConfig:
     name, folder = Path(stream.path).name, Path(folder).absolute()
     for path in (folder / name, folder.parent / name):
         if path.exists():
-            return stream.model_copy(update={"path": str(path)})
+            return stream.replace(path=str(path))
     return stream

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from torchrsm.learning.local import LearningConfig
+from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.runs.presets import balls_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
@@ -39,19 +40,40 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     is four passages: its frames are few, so that many small updates tell more than few large ones.
     """
     if isinstance(run, BaselineRunConfig) or isinstance(stream, BouncingBallsConfig):
-        return run.model_copy(update={"stream": stream})
-    first, *others = run.model.layers
-    changes: dict[str, Any] = {"layers": (first.model_copy(update={"input_threshold": 0.0}), *others)}
+        return run.replace(stream=stream)
+    changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0}
     if isinstance(run.model.rectifier, UNetConfig):
-        changes["rectifier"] = run.model.rectifier.model_copy(update={"changes": "last"})
-    rectifying = run.rectifying
-    if rectifying is not None:
-        rectifying = rectifying.model_copy(update={"loop_share": 0.0, "motion_weight": 0.0})
-    model = run.model.model_copy(update=changes)
-    training = run.training
+        changes["model.rectifier.changes"] = "last"
+    if run.rectifying is not None:
+        changes["rectifying"] = without_dreams(run.rectifying)
     if isinstance(stream, VideoConfig):
-        training = training.model_copy(update={"batch_size": _PASSAGES})
-    return run.model_copy(update={"model": model, "rectifying": rectifying, "training": training, "stream": stream})
+        changes["training.batch_size"] = _PASSAGES
+    return run.replace(**changes)
+
+
+def without_dreams(rectifying: RectifyingConfig) -> RectifyingConfig:
+    """Return how a rectifier learns from the frames that come alone."""
+    dreams = ("loop_share", "loop_from", "loop_error", "loop_steps", "motion_weight")
+    return rectifying.replace(**{name: RectifyingConfig.model_fields[name].default for name in dreams})
+
+
+def on_stack_of(run: RunConfig, folder: str) -> RunConfig:
+    """Return a run that takes the stack of a trained model as it is: its whole budget is the rectifier's.
+
+    How the stack learns, and from when to when, has no effect then and is left at its defaults.
+
+    Args:
+        run: from `preset`, with a rectifier that learns.
+        folder: of the model.
+
+    Raises:
+        ValueError: the run has no rectifier that learns.
+    """
+    changes: dict[str, Any] = {"stack_from": folder, "learning": LearningConfig()}
+    if run.rectifying is not None:
+        shares = {name: RectifyingConfig.model_fields[name].default for name in ("share", "stack_share")}
+        changes["rectifying"] = run.rectifying.replace(**shares)
+    return run.replace(**changes)
 
 
 def sized(run: AnyRunConfig, shape: tuple[int, int, int]) -> AnyRunConfig:
@@ -64,11 +86,12 @@ def sized(run: AnyRunConfig, shape: tuple[int, int, int]) -> AnyRunConfig:
     """
     channels, height, width = shape
     size = {} if run.model.height is None else {"height": height, "width": width}
-    settings = {**run.model.model_dump(), "channels": channels, **size}
-    if "patch" in settings:
+    settings: dict[str, Any] = {"channels": channels, **size}
+    wanted = getattr(run.model, "patch", None)
+    if wanted is not None:
         dividing = [patch for patch in range(1, 1 + math.gcd(height, width)) if height % patch == width % patch == 0]
-        settings["patch"] = min(dividing, key=lambda patch: abs(math.log(patch / settings["patch"])))
-    return run.model_copy(update={"model": type(run.model).model_validate(settings)})
+        settings["patch"] = min(dividing, key=lambda patch: abs(math.log(patch / wanted)))
+    return run.replace(**{f"model.{name}": value for name, value in settings.items()})
 
 
 def nearest_shape(run: AnyRunConfig, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -102,13 +125,12 @@ def for_watching(shape: tuple[int, int, int]) -> RunConfig:
     """Return RSM that learns from one stream for ever: one layer and its rectifier, at rates that never fall."""
     run = fit(balls_1l(), shape, VideoConfig(path="-"))
     assert isinstance(run, RunConfig)
-    assert run.rectifying is not None
-    constant = {"schedule": "constant", "learning_rate": 1e-3, "matrix_learning_rate": 2e-3}
-    rectifying = {**constant, "share": 0.999, "stack_share": 0.999, "adversarial_weight": 0.0, "gradient_norm": 0.1}
-    return run.model_copy(
-        update={
-            "name": "watch",
-            "learning": LearningConfig(learning_rates=(1e-3,)),
-            "rectifying": run.rectifying.model_copy(update=rectifying),
-        }
+    rectifying = RectifyingConfig(
+        share=0.999,
+        stack_share=0.999,
+        learning_rate=1e-3,
+        matrix_learning_rate=2e-3,
+        adversarial_weight=0.0,
+        gradient_norm=0.1,
     )
+    return run.replace(name="watch", learning=LearningConfig(learning_rates=(1e-3,)), rectifying=rectifying)

@@ -64,11 +64,11 @@ def paper_1l() -> RunConfig:
 def paper_fast() -> RunConfig:
     """Return `paper` with a faster learning rate, a schedule and the recurrent memory normalised at each location."""
     run = paper()
-    below, above = (layer.model_copy(update={"normalisation": "location"}) for layer in run.model.layers)
-    below = below.model_copy(update={"decoder_deviation": 0.3})
+    below, above = (layer.replace(normalisation="location") for layer in run.model.layers)
+    below = below.replace(decoder_deviation=0.3)
     return RunConfig(
         name="paper-fast",
-        model=run.model.model_copy(update={"layers": (below, above), "rectifier": None}),
+        model=run.model.replace(layers=(below, above), rectifier=None),
         learning=LearningConfig(learning_rates=(6e-3, 3e-3), schedule="cosine", epsilon=1e-12),
         training=TrainingConfig(minutes=25, batch_size=256),
     )
@@ -130,31 +130,21 @@ def balls() -> RunConfig:
 def balls_compact() -> RunConfig:
     """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction alone."""
     run = balls()
-    below, above = run.model.layers
-    wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3}
-    below = below.model_copy(update={**wide, "input_frames": 1, "input_decay": 0.7})
-    model = {"layers": (below, above), "rectifier": CompactConfig()}
+    wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3, "input_frames": 1, "input_decay": 0.7}
     rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
     dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
-    return run.model_copy(
-        update={
-            "name": "balls-compact",
-            "model": run.model.model_copy(update=model),
-            "rectifying": run.rectifying and run.rectifying.model_copy(update={**rectifying, **dreams}),
-        }
+    return run.replace(
+        name="balls-compact",
+        **{f"model.layers.0.{name}": value for name, value in wide.items()},
+        **{"model.rectifier": CompactConfig()},
+        **{f"rectifying.{name}": value for name, value in (rectifying | dreams).items()},
     )
 
 
 def paper_rectifier() -> RunConfig:
     """Return `balls` with the published rectifier and its settings."""
-    run = balls()
-    return run.model_copy(
-        update={
-            "name": "paper-rectifier",
-            "model": run.model.model_copy(update={"rectifier": PaperConfig()}),
-            "rectifying": RectifyingConfig(),
-        }
-    )
+    changes = {"model.rectifier": PaperConfig(), "rectifying": RectifyingConfig()}
+    return balls().replace(name="paper-rectifier", **changes)
 
 
 def balls_1l() -> RunConfig:
@@ -176,14 +166,11 @@ def tiny() -> RunConfig:
 
 
 def _first_layer_alone(run: RunConfig) -> RunConfig:
-    rates = run.learning.learning_rates[:1]
-    return RunConfig(
+    alone = run.model.layers[0].replace(pool=1)
+    return run.replace(
         name=f"{run.name}-1l",
-        model=run.model.model_copy(update={"layers": run.model.layers[:1], "fresh_feedback": False}),
-        learning=run.learning.model_copy(update={"learning_rates": rates}),
-        rectifying=run.rectifying,
-        stream=run.stream,
-        training=run.training,
+        model=run.model.replace(layers=(alone,), fresh_feedback=False),
+        **{"learning.learning_rates": run.learning.learning_rates[:1]},
     )
 
 
@@ -242,8 +229,7 @@ def pgn() -> BaselineRunConfig:
 
 def pgn_adversarial() -> BaselineRunConfig:
     """Return the same with its adversarial loss."""
-    run = pgn()
-    return run.model_copy(update={"name": "pgn-adversarial", "model": PGNConfig(adversarial_weight=2e-4)})
+    return pgn().replace(name="pgn-adversarial", model=PGNConfig(adversarial_weight=2e-4))
 
 
 def convlstm_wide() -> BaselineRunConfig:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 import tyro
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from torchrsm.baselines import AnyBaselineConfig
-from torchrsm.config import Config, first_error
+from torchrsm.baselines import WITHOUT_WEIGHTS, AnyBaselineConfig, make_baseline
+from torchrsm.config import Config
 from torchrsm.learning.local import LearningConfig
+from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.rectifying import RectifyingConfig
-from torchrsm.learning.windows import SequenceLearningConfig
-from torchrsm.model import ModelConfig
+from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
+from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig
 from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
 
@@ -30,6 +33,8 @@ class TrainingConfig(Config):
         batch_size: streams in parallel.
         seed: of the weights, the dropout and the training sequences.
         threads: of the fused kernel; None for all cores at hand.
+        device: where the model learns: ``cpu``, ``cuda`` (the first one), ``cuda:N`` or ``mps``; ``auto`` for the
+            CPU, whose engine is the fastest that there is.
         log_steps: steps between two lines of the record.
         checkpoint_seconds: seconds between two checkpoints.
     """
@@ -39,13 +44,17 @@ class TrainingConfig(Config):
     batch_size: int = Field(default=16, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, gt=0)
+    device: str = Field(default="cpu", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     log_steps: int = Field(default=100, gt=0)
     checkpoint_seconds: float = Field(default=30.0, ge=0)
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f"exactly one of steps and minutes must be given; got {self.steps} and {self.minutes}")
+            how = "" if self.steps is None else "; set the other one to None, such as training.steps=None"
+            raise ValueError(
+                f"exactly one of steps and minutes must be given; got {self.steps} and {self.minutes}{how}"
+            )
         if self.seed in (TEST_SEED, VALIDATION_SEED):
             raise ValueError(
                 f"seed must not be {TEST_SEED} (test) or {VALIDATION_SEED} (validation): "
@@ -95,10 +104,45 @@ class RunConfig(Config):
         """Frames of each stream that one update takes."""
         return 1
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List how a stack learns that does not, how a rectifier does that has no time, and dreams of no stream."""
+        if self.stack_from is not None:
+            for name in LearningConfig.model_fields:
+                yield f"learning.{name}", "stack_from is given, and the stack does not learn"
+        if self.rectifying is None:
+            return
+        if self.stack_from is not None:
+            for name in ("share", "stack_share"):
+                yield f"rectifying.{name}", "stack_from is given, and the stack does not learn"
+        elif self.rectifying.share == 0:
+            for name in RectifyingConfig.model_fields:
+                if name not in ("share", "stack_share"):
+                    yield f"rectifying.{name}", "rectifying.share is 0"
+        batch = self.training.batch_size
+        if round(self.rectifying.loop_share * batch) == 0:
+            yield "rectifying.loop_share", f"it is at most half a stream, 0.5 / training.batch_size = {0.5 / batch:.3g}"
+
+    def make_learner(self, shape: tuple[int, int, int, int], device: torch.device, begins: bool) -> OnlineLearner:
+        """Return what learns in this run, as it is before the first update.
+
+        Args:
+            shape: batch, channels, height and width of the frames to come.
+            device: where it learns.
+            begins: whether the run begins; else a checkpoint gives the weights, and ``stack_from`` is not needed.
+
+        Raises:
+            ValueError: the model cannot read such frames, or ``stack_from`` is another kind of stack.
+            FileNotFoundError: there is no ``stack_from``.
+        """
+        learner = OnlineLearner(self.model, self.learning, self.rectifying, self.stack_from is None, shape, device)
+        if begins and self.stack_from is not None:
+            learner.take_stack(VideoPredictor.from_pretrained(self.stack_from))
+        return learner
+
     @model_validator(mode="after")
     def _rectifier_learns(self) -> Self:
         rectifier = self.model.rectifier
-        learns = rectifier is not None and rectifier.kind != "sharpening"
+        learns = rectifier is not None and rectifier.learns
         if learns != (self.rectifying is not None):
             kind = "none" if rectifier is None else rectifier.kind
             raise ValueError(
@@ -122,7 +166,7 @@ class BaselineRunConfig(Config):
     """
 
     name: _Name
-    model: Annotated[AnyBaselineConfig, Field(discriminator="kind")]
+    model: AnyBaselineConfig
     learning: SequenceLearningConfig = SequenceLearningConfig()
     stream: StreamConfig = BouncingBallsConfig()
     training: _Training
@@ -131,6 +175,16 @@ class BaselineRunConfig(Config):
     def frames_in_a_step(self) -> int:
         """Frames of each stream that one update takes."""
         return self.learning.window
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List how a system learns that has no weights. Its run is over at once, whatever the budget."""
+        if self.model.kind in WITHOUT_WEIGHTS:
+            for name in SequenceLearningConfig.model_fields:
+                yield f"learning.{name}", f"{self.model.kind} has nothing to learn"
+
+    def make_learner(self, shape: tuple[int, int, int, int], device: torch.device, begins: bool) -> SequenceLearner:
+        """Return what learns in this run, as it is before the first update; the arguments are `RunConfig`'s."""
+        return SequenceLearner(make_baseline(self.model), self.learning, shape, device)
 
 
 AnyRunConfig = RunConfig | BaselineRunConfig
@@ -142,7 +196,7 @@ def save_run_config(config: AnyRunConfig) -> bytes:
 
 
 def load_run_config(folder: Path | str) -> AnyRunConfig:
-    """Read the settings of the run in a folder.
+    """Read the settings of the run in a folder, whichever version saved them; see `Config.from_json`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -158,9 +212,9 @@ def load_run_config(folder: Path | str) -> AnyRunConfig:
     except (ValueError, AttributeError, TypeError, RecursionError):
         kind = RunConfig  # which says what is wrong
     try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {first_error(error)}") from error
+        return kind.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def first_difference(before: AnyRunConfig, now: AnyRunConfig) -> tuple[str, Any, Any] | None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torchrsm.config import Config, first_error
+from torchrsm.config import Config
 from torchrsm.storage.shipped import CONFIG_FILE
 from torchrsm.storage.tensors import load_tensors, make_folder, save_tensors, write_atomically
 
@@ -59,7 +58,7 @@ def model_kind(folder: Path) -> str | None:
 
 
 def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[ConfigT], ModelT]) -> ModelT:
-    """Read what `save_model` wrote; the model comes in evaluation mode.
+    """Read what `save_model` wrote; the model comes in evaluation mode, torch's generator stays as it is.
 
     Args:
         folder: of the model.
@@ -73,14 +72,14 @@ def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[Config
     """
     settings, weights = _settings_file(folder), folder / WEIGHTS_FILE
     try:
-        config = config_type.model_validate_json(settings.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{settings}: {first_error(error)}") from error
+        config = config_type.from_json(settings.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{settings}: {error}") from error
     tensors, header = load_tensors(weights)
     if header.get("format") != FORMAT:
         raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")
     try:
-        with _Allowance(tensors):
+        with _Allowance(tensors), torch.random.fork_rng(devices=()):  # what new weights draw is nobody's business
             model = build(config)
     except OverflowError as error:
         raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error

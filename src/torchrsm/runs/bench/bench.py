@@ -187,16 +187,16 @@ class Bench:
     def _train_and_score(self, name: str, seed: int, reporting: Reporting) -> None:
         run = preset(name)
         changes = {"steps": None, "minutes": self.config.minutes, "threads": self.config.threads, "seed": seed}
-        run = run.model_copy(update={"training": run.training.model_copy(update=changes)})
+        run = run.replace(training=run.training.replace(**changes))
         folder = self._run_folder(name, seed)
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(f"{name} seed {seed}") as report:
             trainer.run(report)
-        kernels.set_threads(self.config.threads, torch_threads=self.config.threads)
-        frames = bouncing_ball_frames("test", self.config.sequences)
-        model = load(folder)
-        scores = Evaluator(frames).evaluate(model, model=folder.name)
-        rollout = evaluate_rollouts(model, frames, prime=PRIME, steps=self.config.dream_steps)
+        with kernels.threads_in_use(self.config.threads, torch_threads=self.config.threads):
+            frames = bouncing_ball_frames("test", self.config.sequences)
+            model = load(folder)
+            scores = Evaluator(frames).evaluate(model, model=folder.name)
+            rollout = evaluate_rollouts(model, frames, prime=PRIME, steps=self.config.dream_steps)
         scores = scores.model_copy(update={"training": training_summary(folder), "rollout": rollout})
         write_atomically(self._scores_file(name, seed), (scores.to_json() + "\n").encode())
 

@@ -27,10 +27,9 @@ MEMORY_UPDATES = 2
 
 def prediction_speeds(systems: dict[str, Predictor[Any, Any]]) -> dict[str, float]:
     """Return frames a second, predicted and observed, one stream on one thread: the median of rounds in turn."""
-    kernels.set_threads(1, torch_threads=1)
     frames = bouncing_ball_frames("validation", 2)[:1]
     rates: dict[str, list[float]] = {name: [] for name in systems}
-    with torch.inference_mode():
+    with torch.inference_mode(), kernels.threads_in_use(1):
         for _ in range(1 + SPEED_ROUNDS):
             for name, system in systems.items():
                 state = system.initial_state((1, *frames.shape[2:]))
@@ -58,7 +57,7 @@ def print_peak() -> None:
     baseline, settings = json.load(sys.stdin)
     kind: type[AnyRunConfig] = BaselineRunConfig if baseline else RunConfig
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(kind.model_validate_json(json.dumps(settings)), folder).run()
+        Trainer(kind.from_json(json.dumps(settings)), folder).run()
     print(_peak_of_this_process())
 
 
@@ -77,9 +76,9 @@ def short_run(name: str, length: int, threads: int) -> AnyRunConfig:
     run = preset(name)
     steps = MEMORY_UPDATES if isinstance(run, BaselineRunConfig) else MEMORY_UPDATES * length
     changes: dict[str, Any] = {
-        "training": run.training.model_copy(update={"steps": steps, "minutes": None, "threads": threads}),
-        "stream": run.stream.model_copy(update={"sequence_length": length}),
+        "training": run.training.replace(steps=steps, minutes=None, threads=threads),
+        "stream.sequence_length": length,
     }
     if isinstance(run, BaselineRunConfig):
-        changes["learning"] = run.learning.model_copy(update={"window": length})
-    return run.model_copy(update=changes)
+        changes["learning.window"] = length
+    return run.replace(**changes)
