@@ -11,13 +11,14 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from torchrsm.model import ModelConfig, VideoPredictor, load
+from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rectifiers.sharpening import SharpeningConfig
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.storage.folders import load_weights
 from torchrsm.storage.tensors import load_tensors, save_tensors
+from torchrsm.systems import load
 
 FREE = LayerConfig(groups=6, active_groups=2, kernel_size=3, output_bias="channel")
 FIXED = LayerConfig(groups=6, active_groups=2, kernel_size=3)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrsm import cli
+from torchrsm import cli, preset
 from torchrsm.cli import parsing
 from torchrsm.cli.main import USAGE
 from torchrsm.media.films import write_mp4
 from torchrsm.rsm import kernels
+from torchrsm.runs.settings import save_run_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
@@ -97,7 +98,7 @@ def test_the_examples_with_systems_and_settings_run(in_a_folder, capsys):
     errors = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(errors["balls"]) < 1 < float(errors["copy-last"])
     run = run_example("docs/guide/python.md", 1)["run"]
-    assert (run.training.minutes, run.training.steps, run.training.batch_size) == (None, 20, 4)
+    assert (run.training.minutes, run.training.steps, run.training.batch_size) == (None, 10, 8)
 
 
 def test_the_readme_is_short_and_shows_ten_lines_of_python():
@@ -128,13 +129,20 @@ def test_every_command_line_is_understood(in_a_folder, monkeypatch, line):
         module = importlib.import_module(f"torchrsm.cli.{file.name}") if file.name != "__main__" else parsing
         if module is not parsing and hasattr(module, "parse"):
             monkeypatch.setattr(module, "parse", parsed)
+    Path("runs/balls").mkdir(parents=True)
+    Path("runs/balls/run.json").write_bytes(save_run_config(preset("balls")))  # for those that resume it
     with pytest.raises(Understood):
         cli.main(shlex.split(line))
 
 
 def test_the_commands_for_a_video_of_ones_own_work_one_after_another(in_a_folder, capsys):
     (example,) = [block for block in blocks("README.md", "console") if "train video" in block]
-    shorter = {"--minutes 5": "--steps 2", "predict": "predict --frames 5", "watch": "watch --frames 3"}
+    shorter = {
+        "dream balls": "dream balls --prime 20 --steps 20",
+        "--minutes 5": "--steps 2",
+        "torchrsm predict": "torchrsm predict --frames 5",
+        "watch": "watch --frames 3",
+    }
     for line in example.splitlines():
         for shown, run in shorter.items():
             line = line.replace(shown, run)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names as in the table below, for type checkers and editors
     from torchrsm import streams
     from torchrsm.baselines import BASELINES, SequenceModel, make_baseline
+    from torchrsm.exporting import OneStep, export_step
     from torchrsm.learning.contract import NonFiniteError
     from torchrsm.learning.local import LearningConfig, LocalLearning
     from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
@@ -53,6 +54,7 @@ __all__ = [
     "ModelConfig",
     "MovingMNISTConfig",
     "NonFiniteError",
+    "OneStep",
     "PaperConfig",
     "Prediction",
     "Predictor",
@@ -73,6 +75,7 @@ __all__ = [
     "Watcher",
     "bouncing_ball_frames",
     "evaluate_rollouts",
+    "export_step",
     "fit",
     "frame_shape",
     "held_out_frames",
@@ -92,6 +95,7 @@ _NAMES = {  # of each module
         "SequenceModel",
         "make_baseline",
     ),
+    "torchrsm.exporting": ("OneStep", "export_step"),
     "torchrsm.learning.contract": ("NonFiniteError",),
     "torchrsm.learning.local": (
         "LearningConfig",

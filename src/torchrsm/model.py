@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchrsm.config import Config
 from torchrsm.predictor import check_frame, check_shape, predict_next, rollout
-from torchrsm.rectifiers import RectifierConfig, make_rectifier
+from torchrsm.rectifiers import AnyRectifierConfig, InputSizes, make_rectifier
 from torchrsm.rsm.functional import Grid
 from torchrsm.rsm.kernels import EngineName
 from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState
@@ -42,14 +42,14 @@ class ModelConfig(Config):
     pad: int = Field(default=0, ge=0, le=256)
     pad_value: float = Field(default=0.5, ge=0, le=1)
     fresh_feedback: bool = False
-    rectifier: Annotated[RectifierConfig | None, Field(discriminator="kind")] = None
+    rectifier: AnyRectifierConfig | None = None
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """List what needs a layer above, or a border: of the stack, or of a rectifier around frames of odd size."""
         yield f"layers.{len(self.layers) - 1}.pool", "no layer stands above"
         if len(self.layers) == 1:
             yield "fresh_feedback", "there is one layer"
-        if self.pad == 0 and (self.rectifier is None or self.rectifier.kind == "sharpening"):
+        if self.pad == 0 and (self.rectifier is None or not self.rectifier.learns):
             yield "pad_value", "pad is 0"
 
     @model_validator(mode="after")
@@ -109,18 +109,14 @@ class VideoPredictor(nn.Module):
             fresh_feedback=config.fresh_feedback,
             engine=engine,
         )
-        self.rectifier = (
-            None
-            if config.rectifier is None
-            else make_rectifier(
-                config.rectifier,
-                config.channels,
-                [layer.cells for layer in config.layers],
-                config.layers[0].channels_in(config.channels),
-                config.pad,
-                config.pad_value,
-            )
+        sizes = InputSizes(
+            config.channels,
+            tuple(layer.cells for layer in config.layers),
+            config.layers[0].channels_in(config.channels),
+            config.pad,
+            config.pad_value,
         )
+        self.rectifier = None if config.rectifier is None else make_rectifier(config.rectifier, sizes)
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> tuple[LayerState, ...]:
         """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.
@@ -164,7 +160,8 @@ class VideoPredictor(nn.Module):
         if self.rectifier is None:
             return prediction.frame
         cells = [layer.cells for layer in prediction.layers]
-        return self.rectifier(prediction.raw, cells, prediction.seen)  # type: ignore[no-any-return]
+        frame: Tensor = self.rectifier(prediction.raw, cells, prediction.seen)
+        return frame
 
     def rollout(self, state: tuple[LayerState, ...], steps: int) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Imagine what comes next: predict, and take each prediction for the frame that came.
@@ -204,7 +201,13 @@ class VideoPredictor(nn.Module):
             ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
         """
         check_frame(frame, prediction.raw)
-        return self.stack.observe(self._padded(frame), prediction.layers, state)
+        return self.observe_winners(frame, prediction.layers, state)
+
+    def observe_winners(
+        self, frame: Tensor, layers: tuple[LayerPrediction, ...], state: tuple[LayerState, ...]
+    ) -> tuple[LayerState, ...]:
+        """Do what `observe` does with a frame that is known to be good; ``layers`` is ``prediction.layers``."""
+        return self.stack.observe(self._padded(frame), layers, state)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Predict the frame after each of ``frames [b, t, c, h, w]``; see `torchrsm.predictor.predict_next`."""
@@ -239,23 +242,18 @@ class VideoPredictor(nn.Module):
 
     @staticmethod
     def from_pretrained(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor:
-        """Do what `load` does, under the name that Hugging Face's libraries use; nothing is fetched from a network."""
-        return load(name_or_folder, engine)
+        """Load an RSM model as `torchrsm.load` does, under the name that Hugging Face's libraries use.
 
+        Nothing is fetched from a network.
 
-def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor:
-    """Load a model; it comes in evaluation mode.
+        Args:
+            name_or_folder: a folder that `save` or a training run wrote, or the name of a shipped model
+                (`torchrsm.shipped_models`); a folder that exists goes before a name.
+            engine: which implementation computes the step.
 
-    Nothing in the folder is executed: settings are JSON, weights safetensors. Nothing is fetched from a network.
-
-    Args:
-        name_or_folder: a folder that `VideoPredictor.save` or a training run wrote, or the name of a shipped model
-            (`torchrsm.shipped_models`); a folder that exists goes before a name.
-        engine: which implementation computes the step.
-
-    Raises:
-        FileNotFoundError: there is neither such a folder nor such a shipped model, or a file in it is missing.
-        ValueError: a file is truncated or foreign, a setting unknown or out of range, a weight of the wrong shape or
-            not finite, or the settings ask for many more weights than the file holds.
-    """
-    return load_model(find_model(name_or_folder), ModelConfig, lambda config: VideoPredictor(config, engine))
+        Raises:
+            FileNotFoundError: there is neither such a folder nor such a shipped model, or a file in it is missing.
+            ValueError: a file is truncated or foreign, a setting unknown or out of range, a weight of the wrong shape
+                or not finite, or the settings ask for many more weights than the file holds.
+        """
+        return load_model(find_model(name_or_folder), ModelConfig, lambda config: VideoPredictor(config, engine))

@@ -1,16 +1,50 @@
-"""Any system, RSM or baseline, by its folder or its name."""
+"""Any system, RSM or baseline: the registry of all of them, and the one way to load one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from torchrsm.baselines import BASELINES, WITHOUT_WEIGHTS, SequenceModel, make_baseline
-from torchrsm.model import VideoPredictor
-from torchrsm.model import load as load_predictor
+from torchrsm.baselines import BASELINES, WITHOUT_WEIGHTS, SequenceModel
+from torchrsm.config import Config
+from torchrsm.learning.local import LearningConfig
+from torchrsm.learning.schedules import ScheduleConfig
+from torchrsm.learning.windows import SequenceLearningConfig
+from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rsm.kernels import EngineName
 from torchrsm.storage.folders import load_model, model_kind
 from torchrsm.storage.shipped import find_model
+
+RSM = "rsm"
+"""The kind of RSM, whose settings name none."""
+
+
+class System(NamedTuple):
+    """One kind of system.
+
+    Attributes:
+        config: its settings.
+        make: makes it, with new weights, from its settings and the name of an engine, which only RSM looks at.
+        learning: the settings of how it learns.
+    """
+
+    config: type[Config]
+    make: Callable[[Any, EngineName], VideoPredictor | SequenceModel]
+    learning: type[ScheduleConfig]
+
+
+def systems() -> dict[str, System]:
+    """Return all systems by their kind: RSM, then the baselines, of which a file and a line in `BASELINES` add one."""
+    return {RSM: System(ModelConfig, VideoPredictor, LearningConfig)} | {
+        kind: System(config, _without_engine(model), SequenceLearningConfig)
+        for kind, (config, model) in BASELINES.items()
+    }
+
+
+def _without_engine(model: type[SequenceModel]) -> Callable[[Any, EngineName], SequenceModel]:
+    return lambda config, engine: model(config)
 
 
 def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor | SequenceModel:
@@ -31,14 +65,12 @@ def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredic
     name = str(name_or_folder)
     if name in WITHOUT_WEIGHTS and not os.path.isdir(name_or_folder):
         config_type, model_type = BASELINES[name]
-        return model_type(config_type()).eval()
+        return model_type(config_type(kind=name)).eval()
     try:
         folder = find_model(name_or_folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; baselines: {', '.join(WITHOUT_WEIGHTS)}") from None
-    kind = model_kind(folder)
-    if kind is None:
-        return load_predictor(folder, engine)
-    if kind not in BASELINES:
+    kind, known = model_kind(folder) or RSM, systems()
+    if kind not in known:
         raise ValueError(f"{folder}: kind must be one of {', '.join(BASELINES)}; got {kind!r}")
-    return load_model(folder, BASELINES[kind][0], make_baseline)
+    return load_model(folder, known[kind].config, lambda config: known[kind].make(config, engine))

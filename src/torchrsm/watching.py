@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,10 @@ from torch import Tensor
 
 from torchrsm.learning.contract import NonFiniteError
 from torchrsm.learning.online import OnlineLearner
+from torchrsm.learning.randomness import Randomness
+from torchrsm.model import VideoPredictor
+from torchrsm.predictor import check_frame
+from torchrsm.rsm import kernels
 from torchrsm.runs.fitting import for_watching
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.streams import StreamBatch
@@ -63,47 +67,62 @@ class Watcher:
             raise ValueError(f"shape must be three positive numbers; got {shape}")
         self.shape = shape
         run = for_watching(shape)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        self._randomness = Randomness(seed, torch.device("cpu"))
+        with self._randomness.in_use(), kernels.threads_in_use(1):
             self._learner = OnlineLearner(run.model, run.learning, run.rectifying, True, (1, *shape))
-        self._learner.begin(self._learner.phase(_HALF_WAY), 1)
+            self._learner.begin(self._learner.phase(_HALF_WAY), 1)
+        self._like = torch.zeros(1, *shape)
         self._last: Tensor | None = None
         self._count = 0
         self._usual_error, self._usual_motion = _Usual(), _Usual()
 
-    def see(self, frame: Tensor | NDArray[np.uint8], start: bool = False) -> Surprise:
+    @property
+    def model(self) -> VideoPredictor:
+        """What has learned so far."""
+        return self._learner.model
+
+    def see(self, frame: Tensor | NDArray[Any], start: bool = False) -> Surprise:
         """Predict a frame from those before it, learn from it, and say how surprising it was.
 
         Args:
-            frame: ``[c, h, w]``, in 0..1 or uint8.
+            frame: ``[c, h, w]``, a tensor or an array: floating-point values in 0..1, or uint8.
             start: whether nothing before it belongs to it; it is then not compared with anything.
 
         Raises:
-            ValueError: a frame of another shape, or values outside of 0..1.
+            ValueError: a frame of another shape or type, or values outside of 0..1; nothing was learned from it.
             NonFiniteError: learning has failed.
         """
-        if isinstance(frame, np.ndarray):
-            frame = torch.from_numpy(frame.astype(np.float32) / (255 if frame.dtype == np.uint8 else 1))
-        if tuple(frame.shape) != self.shape:
-            raise ValueError(f"frame must have the shape {list(self.shape)}; got {list(frame.shape)}")
-        low, high = float(frame.min()), float(frame.max())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"frame must be in 0..1; got {low:.6g}..{high:.6g}")
+        seen = self._checked(frame)
         begins = start or self._last is None
-        batch = StreamBatch(frame[None].float(), torch.tensor([begins]), torch.tensor([0]))
-        taught = self._learner.teach(lambda: batch, _HALF_WAY)
-        copied = None if begins or self._last is None else float(frame_squared_error(self._last, batch.frames))
-        self._last = batch.frames
+        batch = StreamBatch(seen, torch.tensor([begins]), torch.tensor([0]))
+        with self._randomness.in_use(), kernels.threads_in_use(1):
+            taught = self._learner.teach([batch], _HALF_WAY)
+        copied = None if begins or self._last is None else float(frame_squared_error(self._last, seen))
+        self._last = seen
         number, self._count = self._count, self._count + 1
         if begins:
             return Surprise(number, None, None, 0.0)
-        error = taught.frame_squared_error
+        error = float(taught.frame_squared_error)
         if not math.isfinite(error):
             raise NonFiniteError(f"the error of frame {number} is {error}")
         assert copied is not None
-        by_error = self._usual_error.surprise(error / frame.numel())
-        by_motion = self._usual_motion.surprise(copied / frame.numel())
+        by_error = self._usual_error.surprise(error / seen.numel())
+        by_motion = self._usual_motion.surprise(copied / seen.numel())
         return Surprise(number, error, copied, max(by_error, by_motion))
+
+    def _checked(self, frame: Any) -> Tensor:
+        """Return a frame of a user as ``[1, c, h, w]`` float32 in 0..1, in memory of its own."""
+        given = frame
+        if isinstance(frame, np.ndarray) and (frame.dtype == np.uint8 or frame.dtype.kind == "f"):
+            given = torch.from_numpy(frame.astype(np.uint8 if frame.dtype == np.uint8 else np.float32))
+        if not isinstance(given, Tensor) or not (given.dtype == torch.uint8 or given.is_floating_point()):
+            kind = f"{type(frame).__name__} of {frame.dtype}" if hasattr(frame, "dtype") else type(frame).__name__
+            raise ValueError(f"frame must be a tensor or an array, floating-point in 0..1 or uint8; got {kind}")
+        if tuple(given.shape) != self.shape:
+            raise ValueError(f"frame must have the shape {list(self.shape)}; got {list(given.shape)}")
+        scale = 255 if given.dtype == torch.uint8 else 1
+        seen = given.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)[None] / scale
+        return check_frame(seen.to(self._like.device), self._like)
 
 
 class _Usual:

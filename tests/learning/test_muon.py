@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchrsm.learning.muon import Muon, kernels_of, orthogonalised
+from torchrsm.learning.muon import Muon, orthogonalised
+from torchrsm.rectifiers.contract import kernels_of
 
 
 def by_singular_values(matrix, rounds=5):

@@ -48,3 +48,28 @@ def film(
 def greys(frames):
     """What tells a frame of `pictures` from another: its number."""
     return [int(frame[0, 0, -1]) // 4 for frame in frames]
+
+
+def textured(count):
+    """Frames of noise that drifts, so that each takes some bytes; the last column tells its number."""
+    noise = np.random.default_rng(0).integers(0, 60, (48, 64, 1), dtype=np.uint8)
+    frames = np.stack([np.roll(noise, time, 1).repeat(3, -1) for time in range(count)])
+    frames[:, :, -16:] = 2 * np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return frames
+
+
+def true_numbers(frames):
+    """What the pictures of `textured` themselves say their numbers are."""
+    return [round(float(frame[0, 16:32, -8:].mean()) / 2) for frame in frames]
+
+
+def damaged(path, first=40, last=51):
+    """Take a film of `textured` and overwrite the packets of some frames."""
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    for number in range(last, first - 1, -1):
+        place, size = places[number]
+        content = content[: place + 20] + bytes(size - 20) + content[place + size :]  # behind its header
+    path.write_bytes(content)
+    return path

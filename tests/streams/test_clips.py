@@ -17,7 +17,9 @@ def numbers(batch):
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize(("lengths", "batch_size"), [((5, 7, 3), 4), ((1,), 1), ((20,), 3), ((2, 3), 9), ((1, 1), 2)])
+@pytest.mark.parametrize(
+    ("lengths", "batch_size"), [((5, 7, 3), 4), ((2,), 1), ((20,), 3), ((2, 3), 9), ((1, 2, 1), 2)]
+)
 def test_keeps_the_contract(lengths, batch_size, mirror):
     check_stream(ClipStream(clips(*lengths, shape=(3, 4, 6)), batch_size, mirror=mirror, seed=5), 60)
 
@@ -52,7 +54,7 @@ def test_index_is_unique_to_a_passage():
 
 
 def test_frames_are_scaled_bytes():
-    material = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    material = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(2, 0)
     assert torch.equal(next(ClipStream([material])).frames[0, 0].flatten(), torch.arange(256) / 255)
 
 
@@ -83,16 +85,18 @@ def mixed(bits):
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
 def test_mirroring_is_drawn_by_hashing_alone(seed):
     weyl = 0x9E3779B97F4A7C15
-    stream = ClipStream([np.array([255, 0], np.uint8).reshape(1, 1, 1, 2)], 5, mirror=True, seed=seed)
-    for passage in range(40):
-        shown = next(stream).frames[:, 0, 0, 0].tolist()
+    stream = ClipStream([np.array([[255, 0]] * 2, np.uint8).reshape(2, 1, 1, 2)], 5, mirror=True, seed=seed)
+    for _ in range(80):
+        batch = next(stream)
+        shown = batch.frames[:, 0, 0, 0].tolist()
         for element in range(5):
+            passage = int(batch.index[element]) // 5
             key = mixed((mixed((seed + weyl) % 2**64) + element * weyl) % 2**64)
             assert (shown[element] == 0) == bool(mixed((key + passage * weyl) % 2**64) >> 63)
 
 
 def test_a_changed_batch_does_not_change_the_clips():
-    stream = ClipStream([np.full((1, 1, 2, 2), 9, np.uint8)])
+    stream = ClipStream([np.full((2, 1, 2, 2), 9, np.uint8)])
     next(stream).frames.zero_()
     assert next(stream).frames.min() > 0
 
@@ -134,6 +138,8 @@ def test_refuses_the_position_of_other_clips_or_settings():
             {},
             r"\[time, 1, 3, 4\] as the first, received \[2, 1, 3, 5\] as clip 1",
         ),
+        (clips(1), {}, "a frame that follows another, to learn from, received a single frame"),
+        (clips(1, 1, 1), {}, "received 3 clips of a single frame each"),
         (clips(2), {"batch_size": 0}, "batch_size must be an integer of at least 1, received 0"),
         (clips(2), {"mirror": 1}, "mirror must be True or False, received 1"),
         (clips(2), {"seed": -1}, "seed must be an integer in"),

@@ -1,6 +1,7 @@
 import gc
 import itertools
 import os
+import shutil
 import struct
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from small_films import CARPHONE, SAMPLES, film, greys, pictures
+from small_films import CARPHONE, SAMPLES, damaged, film, greys, pictures, textured, true_numbers
 
 from torchrsm.streams import DamagedFilmWarning, VideoReader
 
@@ -250,31 +251,6 @@ def test_a_late_start_is_found_from_a_key_frame(tmp_path):
 
 
 # --- Numbers, times and missing frames --------------------------------------------------------------------------------
-
-
-def textured(count):
-    """Frames of noise that drifts, so that each takes some bytes; the last column tells its number."""
-    noise = np.random.default_rng(0).integers(0, 60, (48, 64, 1), dtype=np.uint8)
-    frames = np.stack([np.roll(noise, time, 1).repeat(3, -1) for time in range(count)])
-    frames[:, :, -16:] = 2 * np.arange(count, dtype=np.uint8)[:, None, None, None]
-    return frames
-
-
-def true_numbers(frames):
-    """What the pictures of `textured` themselves say their numbers are."""
-    return [round(float(frame[0, 16:32, -8:].mean()) / 2) for frame in frames]
-
-
-def damaged(path, first=40, last=51):
-    """Take a film of `textured` and overwrite the packets of some frames."""
-    with av.open(str(path)) as container:
-        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    content = path.read_bytes()
-    for number in range(last, first - 1, -1):
-        place, size = places[number]
-        content = content[: place + 20] + bytes(size - 20) + content[place + size :]  # behind its header
-    path.write_bytes(content)
-    return path
 
 
 def intra(path, count=100):
@@ -594,6 +570,21 @@ def test_a_name_is_a_name_and_no_protocol(tmp_path, monkeypatch, name):
         VideoReader(name)
     (tmp_path / "a.mp4").rename(tmp_path / name)
     assert len(list(VideoReader(name))) == 30
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"film", b"-x.mp4", b"two\nlines.mkv", "ä ö.mp4".encode()])
+def test_any_name_is_read_and_can_be_printed(tmp_path, monkeypatch, name):
+    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    shutil.copy(film(tmp_path / "plain.mkv"), path)
+    monkeypatch.chdir(tmp_path)
+    for given in (path, str(path), os.fsdecode(name)):
+        assert greys(VideoReader(given)) == list(range(30))
+    path.write_bytes(b"no film")
+    with pytest.raises(ValueError, match="must be a complete video file") as error:
+        VideoReader(path)
+    message = str(error.value)
+    assert message.encode("utf-8").isascii() or "ä" in message
+    assert "\n" not in message
 
 
 def open_files():

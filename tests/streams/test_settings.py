@@ -1,12 +1,15 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from small_films import damaged, film, textured, true_numbers
 
 from torchrsm import bouncing_ball_frames, fit, preset
 from torchrsm.media.films import write_mp4
 from torchrsm.runs.presets import PRESETS
-from torchrsm.streams import BouncingBalls, ClipStream, MovingMNIST, moving_mnist_sequences
+from torchrsm.streams import BouncingBalls, ClipStream, DamagedFilmWarning, MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.settings import (
     BouncingBallsConfig,
     MovingMNISTConfig,
@@ -53,13 +56,56 @@ def test_what_is_held_out_is_never_learned_from(clips):
     config = VideoConfig(path=str(clips), height=8, held_out=0.25)
     stream = make_stream(config, 2, seed=0)
     learned = {round(float(frame.mean()), 2) for _ in range(60) for frame in next(stream).frames}
-    held_out = held_out_frames(config)
-    assert held_out.shape == (2, 5, 1, 8, 16)  # the shorter clip's quarter
-    assert float(held_out[0].min()) == pytest.approx(15 * 8 / 255, abs=0.02)
-    assert max(learned) < float(held_out[1].min()) + 0.01  # of the longer clip 22 of 30 frames
-    assert held_out_frames(config.replace(held_out=0.1)).shape[1] == 2
-    with pytest.raises(ValueError, match="held_out must leave 2 frames of each clip or more to test on; got 0"):
-        held_out_frames(config.replace(held_out=0.0))
+    validation, test = held_out_frames(config, "validation"), held_out_frames(config)
+    assert validation.shape == (2, 2, 1, 8, 16)  # of the last 5 of 20 frames, and the last 8 of 30
+    assert test.shape == (2, 3, 1, 8, 16)
+    for clip, first in ((0, 15), (1, 22)):
+        halves = torch.cat([validation[clip], test[clip]]) if clip == 0 else validation[clip]
+        assert [round(float(frame.mean()) * 255 / 8) for frame in halves] == list(range(first, first + len(halves)))
+    assert round(float(test[1, 0].mean()) * 255 / 8) == 26
+    assert max(learned) < 22 * 8 / 255 - 0.01
+
+
+def test_three_parts_need_frames(clips):
+    for share, split, message in (
+        (
+            0.0,
+            "test",
+            r"the test part, half of held_out = 0, must leave a frame .* received a clip of 20 frames: .*a.mp4",
+        ),
+        (0.05, "validation", r"the validation part, .* must leave a frame of each clip"),
+        (0.1, "validation", r"must leave 2 frames in a row of each clip, received 1: .*a.mp4"),
+        (0.2, "tset", "split must be one of test, validation, received 'tset'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            held_out_frames(VideoConfig(path=str(clips), height=8, held_out=share), split)
+    with pytest.raises(
+        ValueError, match="must leave 3 frames in a row or more to learn from, received 1 with held_out"
+    ):
+        make_stream(VideoConfig(path=str(clips / "a.mp4"), height=8, held_out=0.94), 1, seed=0)
+
+
+def test_the_shape_of_a_video_is_read_from_its_first_frame(tmp_path):
+    path = film(tmp_path / "a.mkv", textured(60), coding={"g": "1"})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3] + bytes(len(content) * 2 // 3))  # the rest cannot be read
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert frame_shape(VideoConfig(path=str(path), height=12, channels=3)) == (3, 12, 16)
+
+
+def test_gaps_are_neither_learned_over_nor_tested_over(tmp_path):
+    path = damaged(film(tmp_path / "a.mov", textured(100), codec="png"), 40, 51)
+    damaged(path, 97, 97)
+    config = VideoConfig(path=str(path), height=48, mirror=False)
+    with pytest.warns(DamagedFilmWarning):
+        stream = make_stream(config, 1, seed=0)
+    played = [next(stream) for _ in range(69)]  # of the 87 frames that are there, without the last 17
+    assert true_numbers([batch.frames[0].numpy() * 255 for batch in played]) == [*range(40), *range(52, 81)]
+    assert [number for number, batch in enumerate(played) if batch.starts.item()] == [0, 40]
+    with pytest.warns(DamagedFilmWarning):
+        test = held_out_frames(config)
+    assert true_numbers(test[0].numpy() * 255) == list(range(90, 97))
 
 
 def test_what_is_held_out_of_worlds():

@@ -47,8 +47,8 @@ def test_pad_refuses_a_foreign_position(changes, message):
 @pytest.mark.parametrize(
     ("margin", "value", "message"),
     [
-        (-1, 0.5, "margin must be an integer of at least 0, received -1"),
-        (1.5, 0.5, "margin must be an integer of at least 0, received 1.5"),
+        (-1, 0.5, r"margin must be an integer in 0\.\.4096, received -1"),
+        (1.5, 0.5, r"margin must be an integer in 0\.\.4096, received 1.5"),
         (1, 1.5, r"value must be a number in 0\.\.1, received 1.5"),
         (1, float("nan"), r"value must be a number in 0\.\.1, received nan"),
     ],
@@ -56,3 +56,24 @@ def test_pad_refuses_a_foreign_position(changes, message):
 def test_pad_refuses_bad_settings(margin, value, message):
     with pytest.raises(ValueError, match=message):
         Pad(array_stream(), margin, value)
+
+
+@pytest.mark.parametrize("stream", [None, 5, "balls", torch.zeros(2, 1, 4, 4), [1, 2]])
+def test_pad_refuses_what_is_no_stream(stream):
+    with pytest.raises(ValueError, match="stream must be a stream of frames, received"):
+        Pad(stream, 1)
+
+
+def test_pad_refuses_borders_beyond_all_pictures():
+    with pytest.raises(ValueError, match=r"margin must be an integer in 0\.\.4096, received 4097"):
+        Pad(array_stream(), 4097)
+    for value in (None, "0.5", True, -0.1, 10**400):
+        with pytest.raises(ValueError, match=r"value must be a number in 0\.\.1, received"):
+            Pad(array_stream(), 1, value)
+    assert next(Pad(array_stream(), 1, np.float32(0.25))).frames[0, 0, 0, 0] == 0.25
+
+
+@pytest.mark.parametrize("position", [None, 5, "Pad", []])
+def test_pad_refuses_what_is_no_position(position):
+    with pytest.raises(ValueError, match="saved position: must be a mapping, received"):
+        Pad(array_stream(), 2).load_state_dict(position)

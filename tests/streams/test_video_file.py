@@ -1,11 +1,13 @@
-import zipfile
+import itertools
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from small_films import CARPHONE, SAMPLES, film, greys, pictures
+from small_films import CARPHONE, SAMPLES, film, greys, pictures, textured, true_numbers
 
-from torchrsm.streams import VideoFile, VideoReader, check_stream, load_clips
+from torchrsm.streams import VideoFile, VideoReader, check_stream, load_clips, numbered_frames, open_clips
+from torchrsm.streams.film_store import ClipOnDisk
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +75,26 @@ def test_arrays_are_a_clip_for_each_sequence(tmp_path, suffix):
 
 
 def test_an_array_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("frames.npy", bytes(20_000_000))
+    np.savez_compressed(tmp_path / "a.npz", frames=np.zeros((1, 200, 200, 500), np.uint8))
     assert (tmp_path / "a.npz").stat().st_size < 100_000
-    with pytest.raises(ValueError, match="must decode to at most 1000000 bytes"):
+    with pytest.raises(ValueError, match="must decode to at most 1000000 bytes of frames .*, received about 20000000"):
         load_clips(tmp_path / "a.npz", max_bytes=1_000_000)
 
 
 def test_floating_point_arrays_are_rounded_to_bytes(tmp_path):
-    np.save(tmp_path / "a.npy", np.linspace(0, 1, 2 * 4 * 4 * 5, dtype=np.float32).reshape(2, 4, 4, 5))
-    expected = np.round(np.linspace(0, 255, 160)).reshape(2, 4, 1, 4, 5)
+    np.save(tmp_path / "a.npy", np.linspace(0, 1, 2 * 7 * 4 * 5, dtype=np.float32).reshape(2, 7, 4, 5))
+    expected = np.round(np.linspace(0, 255, 280)).reshape(2, 7, 1, 4, 5)
     assert np.abs(np.stack(load_clips(tmp_path / "a.npy")) - expected).max() <= 1
+
+
+def test_a_layout_is_passed_on_and_refused_where_it_means_nothing(tmp_path, films):
+    material = np.random.default_rng(0).integers(0, 256, (9, 2, 4, 5), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", material)
+    clips = load_clips(tmp_path / "a.npy", layout="tnhw")
+    assert np.array_equal(np.stack(clips)[:, :, 0], material.transpose(1, 0, 2, 3))
+    for path in (films, films / "c2.mkv"):
+        with pytest.raises(ValueError, match="layout must be None for a (folder of films|film), received 'thw' for"):
+            load_clips(path, layout="thw")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +102,7 @@ def test_floating_point_arrays_are_rounded_to_bytes(tmp_path):
     [
         (lambda folder: folder, ValueError, "a folder with films or pictures in it, received one with neither"),
         (lambda folder: folder / "missing.mp4", FileNotFoundError, "received nothing at that path"),
-        (lambda folder: folder / "missing.npz", FileNotFoundError, "received nothing at that path"),
+        (lambda folder: folder / "missing.npz", ValueError, "received nothing at that path"),
         (lambda folder: [], ValueError, "path must be a path or several, received none"),
         (lambda folder: "https://x.org/a.mp4", ValueError, "received the address 'https://x.org/a.mp4'"),
         (lambda folder: "https://x.org/a.npz", ValueError, "received the address"),
@@ -100,6 +111,50 @@ def test_floating_point_arrays_are_rounded_to_bytes(tmp_path):
 def test_refuses_what_is_no_material(tmp_path, make, error, message):
     with pytest.raises(error, match=message):
         load_clips(make(tmp_path))
+
+
+# --- Clips that are opened and not read -------------------------------------------------------------------------------
+
+
+def test_opening_decodes_nothing_but_the_first_frame(tmp_path):
+    path = film(tmp_path / "a.mkv", textured(60), coding={"g": "1"})
+    path.write_bytes(path.read_bytes()[:-2000] + bytes(2000))  # which only reading on would find
+    ((name, reader),) = open_clips(path, height=24, channels=3)
+    assert (name, reader.frame_shape, reader.frame_count) == (str(path), (3, 24, 32), 60)
+    first = list(itertools.islice(numbered_frames(reader), 5))
+    assert [(one.number, round(one.seconds * 30), one.after_gap) for one in first] == [(k, k, False) for k in range(5)]
+    assert true_numbers([one.frame for one in first]) == list(range(5))
+
+
+def test_every_kind_of_clip_is_opened_with_a_name(tmp_path, films):
+    names = [name for name, _ in open_clips(films)]
+    assert names == [str(films / name) for name in ("c1.MKV", "c2.mkv", "c10.mkv")]
+    np.save(tmp_path / "a.npy", np.zeros((2, 7, 1, 4, 6), np.uint8))
+    (first, reader), (second, _) = open_clips(tmp_path / "a.npy")
+    assert (first, second) == (f"{tmp_path}/a.npy, sequence 0", f"{tmp_path}/a.npy, sequence 1")
+    assert [(one.number, one.seconds, one.after_gap) for one in numbered_frames(reader)] == [
+        (k, None, False) for k in range(7)
+    ]
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.new("L", (6, 4), number).save(tmp_path / "pictures" / f"{number}.png")
+    ((name, reader),) = open_clips(tmp_path / "pictures")
+    assert (name, reader.frame_count, len(list(reader))) == (str(tmp_path / "pictures"), 3, 3)
+
+
+def test_animations_are_films(tmp_path):
+    images = [Image.new("L", (6, 4), 20 * number) for number in range(4)]
+    for name in ("a.gif", "b.png", "c.webp", "d.tiff", "e"):
+        kind = name.partition(".")[2].upper() or "GIF"
+        images[0].save(tmp_path / name, kind, save_all=True, append_images=images[1:], lossless=True)
+    clips = load_clips(tmp_path)
+    assert [clip.shape for clip in clips] == [(4, 1, 4, 6)] * 5
+    assert {tuple(clip[:, 0, 0, 0].tolist()) for clip in clips} == {(0, 20, 40, 60)}
+    images[0].save(tmp_path / "f.gif")
+    with pytest.raises(ValueError, match="must have single pictures in it, received the animation a.gif of 4"):
+        load_clips(tmp_path)
+    with pytest.raises(ValueError, match=r"f\.gif must be an animation or a film, received a single picture"):
+        load_clips(tmp_path / "f.gif")
 
 
 # --- Parts and limits -------------------------------------------------------------------------------------------------
@@ -120,7 +175,7 @@ def test_parts_go_together_without_gap_or_overlap(films, share):
         ((0.5, 0.5), "part must end after it begins"),
         ((0, 1.5), r"part must be shares in 0\.\.1"),
         ((0.2,), r"part must be \(from, to\)"),
-        ((0, 0.01), r"part must leave a frame of each clip, received 0\.\.0\.01 of 10: .*c1.MKV"),
+        ((0, 0.01), r"part 0\.\.0\.01 must leave a frame of each clip, received a clip of 10 frames: .*c1.MKV"),
     ],
 )
 def test_refuses_bad_parts(films, part, message):
@@ -160,6 +215,22 @@ def test_films_of_unequal_shape_are_refused(tmp_path):
 def test_keeps_the_contract(films):
     check_stream(VideoFile(films, 4, height=12), 100)
     check_stream(VideoFile(CARPHONE, 3, height=16, crop="square", frames_per_second=10, mirror=True, channels=3), 100)
+
+
+def test_a_long_film_is_kept_on_disk_and_plays_the_same(films):
+    settings = {"batch_size": 4, "height": 12, "mirror": True, "seed": 3}
+    short, long = VideoFile(films, **settings), VideoFile(films, **settings, max_bytes=20 * 12 * 16)
+    assert {type(clip) for clip in long.frames} == {ClipOnDisk}
+    assert short.state_dict() == long.state_dict()
+    for _ in range(70):
+        for one, other in zip(next(short), next(long), strict=True):
+            assert torch.equal(one, other)
+    position = long.state_dict()
+    expected = [next(long).frames for _ in range(5)]
+    again = VideoFile(films, **settings, max_bytes=1)
+    again.load_state_dict(position)
+    assert all(torch.equal(next(again).frames, frames) for frames in expected)
+    check_stream(VideoFile(films, 4, height=12, max_bytes=1), 100)
 
 
 def test_learns_and_tests_on_other_frames():

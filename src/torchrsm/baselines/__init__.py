@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import SerializeAsAny
+
 from torchrsm.baselines.constant_velocity import ConstantVelocity, ConstantVelocityConfig
 from torchrsm.baselines.convlstm import ConvLSTM, ConvLSTMConfig
 from torchrsm.baselines.copy_last import CopyLast, CopyLastConfig
@@ -19,6 +23,7 @@ from torchrsm.baselines.seq2seq_convlstm import (
 from torchrsm.baselines.sequence_model import BaselineConfig, SequenceModel
 from torchrsm.baselines.simvp import SimVP, SimVPConfig
 from torchrsm.baselines.srtrbm import SRTRBM, SRTRBMConfig
+from torchrsm.registry import chosen_from
 
 __all__ = [
     "BASELINES",
@@ -53,22 +58,6 @@ __all__ = [
     "make_baseline",
 ]
 
-AnyBaselineConfig = (
-    CopyLastConfig
-    | ConstantVelocityConfig
-    | LSTMConfig
-    | RTRBMConfig
-    | SRTRBMConfig
-    | DTSBNConfig
-    | PGNConfig
-    | Seq2SeqConvLSTMConfig
-    | Seq2SeqConvLSTMMultiDecoderConfig
-    | ConvLSTMConfig
-    | PredRNNConfig
-    | SimVPConfig
-)
-"""The settings of any baseline; their field ``kind`` names it."""
-
 BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "copy-last": (CopyLastConfig, CopyLast),
     "constant-velocity": (ConstantVelocityConfig, ConstantVelocity),
@@ -83,7 +72,10 @@ BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "predrnn": (PredRNNConfig, PredRNN),
     "simvp": (SimVPConfig, SimVP),
 }
-"""The settings and the model of each baseline, by the ``kind`` of its settings."""
+"""The settings and the model of each baseline, by the ``kind`` of its settings: a file and a line here add one."""
+
+AnyBaselineConfig = Annotated[SerializeAsAny[BaselineConfig], chosen_from("model", BASELINES)]
+"""The settings of any baseline; ``kind`` says which."""
 
 WITHOUT_WEIGHTS = ("copy-last", "constant-velocity")
 """The baselines that learn nothing. They have no weights, so they are loaded by name, without a folder."""

@@ -31,7 +31,7 @@ class CopyLast(SequenceModel):
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> CopyLastState:
         """Return black frames: nothing has been seen."""
-        return CopyLastState(torch.zeros(check_shape(shape)))
+        return CopyLastState(torch.zeros(check_shape(shape), device=self.device))
 
     def predict(self, state: CopyLastState) -> Predicted:
         """Predict the last frame seen."""

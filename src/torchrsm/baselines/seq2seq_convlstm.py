@@ -146,7 +146,9 @@ class Seq2SeqConvLSTM(SequenceModel):
         frames, starts = window
         if len(frames) < self.shortest_window:
             raise ValueError(f"window must be longer than decode_every {self.config.decode_every}; got {len(frames)}")
-        points = torch.arange(self.config.decode_every - 1, len(frames) - 1, self.config.decode_every)
+        points = torch.arange(
+            self.config.decode_every - 1, len(frames) - 1, self.config.decode_every, device=frames.device
+        )
         _, steps = self.encoder((2 * frames - 1).flatten(0, 1), state.layers, starts)
         memories = tuple(
             Memory(*(torch.cat(parts) for parts in zip(*layer, strict=True)))
@@ -178,7 +180,9 @@ class Seq2SeqConvLSTM(SequenceModel):
         """
         last = int(points[0])
         steps = min(self.horizon, len(window.frames) - 1 - last)
-        error, decoded = self._error(self.decoder, window, points, memories, 1 + torch.arange(steps))
+        error, decoded = self._error(
+            self.decoder, window, points, memories, 1 + torch.arange(steps, device=points.device)
+        )
         return error, decoded[0]
 
     def _error(
@@ -241,7 +245,7 @@ class Seq2SeqConvLSTMMultiDecoder(Seq2SeqConvLSTM):
     def _decoded(self, window: Window, points: Tensor, memories: tuple[Memory, ...]) -> tuple[Tensor, Tensor]:
         loss, first = super()._decoded(window, points, memories)
         steps = min(self.horizon, int(points[-1]) + 1)
-        error, _ = self._error(self.reconstructor, window, points, memories, -torch.arange(steps))
+        error, _ = self._error(self.reconstructor, window, points, memories, -torch.arange(steps, device=points.device))
         return loss + self.config.reconstruction_weight * error, first
 
 

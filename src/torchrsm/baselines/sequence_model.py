@@ -27,6 +27,7 @@ class BaselineConfig(Config):
         channels, height, width: of the frames.
     """
 
+    kind: str
     channels: int = Field(default=1, gt=0)
     height: int = Field(default=30, gt=0)
     width: int = Field(default=30, gt=0)
@@ -90,6 +91,14 @@ class SequenceModel(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         self.config = config
+        # Weights say where a model is, but some have none; no file holds it.
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where its states are made."""
+        place: Tensor = self.get_buffer("_place")
+        return place.device
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> Any:
         """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.

@@ -7,7 +7,9 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 READABLE = "torchrsm-readable"
 """Name of the error handler that `prepared` gives to the standard streams."""
@@ -23,7 +25,7 @@ def prepared() -> Iterator[None]:
 
     A character that the encoding has not is replaced by one or two that look alike, such as ``+-`` for ``±``, or else
     by its escape, such as ``\xff`` for a byte of a file name that is no UTF-8. A stream that was closed takes all and
-    shows nothing.
+    shows nothing. A warning is one line.
     """
     codecs.register_error(READABLE, _replaced)
     with contextlib.ExitStack() as end:
@@ -35,6 +37,9 @@ def prepared() -> Iterator[None]:
             elif isinstance(stream, io.TextIOWrapper):
                 end.callback(_reconfigure, stream, stream.errors)
                 stream.reconfigure(errors=READABLE)
+        end.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _say
         yield
 
 
@@ -46,6 +51,11 @@ def discard_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say a warning in one line, without the place in the program that it is from."""
+    print(f"torchrsm: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _reconfigure(stream: io.TextIOWrapper, errors: str | None) -> None:

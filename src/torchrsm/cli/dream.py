@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrsm.baselines import SequenceModel
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
-from torchrsm.cli.reading import Clips, clips_for, size_for
+from torchrsm.cli.reading import Clips, as_read, clips_for, size_for
 from torchrsm.config import Config
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 from torchrsm.media.pictures import save_image, two_row_picture
@@ -48,6 +48,7 @@ class DreamCommand(Config):
         steps: frames to imagine.
         sequences: how many, the first ones; None for one, or for all of a file.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
+        layout: what each axis of those is, where their shape does not tell: letters of ntchw (n: sequence).
         prime_from: a video to prime on, read at the size that the model has learned from.
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
@@ -60,6 +61,7 @@ class DreamCommand(Config):
     steps: Annotated[int, Field(ge=1)] = 150
     sequences: Annotated[int | None, Field(ge=1)] = None
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    layout: str | None = None
     prime_from: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -73,6 +75,8 @@ class DreamCommand(Config):
             raise ValueError(
                 f"frames and prime_from cannot go together; got {str(self.frames)!r} and {str(self.prime_from)!r}"
             )
+        if self.layout is not None and self.frames is None:
+            raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without frames")
         given = self.frames or self.prime_from
         if given is not None and self.seed is not None:
             raise ValueError(f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {given}")
@@ -122,8 +126,8 @@ def _frames_to_prime_on(command: DreamCommand, predictor: VideoPredictor | Seque
     if command.prime_from is not None:
         return _beginnings(command, clips_for(size_for(predictor, command.model), command.prime_from))
     if command.frames is not None:
-        frames = load_frames(command.frames)
-        print(f"{command.frames} is read as [sequences, frames, channels, height, width] = {list(frames.shape)}")
+        frames = load_frames(command.frames, layout=command.layout)
+        print(as_read(command.frames, frames.shape))
         if command.sequences is not None and command.sequences > len(frames):
             raise ValueError(f"sequences must be <= {len(frames)}, those of {command.frames}; got {command.sequences}")
         return frames[: command.sequences], str(command.frames)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
+from torchrsm.cli.reading import as_read
 from torchrsm.config import Config
 from torchrsm.media.pictures import save_image, strip
 from torchrsm.media.plots import physics_panels, plot_by_step
@@ -42,6 +43,7 @@ class EvaluateCommand(Config):
     Attributes:
         model: folder of a model or a run, or the name of a shipped model or a baseline.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1; else the fixed test sequences.
+        layout: what each axis of those is, where their shape does not tell: letters of ntchw (n: sequence).
         split: which fixed sequences, or which part of the run's own video: `test`, or `validation`, which is for
             choosing between models; None for `test`.
         sequences: how many of the fixed sequences; None for 200.
@@ -55,6 +57,7 @@ class EvaluateCommand(Config):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    layout: str | None = None
     split: Split | None = None
     sequences: Annotated[int | None, Field(ge=2)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -70,6 +73,8 @@ class EvaluateCommand(Config):
                 raise ValueError(
                     f"{name} chooses among fixed sequences and cannot go with frames; got {value} with {self.frames}"
                 )
+        if self.layout is not None and self.frames is None:
+            raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without frames")
         for name, path in (("strip", self.strip), ("plot", self.plot)):
             if path is not None and path.suffix.lower() != ".png":
                 raise ValueError(f"{name} must end in .png; got {str(path)!r}")
@@ -93,10 +98,10 @@ def evaluate(arguments: list[str]) -> None:
     training = (
         None if command.model in WITHOUT_WEIGHTS and not folder.is_dir() else training_summary(find_model(folder))
     )
-    frames = load_frames(command.frames) if command.frames is not None else _unseen_frames(command, stream)
-    if command.frames is not None or film is not None:
-        shape = f"[sequences, frames, channels, height, width] = {list(frames.shape)}"
-        print(f"{command.frames or film} is read as {shape}")
+    given = command.frames
+    frames = _unseen_frames(command, stream) if given is None else load_frames(given, layout=command.layout)
+    if given is not None or film is not None:
+        print(as_read(given or film or "", frames.shape))
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
     scores = scores.model_copy(update={"training": training, "rollout": _rollout(command, predictor, frames)})

@@ -43,7 +43,9 @@ usage: torchrsm COMMAND ...
                          train one on your own video; the end of it is held out
   train digits --out DIR [--system PRESET] [settings]
                          train one on moving digits
-  predict MODEL FILE --out FILM.mp4 [--frames N] [--json FILE]
+  train --resume --out DIR [--minutes M | --steps N]
+                         go on with a run, for longer than it was begun for if you wish
+  predict MODEL FILE --out FILM.mp4 [--frames N] [--clip N] [--json FILE]
                          predict each frame of a video from those before it: truth, prediction, overlay, error
   watch FILE|0 [--threshold 4] [--frames N]
                          learn from a video or a camera while it plays; a line of JSON for each frame
@@ -57,7 +59,7 @@ usage: torchrsm COMMAND ...
   bench balls --minutes M --out DIR [--systems all|NAME,NAME] [--seeds N] [--memory-from-length 10,50,200]
                          train systems for the same time and score them alike; one table
   presets                list the presets
-  info MODEL             describe a model folder or a run
+  info MODEL|PRESET      describe a model, a run or a preset
 
 MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline (copy-last, constant-velocity).
 `torchrsm COMMAND --help` lists every flag."""

@@ -57,6 +57,14 @@ def _one_line(end: SystemExit, box: str, name: str) -> str:
     return f"{name}: {text}; see torchrsm {name} --help"
 
 
+def _choices(found: re.Match[str]) -> str:
+    """Say what may be chosen; where nothing may be chosen, too, tyro gives the rest in no order."""
+    names = found[3].split(", ")
+    if "'None'" in names:
+        names = sorted(set(names) - {"'None'"})
+    return f"{found[2]} must be one of {', '.join(names)}; got {found[1]}"
+
+
 # What kind of rectifier there is, and whether there is one, is the preset's to say; the flags are its settings.
 _TYRO = (tyro.conf.AvoidSubcommands,)
 
@@ -64,7 +72,7 @@ _PHRASES = (  # what tyro says, and the same in our words
     (r"^Missing from [^:]*: ((?:--\S+ )?\S+) (.*?)\.? \(required\).*", r"missing \1 (\2)"),
     (r"^Unrecognized options: ", "unknown: "),
     (r"^Missing value for argument '(.*)'\. Expected (\d+) values\.", r"\1 needs \2 value(s)"),
-    (r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.", r"\2 must be one of \3; got \1"),
+    (r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.", _choices),
     (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: ", r"\1 must be INT; got "),
     (r"^Error parsing (\S+): could not convert string to float: ", r"\1 must be FLOAT; got "),
     (
@@ -72,4 +80,5 @@ _PHRASES = (  # what tyro says, and the same in our words
         r"\1 must be \2; got \3",
     ),
     (r"^Error parsing (\S+): Could not find valid parse for arguments: ", r"\1 does not take "),
+    (r"\{None\}\|", ""),  # what is left out need not be said
 )

@@ -13,16 +13,16 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
-from torchrsm.cli.reading import Clips, clips_for, size_for
+from torchrsm.cli.reading import Clips, clips_for, frames_of, size_for
 from torchrsm.config import Config
 from torchrsm.media.films import Comparison, write_film
 from torchrsm.predictor import Predictor
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.storage.tensors import write_atomically
+from torchrsm.streams.paths import printable
 from torchrsm.systems import load
 
 
@@ -58,12 +58,23 @@ class PredictCommand(Config):
 
 
 class _Errors:
-    """The squared error of each frame so far, and that of repeating the frame before; None for the first of a clip."""
+    """What is known of each frame that was read: its number in its clip, and two squared errors.
+
+    An error is None for the first frame of a clip, and for the first after frames that are missing.
+    """
 
     def __init__(self) -> None:
+        self.numbers: list[int] = []
         self.predicted: list[float | None] = []
-        self.copied: list[float | None] = []
+        self.copied: list[float | None] = []  # of repeating the frame before
         self.frames: list[int] = []  # of each clip
+
+    def note(self, number: int, predicted: float | None, copied: float | None) -> None:
+        """Note what is known of the next frame of the last clip."""
+        self.numbers.append(number)
+        self.predicted.append(predicted)
+        self.copied.append(copied)
+        self.frames[-1] += 1
 
     def means(self) -> tuple[float, float]:
         """Return both means over the frames that have an error.
@@ -98,16 +109,14 @@ def predict(arguments: list[str]) -> None:
         said = {
             "model": command.model,
             "video": str(command.video),
-            "clips": [
-                {"name": name, "frames": count} for (name, _), count in zip(clips.readers, errors.frames, strict=True)
-            ],
+            "clips": [{"name": name, "frames": n} for (name, _), n in zip(clips.readers, errors.frames, strict=True)],
+            "numbers": errors.numbers,
             "errors": errors.predicted,
             "copy_errors": errors.copied,
         }
         write_atomically(command.json_file, (json.dumps(said) + "\n").encode())
-    several = "" if len(errors.frames) == 1 else f" in {len(errors.frames)} clips"
-    print(f"{sum(errors.frames)} frames of {command.video}{several}: squared error {mean:.4g} a frame", end="")
-    print(f", {mean_copied:.4g} for the frame before: {command.out}")
+    print(f"{sum(errors.frames)} frames of {printable(command.video)}: squared error {mean:.4g} a frame", end="")
+    print(f", {mean_copied:.4g} for the frame before: {printable(command.out)}")
 
 
 def _one(clips: Clips, number: int, video: Path) -> Clips:
@@ -124,22 +133,19 @@ def _compared(
     for title, reader in clips.readers:
         channels, height, width = reader.frame_shape
         headline = name if len(clips.readers) == 1 else f"{name}: {Path(title).name}"
-        comparison = Comparison((height, width), ["prediction"], copy_last=True, title=headline)
-        state = predictor.initial_state((1, channels, height, width))
-        before: Tensor | None = None
+        comparison = Comparison((height, width), ["prediction"], copy_last=True, title=printable(headline))
+        fresh = predictor.initial_state((1, channels, height, width))
+        state, before = fresh, torch.empty(0)
         errors.frames.append(0)
-        for levels in itertools.islice(reader, most):
-            frame = torch.from_numpy(levels[None]).float() / 255
+        for shown in itertools.islice(frames_of(reader), most):
+            frame = torch.from_numpy(shown.levels[None]).float() / 255
+            state = fresh if shown.begins else state
             with torch.no_grad():
                 prediction = predictor.predict(state)
                 state = predictor.observe(frame, prediction, state)
-            now = (
-                None if before is None else float(frame_squared_error(prediction.frame, frame)),
-                None if before is None else float(frame_squared_error(before, frame)),
-            )
-            errors.predicted.append(now[0])
-            errors.copied.append(now[1])
-            errors.frames[-1] += 1
-            yield comparison.picture(frame[0], [prediction.frame[0]], now)
+            predicted = None if shown.begins else float(frame_squared_error(prediction.frame, frame))
+            copied = None if shown.begins else float(frame_squared_error(before, frame))
+            errors.note(shown.number, predicted, copied)
+            yield comparison.picture(frame[0], [prediction.frame[0]], (predicted, copied))
             before = frame
     errors.means()  # nothing to show is an error, before the film takes the place of a former one

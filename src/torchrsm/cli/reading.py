@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from torchrsm.baselines import SequenceModel
 from torchrsm.baselines.copy_last import CopyLast
 from torchrsm.model import VideoPredictor
 from torchrsm.runs.settings import RUN_FILE, load_run_config
+from torchrsm.streams.films import VideoReader
 from torchrsm.streams.framing import Crop
+from torchrsm.streams.paths import printable
 from torchrsm.streams.settings import VideoConfig, frame_shape
 from torchrsm.streams.video_file import Reader, open_clips
 
@@ -50,6 +55,32 @@ class Clips(NamedTuple):
     description: str
 
 
+class Shown(NamedTuple):
+    """A frame of a clip, at its place.
+
+    Attributes:
+        number: as the whole clip counts, from 0; frames that are missing are counted.
+        seconds: from the beginning of the clip; None for pictures and arrays, which have no rate.
+        levels: ``[channels, height, width]`` uint8.
+        begins: whether nothing before it belongs to it: it is the first of its clip, or frames before it are missing.
+    """
+
+    number: int
+    seconds: float | None
+    levels: NDArray[np.uint8]
+    begins: bool
+
+
+def frames_of(reader: Reader) -> Iterator[Shown]:
+    """Yield the frames of a clip one by one, each at its place."""
+    if isinstance(reader, VideoReader):
+        for first, frame in enumerate(reader.numbered()):
+            yield Shown(frame.number, frame.seconds, frame.frame, first == 0 or frame.after_gap)
+        return
+    for number, levels in enumerate(reader):
+        yield Shown(number, None, levels, number == 0)
+
+
 def size_for(model: VideoPredictor | SequenceModel, name_or_folder: str) -> FrameSize:
     """Return how a model reads pictures: at the size of its weights, else as in its run, else 64 pixels high."""
     config = model.config
@@ -78,7 +109,7 @@ def clips_for(size: FrameSize, path: Path | str) -> Clips:
     cut: list[str] = []
     for source, crop in _crops(size, path).items():
         if isinstance(crop, tuple):
-            cut.append(f"the middle {crop[2]} x {crop[3]} of {Path(source).name}")
+            cut.append(f"the middle {crop[2]} x {crop[3]} of {printable(Path(source).name)}")
         readers += open_clips(
             source,
             height=size.height,
@@ -87,8 +118,7 @@ def clips_for(size: FrameSize, path: Path | str) -> Clips:
             channels=size.channels,
             frames_per_second=size.frames_per_second,
         )
-    described = ", ".join([f"{path} is read as {shape_as_read([reader for _, reader in readers])}", *cut])
-    return Clips(readers, described)
+    return Clips(readers, ", ".join([as_read(path, _shape([reader for _, reader in readers])), *cut]))
 
 
 def _crops(size: FrameSize, path: Path | str) -> dict[str, Crop]:
@@ -124,13 +154,21 @@ def middle(picture: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, 
     return ((height - cut_height) // 2, (width - cut_width) // 2, cut_height, cut_width)
 
 
-def shape_as_read(readers: Sequence[Reader]) -> str:
-    """Say how many clips there are, of how many frames, of what shape."""
+def as_read(path: Path | str, shape: Sequence[object]) -> str:
+    """Say how the frames at a path are read.
+
+    Args:
+        path: of a file or a folder.
+        shape: clips, frames of each, channels, height and width.
+    """
+    axes = "[clips, frames, channels, height, width]"
+    return f"{printable(path)} is read as {axes} = [{', '.join(str(size) for size in shape)}]"
+
+
+def _shape(readers: Sequence[Reader]) -> list[object]:
+    """Return how many clips there are, of how many frames, of what shape, as far as their headers tell."""
     counts = [reader.frame_count for reader in readers]
     known = sorted({count for count in counts if count is not None})
     frames = "?" if None in counts or not known else f"{known[0]}" + (f"..{known[-1]}" if len(known) > 1 else "")
-    shapes = {reader.frame_shape for reader in readers}
-    channels, height, width = (
-        "/".join(str(size) for size in dict.fromkeys(sizes)) for sizes in zip(*sorted(shapes), strict=True)
-    )
-    return f"[clips, frames, channels, height, width] = [{len(readers)}, {frames}, {channels}, {height}, {width}]"
+    sizes = zip(*(reader.frame_shape for reader in readers), strict=True)
+    return [len(readers), frames, *("/".join(str(size) for size in dict.fromkeys(one)) for one in sizes)]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from torchrsm.cli.outputs import check_output_folder, same_place
 from torchrsm.cli.parsing import parse, taken
 from torchrsm.cli.progress import reporting
 from torchrsm.config import Config
-from torchrsm.runs.fitting import adapted, on_stack_of, sized
+from torchrsm.runs.film import found
+from torchrsm.runs.fitting import adapted, nearest_shape, on_stack_of, sized
 from torchrsm.runs.presets import PRESETS, preset
-from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
+from torchrsm.runs.record import Record
+from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.runs.trainer import Trainer
+from torchrsm.streams.paths import printable
 from torchrsm.streams.settings import AnyStreamConfig, MovingMNISTConfig, VideoConfig, frame_shape
 
 
@@ -24,7 +29,7 @@ class _TrainCommand(Config):
 
     Attributes:
         out: folder of the run.
-        resume: go on with the run in the folder; give the same settings as before.
+        resume: go on with the run in the folder, with its settings; a longer budget extends it.
         tensorboard: also write the record for TensorBoard (needs the extra of that name).
     """
 
@@ -47,25 +52,89 @@ class TrainBaselineCommand(_TrainCommand):
 
 def train(arguments: list[str]) -> None:
     """Train a system in a folder, from nothing or from its last checkpoint on."""
-    if not arguments or arguments[0].startswith("-"):
-        if arguments[:1] in (["-h"], ["--help"]):
-            _parse_train(preset("balls"), ["--help"], "train PRESET")
-        raise ValueError(
-            f"train needs a preset first, one of {', '.join(PRESETS)}, or video or digits; "
-            f"got {arguments[0] if arguments else 'none'}"
-        )
-    name, *rest = arguments
-    if name in ("video", "digits"):
-        command = _parse_world(name, rest)
-    else:
-        command = _parse_train(preset(name), rest, f"train {name}")
+    name, command = _parsed(arguments)
     writer_type = _summary_writer() if command.tensorboard else None
+    stream = command.run.stream
+    film = stream.path if isinstance(stream, VideoConfig) else None
+    check_output_folder(command.out, [film, getattr(command.run, "stack_from", None)])
     trainer = Trainer(command.run, command.out, resume=command.resume)
+    if film is not None:
+        print(f"{printable(film)} is read as [channels, height, width] = {list(trainer.stream.frame_shape)}")
     if command.resume:
         print(f"resuming {command.out} at step {trainer.step:,}")
     with reporting(name) as report, _tensorboard(writer_type, trainer) as write:
-        trainer.run(lambda record: (report(record), write(record))[0])
+        _run(trainer, lambda record: (report(record), write(record))[0])
     print(f"{command.out} is trained: {trainer.step:,} steps, {trainer.seconds / 60:.1f} minutes")
+
+
+def _run(trainer: Trainer, report: Callable[[Record], None]) -> None:
+    """Train; where the reader of the record leaves, stop as for an interrupt, so that nothing learned is lost."""
+    reader_left = False
+
+    def report_while_read(record: Record) -> None:
+        nonlocal reader_left
+        try:
+            report(record)
+        except BrokenPipeError:
+            reader_left = True
+            trainer.stop()
+
+    try:
+        trainer.run(report_while_read)
+    except KeyboardInterrupt:
+        if not reader_left:
+            raise
+    if reader_left:
+        raise BrokenPipeError
+
+
+def _parsed(arguments: list[str]) -> tuple[str, TrainCommand | TrainBaselineCommand]:
+    """Return what the run is called in its record, and all that was asked for."""
+    name = arguments[0] if arguments else ""
+    if "--resume" in arguments and not {"-h", "--help"} & set(arguments):
+        return _parsed_to_resume(arguments)
+    if name in ("video", "digits"):
+        return name, _parse_world(name, arguments[1:])
+    if not name or name.startswith("-"):
+        if name in ("-h", "--help"):
+            _parse_train(preset("balls"), ["--help"], "train PRESET")
+        raise ValueError(
+            f"train needs a preset first, one of {', '.join(PRESETS)}, or video or digits; got {name or 'none'}"
+        )
+    return name, _parse_train(preset(name), arguments[1:], f"train {name}")
+
+
+def _parsed_to_resume(arguments: list[str]) -> tuple[str, TrainCommand | TrainBaselineCommand]:
+    """Take the settings of the run in the folder, and the flags as changes of them, which the run will check."""
+    _, folder = taken(arguments, "--out", "")
+    if not folder:
+        raise ValueError("train: missing --out DIR, the folder of the run to resume; see torchrsm train --help")
+    begun = load_run_config(folder)
+    name, *rest = arguments
+    if name.startswith("-"):
+        rest = arguments
+    elif name in ("video", "digits"):
+        rest, system = taken(rest, "--system", begun.name)
+        film = None
+        if name == "video" and rest and not rest[0].startswith("-"):
+            film, *rest = rest
+        _check_begun_with(folder, begun, name, system, film)
+    else:
+        _check_begun_with(folder, begun, "balls", preset(name).name, None)
+    return begun.name, _parse_train(begun, rest, f"train {name}")
+
+
+def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str, film: str | None) -> None:
+    """Refuse to resume a run under the name of another."""
+    if begun.stream.kind != world:
+        raise ValueError(f"{folder} was begun with {begun.stream.kind}; it cannot go on with {world}")
+    if begun.name != preset(system).name:
+        raise ValueError(f"{folder} was begun with {begun.name}; it cannot go on with {system}")
+    if film is not None and isinstance(begun.stream, VideoConfig):
+        where = found(begun.stream, folder)
+        assert isinstance(where, VideoConfig)
+        if not same_place(Path(film), Path(where.path)):
+            raise ValueError(f"{folder} was begun with the video {begun.stream.path}; it cannot go on with {film}")
 
 
 def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaselineCommand:
@@ -74,18 +143,46 @@ def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaseli
     stream: AnyStreamConfig = MovingMNISTConfig()
     name = f"train {world}"
     if world == "video":
-        if not rest or rest[0].startswith("-"):
-            if rest[:1] not in (["-h"], ["--help"]):
-                raise ValueError(f"train video needs a file or folder first; got {rest[0] if rest else 'none'}")
-            stream = VideoConfig(path="-")
-        else:
-            path, *rest = rest
-            stream, name = VideoConfig(path=path), f"train video {path}"
+        film, rest = _film(rest)
+        stream = VideoConfig(path=film or "-")
+        name = f"train video {film}" if film else name
     run = preset(system)
     if run.model.channels != 1:
         raise ValueError(f"system must be a preset for one channel; got {system!r}")
     command = _parse_train(adapted(run, stream), rest, name)
-    return command.replace(run=sized(command.run, frame_shape(command.run.stream)))
+    return command.replace(run=_fitted(command.run, system))
+
+
+def _film(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Return the path of the film, which stands first or after ``--``, None where help is asked for; and the rest."""
+    if "--" in arguments:
+        at = arguments.index("--")
+        before, after = arguments[:at], arguments[at + 1 :]
+        if len(after) == 1:
+            return after[0], before
+        arguments = [*after, *before]
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        return None, arguments
+    raise ValueError(f"train video needs a file or folder first; got {arguments[0] if arguments else 'none'}")
+
+
+def _fitted(run: AnyRunConfig, system: str) -> AnyRunConfig:
+    """Return a run whose model reads the frames; a video is read a little wider or narrower where it must be."""
+    shape = frame_shape(run.stream)
+    if not isinstance(run.stream, VideoConfig):
+        return sized(run, shape)
+    channels, height, width = nearest_shape(run, shape)
+    if (channels, height, width) != shape:
+        if run.stream.height is not None and run.stream.width is not None:
+            raise ValueError(
+                f"{system} cannot read frames of {shape[1]} x {shape[2]} (height x width); "
+                f"the nearest that it can read are {height} x {width}"
+            )
+        print(f"frames are read as {height} x {width} (height x width): {system} cannot read {shape[1]} x {shape[2]}")
+        run = run.replace(**{"stream.height": height, "stream.width": width})
+    return sized(run, (channels, height, width))
 
 
 def _parse_train(run: AnyRunConfig, arguments: list[str], name: str) -> TrainCommand | TrainBaselineCommand:

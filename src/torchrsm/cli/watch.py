@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 from pydantic import Field
 
 from torchrsm.cli.parsing import parse
+from torchrsm.cli.reading import FrameSize, Shown, clips_for, frames_of
 from torchrsm.config import Config
-from torchrsm.rsm import kernels
-from torchrsm.streams import (
-    ImageFolderReader,
-    VideoReader,
-    Webcam,
-)
+from torchrsm.streams import Webcam
 from torchrsm.watching import Watcher
 
 
 class WatchCommand(Config):
     """Learn from a video while it plays, and print how surprising each frame was, one line of JSON each.
 
-    A line has `frame` (its number), `error` (squared error of the prediction), `copy_error` (of repeating the frame
-    before), `surprise` (standard deviations of the logarithm of the error from what is usual) and `anomaly`.
+    A line has `clip` (where there are several), `frame` (its number, from 0; missing ones are counted), `seconds` (of a
+    film), `error` (squared error of the prediction), `copy_error` (of repeating the frame before), `surprise` (standard
+    deviations of the logarithm of the error from what is usual) and `anomaly`.
 
     Attributes:
-        video: a film, a folder of pictures, or the number of a camera.
+        video: a film, a folder of films or of pictures, an array, or the number of a camera.
         height, width: to which frames are reduced; None for as the other one asks.
         channels: 1 for grey, 3 for colour.
         threshold: surprise from which a frame is an anomaly.
@@ -52,14 +48,15 @@ class WatchCommand(Config):
 def watch(arguments: list[str]) -> None:
     """Print how surprising each frame is to a model that learns from it at once."""
     command = parse(WatchCommand, arguments, "watch")
-    kernels.set_threads(1)
     watcher: Watcher | None = None
-    for levels in itertools.islice(_frames_to_watch(command), command.frames):
-        frame = torch.from_numpy(levels).float() / 255
-        watcher = watcher or Watcher((frame.shape[0], frame.shape[1], frame.shape[2]), command.seed)
-        seen = watcher.see(frame)
+    for clip, shown in itertools.islice(_frames(command), command.frames):
+        channels, height, width = shown.levels.shape
+        watcher = watcher or Watcher((channels, height, width), command.seed)
+        seen = watcher.see(shown.levels, start=shown.begins)
         line = {
-            "frame": seen.frame,
+            **({} if clip is None else {"clip": clip}),
+            "frame": shown.number,
+            **({} if shown.seconds is None else {"seconds": round(shown.seconds, 3)}),
             "error": _rounded(seen.error),
             "copy_error": _rounded(seen.copy_error),
             "surprise": round(seen.surprise, 3),
@@ -72,12 +69,15 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _frames_to_watch(command: WatchCommand) -> Iterator[NDArray[np.uint8]]:
-    size: dict[str, Any] = {"height": command.height, "width": command.width, "channels": command.channels}
-    if command.video.isdigit():
-        return (
-            (frames[0] * 255).round().to(torch.uint8).numpy() for frames, _, _ in Webcam(int(command.video), **size)
-        )
-    if Path(command.video).is_dir():
-        return iter(ImageFolderReader(command.video, **size))
-    return iter(VideoReader(command.video, **size))
+def _frames(command: WatchCommand) -> Iterator[tuple[str | None, Shown]]:
+    """Yield the frames of a camera or of films, with the name of the clip where there are several."""
+    if re.fullmatch("[0-9]+", command.video):
+        camera = Webcam(int(command.video), height=command.height, width=command.width, channels=command.channels)
+        for number, batch in enumerate(camera):
+            yield None, Shown(number, None, (batch.frames[0] * 255).round().to(torch.uint8).numpy(), number == 0)
+        return
+    clips = clips_for(FrameSize(command.channels, command.height, command.width), command.video)
+    print(f"torchrsm: {clips.description}", file=sys.stderr)  # the output is for programs
+    for name, reader in clips.readers:
+        for shown in frames_of(reader):
+            yield (name if len(clips.readers) > 1 else None), shown

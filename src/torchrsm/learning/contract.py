@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchrsm.streams import StreamBatch
 
 
 class NonFiniteError(ArithmeticError):
-    """An input, a loss or a weight is NaN or infinite; the run has stopped, its last checkpoint is good."""
+    """An input, a loss or a weight is NaN or infinite. The run has stopped, and its last checkpoint is good."""
 
 
 class Taught(NamedTuple):
-    """What one update was made of.
+    """The figures of one update: tensors on the device of the model, so that nothing waits for them.
 
     Attributes:
-        scored: frames whose prediction, made before the update, is scored; first frames of sequences are not.
-        frame_squared_error: mean over those frames; 0 if there are none.
-        losses: see `Learner.loss_names`.
+        scored: a scalar, how many frames have a prediction, made before the update, that is scored; first frames of
+            sequences have none.
+        frame_squared_error: a scalar, the mean over those frames; 0 if there are none.
+        losses: ``[n]``, see `Learner.loss_names`.
     """
 
-    scored: int
-    frame_squared_error: float
-    losses: tuple[float, ...]
+    scored: Tensor
+    frame_squared_error: Tensor
+    losses: Tensor
 
 
 class Learner(Protocol):
-    """A model with all that changes while it learns, and no more; `torchrsm.runs.trainer.Trainer` owns the loop."""
+    """A model together with everything that changes while it learns.
+
+    `torchrsm.runs.trainer.Trainer` owns the loop: it takes batches from the stream, hands them over, and writes down
+    what comes back.
+    """
+
+    state: Any
+    """What the streams have seen, (nested) tuples of tensors."""
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """All that has weights, by name; ``model`` is the model."""
+        """The modules with weights, by name; ``model`` is the model."""
         ...
 
     @property
     def optimisers(self) -> Sequence[torch.optim.Optimizer]:
-        """In an order that does not change; none where there is nothing to learn."""
+        """The optimisers, in an order that does not change; none if there is nothing to learn."""
         ...
 
-    state: Any
-    """What the streams have seen, (nested) tuples of tensors."""
+    @property
+    def batches_per_update(self) -> int:
+        """How many batches of the stream one update takes."""
+        ...
 
     def phase(self, progress: float) -> str:
         """Name what learns at this ``progress`` through the run, in 0..1."""
@@ -59,28 +69,42 @@ class Learner(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Compile what is compiled on first use; nothing changes."""
+        """Compile the functions that are compiled on first use, without any other effect."""
         ...
 
-    def teach(self, next_batch: Callable[[], StreamBatch], progress: float) -> Taught:
-        """Take one update from as many batches of the stream as one takes.
+    def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
+        """Take one update from the next batches of the stream, `batches_per_update` of them.
 
         Raises:
-            NonFiniteError: a loss or a weight is NaN or infinite.
+            NonFiniteError: a loss is NaN or infinite.
         """
         ...
 
 
-def require_finite(name: str, value: float) -> float:
-    """Return a loss, or raise a `NonFiniteError` that names it."""
-    if not math.isfinite(value):
+def mean_of_scored(errors: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many frames are scored and the mean of their errors, 0 if there are none: two scalars.
+
+    Args:
+        errors: one for each frame.
+        scored: bool, of the same shape.
+    """
+    count = scored.sum().to(errors.dtype)
+    return count, torch.where(scored, errors, 0.0).sum() / count.clamp(min=1)
+
+
+def require_finite_losses(names: Sequence[str], losses: Tensor) -> None:
+    """Raise a `NonFiniteError` that names the first loss ``[n]`` that is not finite.
+
+    This is the one place where an update waits for the device.
+    """
+    if not bool(losses.isfinite().all()):
+        name, value = next(pair for pair in zip(names, losses.tolist(), strict=True) if not math.isfinite(pair[1]))
         raise NonFiniteError(f"{name} is {value}")
-    return value
 
 
-def require_finite_weights(part: nn.Module) -> None:
-    """Raise a `NonFiniteError` that names the first weights that are not finite."""
-    # A sum is not finite if a term is not; one pass without a mask.
-    for name, weight in part.named_parameters():
-        if not math.isfinite(float(weight.detach().sum())):
-            raise NonFiniteError(f"the weights {name} are not finite")
+def require_finite_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Raise a `NonFiniteError` that names the first tensor that is not finite; one wait for all of them."""
+    numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    good = torch.stack([tensor.isfinite().all() for tensor in numbers.values()] or [torch.tensor(True)])
+    if not bool(good.all()):
+        raise NonFiniteError(f"{list(numbers)[good.tolist().index(False)]} is not finite")

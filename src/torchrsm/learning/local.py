@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
+from torchrsm.learning.optimisers import adam
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 
@@ -40,7 +40,7 @@ class LocalLearning:
         self.config = config
         self.learning_rates = rates
         self.optimisers = [
-            torch.optim.Adam(layer.parameters(), rate, betas=config.betas, eps=config.epsilon, fused=True)
+            adam(list(layer.parameters()), rate, config.betas, config.epsilon)
             for layer, rate in zip(layers, rates, strict=True)
         ]
 

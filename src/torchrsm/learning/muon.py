@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Of Newton and Schulz's iteration, chosen by Keller Jordan so that five rounds bring every singular value near 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -32,21 +32,12 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def kernels_of(module: nn.Module) -> list[tuple[Tensor, bool]]:
-    """Return the kernels of a module's convolutions that are larger than a point, and whether each is transposed."""
-    return [
-        (part.weight, isinstance(part, nn.ConvTranspose2d))
-        for part in module.modules()
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.weight[0, 0].numel() > 1
-    ]
-
-
 class Muon(torch.optim.Optimizer):
     """Nesterov's momentum, made orthogonal: every direction of a kernel learns at the same rate.
 
     A kernel ``[out, in, h, w]`` is one matrix, ``[out, in * h * w]``. Keller Jordan, "Muon: an optimizer for hidden
-    layers in neural networks", 2024. It is `torch.optim.Muon` for kernels, in single precision: all that have one shape
-    take one batched product, which matters where they are small.
+    layers in neural networks", 2024. It is `torch.optim.Muon` for kernels, in single precision: kernels of one
+    shape share one batched product, which matters where they are small.
 
     Args:
         kernels: weights of convolutions ``[out, in, h, w]``, and whether each is of a transposed one,
@@ -89,7 +80,7 @@ class Muon(torch.optim.Optimizer):
                     weight.add_(kernel.transpose(0, 1) if group["transposed"] else kernel, alpha=-rate)
 
     def _changed(self, weight: Tensor, momentum: float) -> Tensor:
-        """Take the gradient into the momentum; return where that points one step on."""
+        """Take the gradient into the momentum; return Nesterov's look-ahead of it."""
         assert weight.grad is not None
         state: dict[str, Any] = self.state[weight]
         if not state:

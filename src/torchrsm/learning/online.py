@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchrsm.learning.contract import Taught, require_finite, require_finite_weights
+from torchrsm.learning.contract import Taught, mean_of_scored, require_finite_losses
 from torchrsm.learning.local import LearningConfig, LocalLearning
-from torchrsm.learning.rectifying import RECTIFIER_LOSSES, RectifierLearning, RectifyingConfig
-from torchrsm.model import ModelConfig, Prediction, VideoPredictor
+from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
+from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerState
-from torchrsm.scoring.metrics import frame_squared_error
+from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams import StreamBatch
 
 Phase = Literal["stack", "both", "rectifier"]
 LayerStates = tuple[LayerState, ...]
+
+_CPU = torch.device("cpu")
 
 
 class OnlineState(NamedTuple):
@@ -42,12 +44,15 @@ class OnlineLearner:
         model: settings of the model, which is made here.
         learning: of the stack.
         rectifying: of the rectifier; None where there is none that learns.
-        stack_learns: false if the whole run is the rectifier's; see `take_stack`.
+        stack_learns: false if only the rectifier learns in this run; see `take_stack`.
         shape: batch, channels, height and width of the frames to come.
+        device: where the model learns; batches are moved there.
 
     Raises:
         ValueError: the model cannot read such frames.
     """
+
+    batches_per_update = 1
 
     def __init__(
         self,
@@ -56,11 +61,13 @@ class OnlineLearner:
         rectifying: RectifyingConfig | None,
         stack_learns: bool,
         shape: tuple[int, int, int, int],
+        device: torch.device = _CPU,
     ) -> None:
-        self.model = VideoPredictor(model)
+        self.model = VideoPredictor(model).to(device)  # made on the CPU: the same weights on any device
+        self._device = device
         self._learning = LocalLearning(self.model, learning)
         self._fresh = self.model.initial_state(shape)
-        self.state = OnlineState(self._fresh, torch.zeros(shape[0], dtype=torch.int64))
+        self.state = OnlineState(self._fresh, torch.zeros(shape[0], dtype=torch.int64, device=device))
         self._rectifying = (
             None if rectifying is None else RectifierLearning(self.model, rectifying, math.prod(shape[1:]))
         )
@@ -87,7 +94,7 @@ class OnlineLearner:
     def modules(self) -> Mapping[str, nn.Module]:
         """The model and, where there is one, the rectifier's discriminator."""
         modules: dict[str, nn.Module] = {"model": self.model}
-        if self._rectifying is not None:
+        if self._rectifying is not None and self._rectifying.discriminator is not None:
             modules["discriminator"] = self._rectifying.discriminator
         return modules
 
@@ -106,13 +113,13 @@ class OnlineLearner:
     def loss_names(self, phase: str) -> Sequence[str]:
         """Return the layers, whose loss is the mean squared error, or the rectifier's terms, or all of these."""
         layers = [f"loss/layer_{number}" for number in range(1, len(self.model.stack.layers) + 1)]
-        terms = [f"rectifier/{name}" for name in RECTIFIER_LOSSES]
+        terms = [] if self._rectifying is None else [f"rectifier/{name}" for name in self._rectifying.loss_names]
         return {"stack": layers, "rectifier": terms, "both": [*layers, *terms]}[phase]
 
     def begin(self, phase: str, threads: int) -> None:
         """Give the cores to what does most of the work in a phase, and freeze the stack where it does not learn."""
         if phase == "stack":
-            # A run that was extended comes back to it from a later phase, where streams may have been dreaming.
+            # A run that was extended may return to this phase from a later one, in which streams were dreaming.
             self.state = self.state._replace(alone=torch.zeros_like(self.state.alone))
             kernels.set_threads(threads)
         else:
@@ -121,58 +128,38 @@ class OnlineLearner:
 
     def warm_up(self) -> None:
         """Compile the kernels, so that no budget in minutes pays for it."""
-        learn = torch.ones(len(self.state.alone), dtype=torch.bool)
+        learn = torch.ones_like(self.state.alone, dtype=torch.bool)
         with torch.random.fork_rng():
             prediction = self.model.predict_raw(self._fresh)
             for loss in self.model.losses(prediction, torch.zeros_like(prediction.raw), learn):
                 loss.backward()
         self.model.zero_grad()
 
-    def teach(self, next_batch: Callable[[], StreamBatch], progress: float) -> Taught:
-        """Take one update from one frame of each stream."""
-        frames, starts, _ = next_batch()
-        layers = restart(self.state.layers, self._fresh, starts)
-        awake = self.state.alone == 0  # a dream is not scored against the frames that came
-        learn, phase = ~starts, self.phase(progress)
-        losses: tuple[float, ...] = ()
-        if phase == "rectifier":
-            with torch.no_grad():
-                prediction = self.model.predict_raw(layers)
-        else:
+    def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
+        """Take one update from one frame of each stream: predict it, learn from the error, hear it (or a dream)."""
+        (batch,) = batches
+        frames, starts = batch.frames.to(self._device), batch.starts.to(self._device)
+        phase = self.phase(progress)
+        layers, alone = restart(self.state.layers, self._fresh, starts), self.state.alone
+        learn = ~starts
+        scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
+        losses: list[Tensor] = []
+        with torch.set_grad_enabled(phase != "rectifier"):
             prediction = self.model.predict_raw(layers)
-            losses = self._teach_stack(prediction, frames, learn & awake, progress)  # nor is it learned from
-        predicted = prediction.raw
-        heard = frames
+        if phase != "rectifier":
+            errors = self.model.losses(prediction, frames, scored)
+            self._learning.step(errors, prediction, progress / self._stack_until)
+            losses += [error.detach() for error in errors]
+        predicted, heard = prediction.raw, frames
         if phase != "stack":
-            predicted, heard, terms = self._teach_rectifier(prediction, layers, frames, learn, progress)
-            losses += terms
-        self.state = self.state._replace(layers=self.model.observe(heard, prediction, layers))
-        error = frame_squared_error(predicted, frames)[learn & awake]
-        return Taught(error.numel(), float(error.mean()) if error.numel() else 0.0, losses)
-
-    def _teach_stack(self, prediction: Prediction, frames: Tensor, learn: Tensor, progress: float) -> tuple[float, ...]:
-        losses = self.model.losses(prediction, frames, learn)
-        values = [float(loss.detach()) for loss in losses]
-        for number, value in enumerate(values, 1):
-            require_finite(f"the loss of layer {number}", value)
-        self._learning.step(losses, prediction, progress / self._stack_until)
-        require_finite_weights(self.model.stack)
-        return tuple(values)
-
-    def _teach_rectifier(
-        self, prediction: Prediction, layers: LayerStates, frames: Tensor, learn: Tensor, progress: float
-    ) -> tuple[Tensor, Tensor, tuple[float, ...]]:
-        """Return the rectified frames, what the stack hears, and the losses."""
-        assert self._rectifying is not None
-        assert self.model.rectifier is not None
-        done = (progress - self._rectifier_from) / (1 - self._rectifier_from)
-        last = self.model.last_frame(layers)
-        rectified = self._rectifying.step(prediction, frames, learn, done, last, self.state.alone)
-        values = [float(loss) for loss in rectified.losses]
-        for name, value in zip(RECTIFIER_LOSSES, values, strict=True):
-            require_finite(f"the rectifier's {name}", value)
-        require_finite_weights(self.model.rectifier)
-        require_finite_weights(self._rectifying.discriminator)
-        heard, alone = self._rectifying.heard(frames, rectified.frame, learn, done, self.state.alone)
-        self.state = self.state._replace(alone=alone)
-        return rectified.frame, heard, tuple(values)
+            assert self._rectifying is not None
+            done = (progress - self._rectifier_from) / (1 - self._rectifier_from)
+            last = self.model.last_frame(layers)
+            rectified = self._rectifying.step(prediction, frames, learn, done, last, alone)
+            losses += rectified.losses.unbind()
+            predicted = rectified.frame
+            heard, alone = self._rectifying.heard(frames, predicted, learn, done, alone)
+        values = torch.stack(losses)
+        require_finite_losses(self.loss_names(phase), values)
+        self.state = OnlineState(self.model.observe(heard, prediction, layers), alone)
+        return Taught(*mean_of_scored(frame_squared_error_on_device(predicted, frames), scored), values)

@@ -1,4 +1,4 @@
-"""How the rectifier learns: the generator's optimisers, the discriminator, dreams on the way."""
+"""How the rectifier learns: its optimisers, the discriminator, and the dreams during training."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from torchrsm.learning.muon import Muon, kernels_of
+from torchrsm.learning.muon import Muon
+from torchrsm.learning.optimisers import adam
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
+from torchrsm.rectifiers.contract import WeightGroup
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
-from torchrsm.scoring.metrics import frame_squared_error
+from torchrsm.scoring.metrics import frame_squared_error_on_device
 
-RECTIFIER_LOSSES = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
-"""Names of the four terms in `Rectified.losses`."""
-
-_WAKING_STEPS = 2  # at least, after a dream, until predictions are those of a stream that never dreamt
+_WAKING_STEPS = 2  # the fewest steps after a dream until a stream predicts as if it had not dreamt
 
 
 class RectifyingConfig(ScheduleConfig):
-    """How the rectifier learns, when the stack has.
+    """How the rectifier learns, and which share of the run is its own.
 
     Attributes:
         share: of the run's budget in which the rectifier learns, the last of it.
@@ -33,16 +32,16 @@ class RectifyingConfig(ScheduleConfig):
         adversarial_weight: lambda, the weight of the adversarial term beside the mean squared error; at 0 there is no
             discriminator.
         discriminator_learning_rate: plain gradient descent.
-        real_label: what the discriminator shall say of a frame that came, below 1 to keep it from being too sure.
-        noise_deviation: of the Gaussian noise, the same on both frames, that the discriminator sees them through.
-        gradient_norm: a generator's gradient that is longer is shortened to it; None for no limit.
+        real_label: label of the frames that came; below 1 it keeps the discriminator from being too sure.
+        noise_deviation: of the Gaussian noise that is added to what the discriminator sees, the same for both frames.
+        gradient_norm: longest gradient of a stage; a longer one is shortened to it. None for no limit.
         loop_share: share of the streams, rounded to whole ones, that dream on the way: once their error is below
             ``loop_error`` their stack hears the rectified frame in place of the one that came, for up to ``loop_steps``
             steps.
         loop_from: progress through the phase from which streams dream.
         loop_error: squared error of a frame up to which a dream still follows what comes. Beyond it the frame that came
             is no target any more.
-        loop_steps: after so many steps on its own a stream hears the frame that came again.
+        loop_steps: most steps of such a dream; then the stream hears the frames that come again.
         motion_weight: weight of the error of a dream's motion, see `motion_loss`.
     """
 
@@ -82,37 +81,41 @@ class RectifyingConfig(ScheduleConfig):
 
 
 class Rectified(NamedTuple):
-    """What `RectifierLearning.step` made of a prediction.
+    """The result of a step of `RectifierLearning`.
 
     Attributes:
         frame: ``[b, c, h, w]``, as it was before the update, detached.
-        losses: `RECTIFIER_LOSSES`; 0 where there is none.
+        losses: ``[n]``, those of `RectifierLearning.loss_names`; 0 where a step had none.
     """
 
     frame: Tensor
-    losses: tuple[Tensor, ...]
+    losses: Tensor
 
 
 def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor) -> Tensor:
     """Return how far dreams are from moving as much as the world does, a scalar.
 
-    An average of futures moves less than any of them, so dreams slow down, and where a dream has left the frames that
-    came no frame can tell it so. What it has in common with them is how much changes from frame to frame: the sum of
-    the squared differences. The loss is the mean of ``(own / motion - 1)^2``.
+    An average of futures moves less than any of them, so dreams slow down. A dream that has left the frames that came
+    cannot be compared with them. But the same amount should change from frame to frame: the sum of the squared
+    differences. The loss is the mean of ``(own / motion - 1)^2``.
 
     Args:
         rectified: ``[b, c, h, w]``.
         last: the frames heard before them, ``[b, c, h, w]``.
-        motion: the world's, a scalar.
+        motion: the world's, a scalar. If it is 0, the world stands still, and so is the loss.
     """
     own = (rectified - last).square().sum((1, 2, 3))
-    return (own / motion - 1).square().mean()
+    moves = motion > 0
+    loss = (own / torch.where(moves, motion, 1.0) - 1).square().mean()
+    return torch.where(moves, loss, 0.0)
 
 
 class RectifierLearning:
-    """The conditional GAN: Adam (and Muon) for the generator, gradient descent for the discriminator.
+    """How a rectifier learns from the stack's predictions; the stack does not change.
 
-    The stack is not touched.
+    Each stage of the rectifier follows its own loss, by Adam (and Muon). What the last stage makes, the rectified
+    frame, follows two more where they have a weight: that of a discriminator, which learns beside it, and that of the
+    motion of dreams.
 
     Args:
         model: its rectifier learns.
@@ -123,28 +126,36 @@ class RectifierLearning:
     def __init__(self, model: VideoPredictor, config: RectifyingConfig, frame_elements: int) -> None:
         assert model.rectifier is not None
         self.model = model
+        self.rectifier = model.rectifier
         self.config = config
-        self.discriminator = Discriminator(frame_elements)
-        self._weights = list(model.rectifier.parameters())
+        self.discriminator = Discriminator(frame_elements) if config.adversarial_weight else None
+        if self.discriminator is not None:
+            self.discriminator.to(next(self.rectifier.parameters()).device)
+            self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
         self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
-        kernels = kernels_of(model.rectifier) if config.matrix_learning_rate is not None else []
-        others = [weight for weight in self._weights if not any(weight is kernel for kernel, _ in kernels)]
-        self._generator: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.Adam(others, config.learning_rate, fused=True), config.learning_rate)
-        ]
-        if config.matrix_learning_rate is not None:
-            self._generator.append((Muon(kernels, config.matrix_learning_rate), config.matrix_learning_rate))
-        self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
+        self._groups = self.rectifier.weight_groups()
+        self._stages = [optimiser for group in self._groups for optimiser in _stage_optimisers(group, config)]
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The rectifier's own, one a stage, then the terms that have a weight."""
+        adversarial = ("adversarial loss", "discriminator's loss") if self.config.adversarial_weight else ()
+        motion = ("motion loss",) if self.config.motion_weight else ()
+        return (*self.rectifier.loss_names, *adversarial, *motion)
 
     @property
     def optimisers(self) -> list[torch.optim.Optimizer]:
-        """Those of the generator, then the discriminator's."""
-        return [*(optimiser for optimiser, _ in self._generator), self._discriminator]
+        """Those of the rectifier, then the discriminator's."""
+        judge = [] if self.discriminator is None else [self._discriminator]
+        return [*(optimiser for optimiser, _ in self._stages), *judge]
 
     def step(
         self, prediction: Prediction, frame: Tensor, learn: Tensor, progress: float, last: Tensor, alone: Tensor
     ) -> Rectified:
         """Take one step of each optimiser.
+
+        The number of streams that teach is known on the device alone, and it decides the sizes of the tensors that
+        follow. So on an accelerator this step waits for the device.
 
         Args:
             prediction: of the stack, from `VideoPredictor.predict_raw`.
@@ -156,51 +167,71 @@ class RectifierLearning:
                 teaches nothing.
         """
         config = self.config
-        rectified = self.model.rectify(prediction)
+        cells = [layer.cells for layer in prediction.layers]
+        made = self.rectifier.stages(prediction.raw, cells, prediction.seen)
+        rectified = made[-1].detach()
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
-        follows = awake | (dreams & (frame_squared_error(rectified.detach(), frame) <= config.loop_error))
-        wanted, real, condition = rectified[follows], frame[follows], prediction.raw[follows]
-        none = rectified.new_zeros(())
+        near = frame_squared_error_on_device(rectified, frame) <= config.loop_error
+        follows = awake | (dreams & near)
+        real, condition = frame[follows], prediction.raw[follows]
         if not len(real):
-            return Rectified(rectified.detach(), (none, none, none, none))
-        error = (wanted - real).square().mean()
-        total, adversarial, discrimination, motion = error, none, none, none
-        noise = config.noise_deviation * torch.randn_like(real) if config.adversarial_weight else none
-        if config.adversarial_weight:
-            adversarial = adversarial_loss(self.discriminator(wanted + noise, condition))
-            total = total + config.adversarial_weight * adversarial
-        if config.motion_weight and bool(dreams.any()) and bool(awake.any()):
-            world = (frame - last)[awake].square().sum((1, 2, 3)).mean()
-            if float(world) > 0:  # a still world asks for nothing
-                motion = motion_loss(rectified[dreams], last[dreams], world)
-                total = total + config.motion_weight * motion
+            return Rectified(rectified, rectified.new_zeros(len(self.loss_names)))
+        wanted = tuple(one[follows] for one in made)
+        losses = list(self.rectifier.losses(wanted, real))
+        total = sum(losses[1:], losses[0])
+        if self.discriminator is not None:
+            noise = config.noise_deviation * torch.randn_like(real)
+            losses.append(adversarial_loss(self.discriminator(wanted[-1] + noise, condition)))
+            total = total + config.adversarial_weight * losses[-1]
+        motion = self._motion(made[-1], frame, last, dreams, awake)
+        if motion is not None:
+            total = total + config.motion_weight * motion
+        self._follow(total, progress)
+        if self.discriminator is not None:
+            losses.append(self._judge(real + noise, wanted[-1].detach() + noise, condition))
+        if config.motion_weight:
+            losses.append(total.new_zeros(()) if motion is None else motion)
+        return Rectified(rectified, torch.stack([loss.detach() for loss in losses]))
+
+    def _motion(self, rectified: Tensor, frame: Tensor, last: Tensor, dreams: Tensor, awake: Tensor) -> Tensor | None:
+        """Return `motion_loss` of the streams that dream against those that are awake; None if there are not both."""
+        if not self.config.motion_weight:
+            return None
+        dreaming, moved = rectified[dreams], (frame - last)[awake]
+        if not len(dreaming) or not len(moved):
+            return None
+        return motion_loss(dreaming, last[dreams], moved.square().sum((1, 2, 3)).mean())
+
+    def _follow(self, total: Tensor, progress: float) -> None:
+        """Let each stage of the rectifier take a step down the sum of the losses, whose graphs share no weights."""
         self.model.zero_grad()
         total.backward()
-        if config.gradient_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._weights, config.gradient_norm)
-        for optimiser, rate in self._generator:
+        if self.config.gradient_norm is not None:
+            for stage in self._groups:
+                torch.nn.utils.clip_grad_norm_(stage.weights, self.config.gradient_norm)
+        for optimiser, rate in self._stages:
             for group in optimiser.param_groups:
-                group["lr"] = rate * config.rate_factor(progress)
+                group["lr"] = rate * self.config.rate_factor(progress)
             optimiser.step()
-        if config.adversarial_weight:
-            self._discriminator.zero_grad()  # also of what the generator's step left there
-            discrimination = discriminator_loss(
-                self.discriminator(real + noise, condition),
-                self.discriminator(wanted.detach() + noise, condition),
-                config.real_label,
-            )
-            discrimination.backward()
-            self._discriminator.step()
-        losses = tuple(loss.detach() for loss in (error, adversarial, discrimination, motion))
-        return Rectified(rectified.detach(), losses)
+
+    def _judge(self, real: Tensor, generated: Tensor, condition: Tensor) -> Tensor:
+        """Let the discriminator take a step, and return its loss before it."""
+        assert self.discriminator is not None
+        self._discriminator.zero_grad()  # also clears the gradients that the rectifier's step left
+        loss = discriminator_loss(
+            self.discriminator(real, condition), self.discriminator(generated, condition), self.config.real_label
+        )
+        loss.backward()
+        self._discriminator.step()
+        return loss
 
     def heard(
         self, frame: Tensor, rectified: Tensor, learn: Tensor, progress: float, alone: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.
 
-        The frame after a dream is a jump, which nothing could predict, and it takes one more to see a motion again, or
-        as many as the stack reads side by side: for those steps the number is below 0.
+        No stream can predict the frame after a dream, which is a jump. It needs one more frame, or as many as the stack
+        reads side by side, to see a motion again. For these steps the number is below 0.
 
         Args:
             frame: the frame that came, ``[b, c, h, w]``.
@@ -211,8 +242,20 @@ class RectifierLearning:
         """
         count = round(self.config.loop_share * len(frame)) if progress >= self.config.loop_from else 0
         dreamers = torch.arange(len(frame), device=frame.device) < count
-        starts = frame_squared_error(rectified, frame) < self.config.loop_error
+        starts = frame_squared_error_on_device(rectified, frame) < self.config.loop_error
         own = dreamers & learn & ((starts & (alone == 0)) | (alone > 0)) & (alone < self.config.loop_steps)
         awake = torch.where(alone > 0, -self._waking_steps, (alone + 1).clamp(max=0))
         alone = torch.where(own, alone + 1, torch.where(learn, awake, 0))
         return torch.where(own.view(-1, 1, 1, 1), rectified, frame), alone
+
+
+def _stage_optimisers(group: WeightGroup, config: RectifyingConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Return the optimisers of one stage and the learning rate of each: Adam and, where it has a rate, Muon."""
+    kernels = group.kernels if config.matrix_learning_rate is not None else []
+    others = [weight for weight in group.weights if not any(weight is kernel for kernel, _ in kernels)]
+    found: list[tuple[torch.optim.Optimizer, float]] = []
+    if others:
+        found.append((adam(others, config.learning_rate), config.learning_rate))
+    if kernels and config.matrix_learning_rate is not None:
+        found.append((Muon(kernels, config.matrix_learning_rate), config.matrix_learning_rate))
+    return found

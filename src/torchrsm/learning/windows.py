@@ -1,8 +1,8 @@
-"""How a baseline learns from a stream: one update for each window of frames, backwards through the window."""
+"""How a baseline learns from a stream: one update for each window of frames, with the gradient through the window."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -10,11 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.baselines.sequence_model import SequenceModel, Window
-from torchrsm.learning.contract import Taught, require_finite, require_finite_weights
+from torchrsm.learning.contract import Taught, mean_of_scored, require_finite_losses
+from torchrsm.learning.optimisers import adam, has_fused_steps
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.rsm import kernels
-from torchrsm.scoring.metrics import frame_squared_error
+from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams import StreamBatch
+
+_CPU = torch.device("cpu")
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -30,7 +33,7 @@ class SequenceLearningConfig(ScheduleConfig):
         square_decay: of the average of the squared gradient; not of ``sgd``.
         epsilon: constant in the divisor; not of ``sgd``.
         weight_decay: added to the gradient, times the weight.
-        gradient_norm: a gradient that is longer is shortened to it; None for no limit.
+        gradient_norm: longest gradient; a longer one is shortened to it. None for no limit.
     """
 
     window: int = Field(default=20, gt=0)
@@ -43,7 +46,7 @@ class SequenceLearningConfig(ScheduleConfig):
     gradient_norm: float | None = Field(default=None, gt=0)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List what a constant schedule and plain gradient descent do not use."""
+        """List the settings that a constant schedule and plain gradient descent do not use."""
         yield from super().without_effect()
         if self.optimiser == "sgd":
             for name in ("square_decay", "epsilon"):
@@ -57,17 +60,25 @@ class SequenceLearner:
         model: what learns.
         config: how.
         shape: batch, channels, height and width of the frames to come.
+        device: where the model learns; it and the batches are moved there.
 
     Raises:
         ValueError: the model cannot read such frames, needs longer windows, or has another number of losses than there
             are learning rates.
     """
 
-    def __init__(self, model: SequenceModel, config: SequenceLearningConfig, shape: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        config: SequenceLearningConfig,
+        shape: tuple[int, int, int, int],
+        device: torch.device = _CPU,
+    ) -> None:
         if config.window < model.shortest_window:
             raise ValueError(f"window must be >= {model.shortest_window} for this model; got {config.window}")
-        self.model = model
+        self.model = model.to(device)
         self.config = config
+        self._device = device
         self.state = model.initial_state(shape)
         self._groups = [group for group in model.weight_groups() if group]
         count = len(self._groups)
@@ -93,32 +104,34 @@ class SequenceLearner:
         return [f"loss/{name}" for name in self.model.loss_names]
 
     def begin(self, phase: str, threads: int) -> None:
-        """Give the cores to torch."""
+        """Give all threads to torch."""
         kernels.set_threads(1, torch_threads=threads)
         self.model.train()
 
     def warm_up(self) -> None:
         """Do nothing: nothing is compiled."""
 
-    def teach(self, next_batch: Callable[[], StreamBatch], progress: float) -> Taught:
+    @property
+    def batches_per_update(self) -> int:
+        """The frames of a window."""
+        return self.config.window
+
+    def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from the next window of each stream."""
-        batches = [next_batch() for _ in range(self.config.window)]
         window = Window(
-            torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
+            torch.stack([batch.frames for batch in batches]).to(self._device),
+            torch.stack([batch.starts for batch in batches]).to(self._device),
         )
         lesson = self.model.learn(window, self.state)
-        losses = [float(loss.detach()) for loss in lesson.losses]
-        for name, loss in zip(self.model.loss_names, losses, strict=True):
-            require_finite(f"the {name}", loss)
+        losses = torch.stack([loss.detach() for loss in lesson.losses])
+        require_finite_losses(self.loss_names("sequence"), losses)
         self._step(lesson.losses, progress)
-        require_finite_weights(self.model)
         self.state = lesson.state
-        scored = lesson.scored
-        error = frame_squared_error(lesson.frames[scored], window.frames[scored])
-        return Taught(error.numel(), float(error.mean()) if error.numel() else 0.0, tuple(losses))
+        errors = frame_squared_error_on_device(lesson.frames, window.frames)
+        return Taught(*mean_of_scored(errors, lesson.scored), losses)
 
     def _step(self, losses: tuple[Tensor, ...], progress: float) -> None:
-        # All gradients before any step: a loss may go through the weights of another.
+        # All gradients are taken before any step, since one loss may go through the weights of another.
         last = len(losses) - 1
         gradients = [
             torch.autograd.grad(loss, group, retain_graph=number < last, allow_unused=True)
@@ -136,9 +149,9 @@ class SequenceLearner:
 
 
 def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Return a gradient in the memory layout of its weight: a fused step goes through the memory of both side by side.
+    """Return a gradient in the memory layout of its weight, which a fused step expects.
 
-    ``backward`` sees to that, `torch.autograd.grad` does not.
+    ``backward`` lays gradients out in this way, `torch.autograd.grad` does not.
     """
     return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 
@@ -146,8 +159,7 @@ def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
 def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     decay = config.weight_decay
     if config.optimiser == "adam":
-        betas = (config.momentum, config.square_decay)
-        return torch.optim.Adam(weights, rate, betas=betas, eps=config.epsilon, weight_decay=decay, fused=True)
+        return adam(weights, rate, (config.momentum, config.square_decay), config.epsilon, decay)
     if config.optimiser == "rmsprop":
         return torch.optim.RMSprop(
             weights,
@@ -158,4 +170,5 @@ def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate
             momentum=config.momentum,
             foreach=True,
         )
-    return torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay, fused=True)
+    fused = has_fused_steps(weights)
+    return torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay, fused=fused)

@@ -1,32 +1,32 @@
-"""Rectifiers: they turn the stack's prediction, an average of futures, into one sharp frame; a file each."""
+"""Rectifiers, a file each. They turn the stack's prediction, an average of futures, into one sharp frame."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import SerializeAsAny
 
 from torchrsm.rectifiers.compact import CompactConfig, CompactGenerator
+from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig
 from torchrsm.rectifiers.paper import PaperConfig, PaperGenerator
 from torchrsm.rectifiers.sharpening import SharpeningConfig, SharpeningFilter
 from torchrsm.rectifiers.unet import UNetConfig, UNetGenerator
+from torchrsm.registry import chosen_from
 
-RectifierConfig = CompactConfig | UNetConfig | PaperConfig | SharpeningConfig
+__all__ = ["RECTIFIERS", "AnyRectifierConfig", "InputSizes", "Rectifier", "RectifierConfig", "make_rectifier"]
 
-Rectifier = SharpeningFilter | CompactGenerator | UNetGenerator | PaperGenerator
+RECTIFIERS: dict[str, tuple[type[RectifierConfig], type[Rectifier]]] = {
+    "compact": (CompactConfig, CompactGenerator),
+    "unet": (UNetConfig, UNetGenerator),
+    "paper": (PaperConfig, PaperGenerator),
+    "sharpening": (SharpeningConfig, SharpeningFilter),
+}
+"""Settings and class by ``kind``. To add a rectifier, add a file and a line here."""
+
+AnyRectifierConfig = Annotated[SerializeAsAny[RectifierConfig], chosen_from("rectifier", RECTIFIERS)]
+"""The settings of any rectifier; their field ``kind`` names it."""
 
 
-def make_rectifier(
-    config: RectifierConfig,
-    channels: int,
-    layer_cells: Sequence[int],
-    seen_channels: int,
-    pad: int,
-    pad_value: float,
-) -> Rectifier:
-    """Return the rectifier that the settings name; the arguments are those of `UNetGenerator`."""
-    if isinstance(config, CompactConfig):
-        return CompactGenerator(config, channels, layer_cells, pad, pad_value)
-    if isinstance(config, UNetConfig):
-        return UNetGenerator(config, channels, layer_cells, seen_channels, pad, pad_value)
-    if isinstance(config, PaperConfig):
-        return PaperGenerator(channels, pad, pad_value)
-    return SharpeningFilter(config)
+def make_rectifier(config: RectifierConfig, sizes: InputSizes) -> Rectifier:
+    """Return the rectifier that settings name, with new weights."""
+    return RECTIFIERS[config.kind][1](config, sizes)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.config import Config
+from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig, Sees
 from torchrsm.rectifiers.parts import (
     CELL_DEVIATION,
     bordered,
@@ -23,7 +23,7 @@ from torchrsm.rectifiers.parts import (
 from torchrsm.rsm.functional import Cells
 
 
-class CompactConfig(Config):
+class CompactConfig(RectifierConfig):
     """Settings of a `CompactGenerator`, the choice for two cores.
 
     Attributes:
@@ -38,30 +38,30 @@ class CompactConfig(Config):
     sees_cells: bool = True
 
 
-class CompactGenerator(nn.Module):
-    """A residual convolutional network at half the resolution; what it finds is added to the logit of the prediction.
+class CompactGenerator(Rectifier):
+    """A residual convolutional network at half the resolution, whose output is added to the logit of the prediction.
 
     The prediction gets the border that the stack reads, so that the walls can be seen, and is folded two by two into
-    channels. Every block, and the last layer, starts at 0, which returns the prediction as it is.
+    channels. Every block and the last layer start at 0, so at first it returns the prediction unchanged.
 
     Args:
         config: its settings.
-        channels: channels of a frame.
-        layer_cells: cells of each layer of the stack.
-        pad, pad_value: border of the frames that the stack reads.
+        sizes: of what it may look at.
     """
 
-    def __init__(
-        self, config: CompactConfig, channels: int, layer_cells: Sequence[int], pad: int, pad_value: float
-    ) -> None:
+    def __init__(self, config: CompactConfig, sizes: InputSizes) -> None:
         super().__init__()
         self.config = config
-        self.pad, self.pad_value = pad, pad_value
-        width = config.width
+        self.pad, self.pad_value = sizes.pad, sizes.pad_value
+        channels, width = sizes.channels, config.width
         self.head = convolution(4 * channels, width)
         # A row for each cell: the product with a sparse map of cells is the sum of its winners' rows.
         self.cells = nn.ParameterList(
-            [nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells if config.sees_cells]
+            [
+                nn.Parameter(CELL_DEVIATION * torch.randn(count, width))
+                for count in sizes.layer_cells
+                if config.sees_cells
+            ]
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), convolution(width, width), nn.SiLU(), from_zero(convolution(width, width)))
@@ -69,6 +69,11 @@ class CompactGenerator(nn.Module):
         )
         self.tail = from_zero(convolution(width, 4 * channels))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def sees(self) -> tuple[Sees, ...]:
+        """The prediction and, if its settings say so, the winners."""
+        return ("prediction", "cells") if self.config.sees_cells else ("prediction",)
 
     def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None) -> Tensor:
         """Return the rectified frame.

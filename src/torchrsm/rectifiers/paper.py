@@ -9,32 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.config import Config
-from torchrsm.rectifiers.parts import (
-    LEAKY_SLOPE,
-    bordered,
-    inside,
-)
+from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig
+from torchrsm.rectifiers.parts import LEAKY_SLOPE, bordered, inside
 from torchrsm.rsm.functional import Cells
 
 
-class PaperConfig(Config):
+class PaperConfig(RectifierConfig):
     """Settings of a `PaperGenerator`: none, it is as published."""
 
     kind: Literal["paper"] = "paper"
 
 
-class PaperGenerator(nn.Module):
+class PaperGenerator(Rectifier):
     """The published convolutional autoencoder: 5x5 kernels, 64-128-256 filters (strides 1, 2, 1), then 128-64-1 back.
 
+    It reads the prediction with the border that the stack's frames have.
+
     Args:
-        channels: channels of a frame.
-        pad, pad_value: border of the frames that the stack reads; the generator reads the padded prediction.
+        config: its settings.
+        sizes: of what it may look at.
     """
 
-    def __init__(self, channels: int, pad: int, pad_value: float) -> None:
+    def __init__(self, config: PaperConfig, sizes: InputSizes) -> None:
         super().__init__()
-        self.pad, self.pad_value = pad, pad_value
+        self.config = config
+        self.pad, self.pad_value = sizes.pad, sizes.pad_value
+        channels = sizes.channels
         self.encoder = nn.ModuleList(
             nn.Conv2d(before, after, 5, stride, padding=2)
             for before, after, stride in ((channels, 64, 1), (64, 128, 2), (128, 256, 1))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.config import Config
+from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig, Sees
 from torchrsm.rectifiers.parts import (
     CELL_DEVIATION,
     LEAKY_SLOPE,
@@ -24,15 +24,15 @@ from torchrsm.rectifiers.parts import (
 from torchrsm.rsm.functional import Cells
 
 
-class UNetConfig(Config):
-    """Settings of a `UNetGenerator`, which sees what the stack has seen.
+class UNetConfig(RectifierConfig):
+    """Settings of a `UNetGenerator`, which also sees the frames that the stack has read.
 
     Attributes:
         features: channels at the frame's own resolution.
         width: channels at half of it.
         blocks: residual blocks of two convolutions there.
-        changes: what the generator's finding is added to, the stack's prediction (``raw``) or the frame that was seen
-            last (``last``). Where most of a picture stands still, the last frame is the better beginning.
+        changes: what the generator's output is added to: the stack's prediction (``raw``) or the frame that was seen
+            last (``last``), which is the better start where most of a picture stands still.
         sees_cells: read the winners of every layer, too.
     """
 
@@ -43,9 +43,13 @@ class UNetConfig(Config):
     changes: Literal["raw", "last"] = "raw"
     sees_cells: bool = True
 
+    def for_still_pictures(self) -> Self:
+        """Return settings that change the last frame instead of the stack's prediction."""
+        return self.replace(changes="last")
+
 
 class _Normed(nn.Module):
-    """A 3x3 convolution, group normalisation, leaky rectifier; at stride 2 it halves the resolution, ``up`` doubles."""
+    """A 3x3 convolution, group normalisation, leaky rectifier. Stride 2 halves the resolution, ``up`` doubles it."""
 
     def __init__(self, before: int, after: int, stride: int = 1, up: bool = False) -> None:
         super().__init__()
@@ -60,38 +64,31 @@ class _Normed(nn.Module):
         return F.leaky_relu(self.norm(self.convolution(x)), LEAKY_SLOPE)
 
 
-class UNetGenerator(nn.Module):
+class UNetGenerator(Rectifier):
     """Reads the prediction and the stack's input at full resolution, works at half of it, and draws at full.
 
-    One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. What it
-    finds is added to the logit of the prediction, or of the last frame; the last layer starts at 0, which returns that
-    as it is.
+    One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. Its
+    output is added to the logit of the prediction, or of the last frame. The last layer starts at 0, so at first it
+    returns that frame unchanged.
 
     Args:
         config: its settings.
-        channels: channels of a frame.
-        layer_cells: cells of each layer of the stack.
-        seen_channels: channels of the stack's input: its last frames, then their trace if it has one.
-        pad, pad_value: border of the frames that the stack reads.
+        sizes: of what it may look at.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        channels: int,
-        layer_cells: Sequence[int],
-        seen_channels: int,
-        pad: int,
-        pad_value: float,
-    ) -> None:
+    def __init__(self, config: UNetConfig, sizes: InputSizes) -> None:
         super().__init__()
         self.config = config
-        self.pad, self.pad_value = pad, pad_value
+        self.pad, self.pad_value = sizes.pad, sizes.pad_value
         features, width = config.features, config.width
-        self.read = _Normed(channels + seen_channels, features)
+        self.read = _Normed(sizes.channels + sizes.seen_channels, features)
         self.down = _Normed(features, width, 2)
         self.cells = nn.ParameterList(
-            [nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells if config.sees_cells]
+            [
+                nn.Parameter(CELL_DEVIATION * torch.randn(count, width))
+                for count in sizes.layer_cells
+                if config.sees_cells
+            ]
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -104,8 +101,13 @@ class UNetGenerator(nn.Module):
         )
         self.up = _Normed(width, features, up=True)
         self.draw = _Normed(2 * features, features)
-        self.tail = from_zero(nn.Conv2d(features, channels, 1))
+        self.tail = from_zero(nn.Conv2d(features, sizes.channels, 1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def sees(self) -> tuple[Sees, ...]:
+        """The prediction, the frames that the stack read and, if its settings say so, the winners."""
+        return ("prediction", "cells", "frames") if self.config.sees_cells else ("prediction", "frames")
 
     def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor) -> Tensor:
         """Return the rectified frame.
@@ -121,7 +123,7 @@ class UNetGenerator(nn.Module):
         padded = bordered(raw, self.pad, self.pad_value)
         height, width = padded.shape[-2:]
         seen = F.pad(seen, (0, width - seen.shape[-1], 0, height - seen.shape[-2]), value=self.pad_value)
-        both = 2 * torch.cat((padded, seen), 1) - 1  # zeros around a convolution are then no black pixels
+        both = 2 * torch.cat((padded, seen), 1) - 1  # so the zeros around a convolution differ from black pixels
         first = self.read(both.contiguous(memory_format=torch.channels_last))
         x = self.down(first)
         for weight, layer in zip(self.cells, cells, strict=bool(self.cells)):

@@ -351,11 +351,11 @@ class RSMLayer(nn.Module):
         return nn.functional.dropout(x, self.config.dropout, self.training)
 
     def _grid_of(self, input: Tensor | Cells) -> Grid:
-        if isinstance(input, Cells):
-            return F.strided_grid(Grid(*input.index.shape[1:3]), self.input_pool)
-        if input.dim() != 4:
-            raise ValueError(f"an input must be a map [b, h, w, c]; got {list(input.shape)}")
-        return Grid(*input.shape[1:3])
+        shape = input.index.shape if isinstance(input, Cells) else input.shape
+        if len(shape) != 4 or 0 in shape:
+            raise ValueError(f"an input must be a map [b, h, w, c] or cells [b, h, w, k]; got {list(shape)}")
+        grid = Grid(*shape[1:3])
+        return F.strided_grid(grid, self.input_pool) if isinstance(input, Cells) else grid
 
     def _step(self, input_grid: Grid) -> Step:
         if input_grid not in self._steps:

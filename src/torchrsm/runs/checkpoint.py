@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,12 @@ from torchrsm.storage.tensors import load_tensors
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 FORMAT = "torchrsm-run-2"
+
+RANDOM = {"cpu": "random", "cuda": "random.cuda", "mps": "random.mps", "xpu": "random.xpu"}
+"""The tensor that holds the state of a device's generator of random numbers, by the type of the device."""
+
+_FORMER_TERMS = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
+"""What checkpoints once summed of a rectifier, whether a term had a weight or not."""
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -27,6 +33,24 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} must have the format {FORMAT}; got {header.get('format')}")
     return tensors, header
+
+
+def saved_sums(header: Mapping[str, Any], loss_names: Sequence[str]) -> list[float]:
+    """Return the sums since the last record: frames, their error, and one for each loss.
+
+    There are none just after a record, nor where a run is extended so that it goes on in another phase.
+
+    Terms without a weight, which older checkpoints hold as zeros, are left out.
+
+    Args:
+        header: of a checkpoint.
+        loss_names: of the phase that goes on.
+    """
+    frames, error, *losses = header["sums"] or [0.0, 0.0]
+    layers = [name for name in loss_names if name.startswith("loss/")]
+    former = loss_names if len(losses) == len(loss_names) else [*layers, *(f"rectifier/{t}" for t in _FORMER_TERMS)]
+    by_name = dict(zip(header.get("loss_names", former), losses, strict=False))
+    return [frames, error, *(by_name[n] for n in loss_names)] if by_name.keys() >= set(loss_names) else []
 
 
 def optimiser_state(prefix: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from typing import Any
 
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
-from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.runs.presets import balls_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
 from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, VideoConfig
 
 _PASSAGES = 4  # through a video, side by side
+_NEARBY = 16  # pixels: systems halve frames at most four times, or fold patches of them
 
 
 def fit(run: AnyRunConfig, shape: tuple[int, int, int], stream: AnyStreamConfig) -> AnyRunConfig:
@@ -39,8 +41,8 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     if isinstance(run, BaselineRunConfig) or isinstance(stream, BouncingBallsConfig):
         return run.replace(stream=stream)
     changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0}
-    if isinstance(run.model.rectifier, UNetConfig):
-        changes["model.rectifier.changes"] = "last"
+    if run.model.rectifier is not None:
+        changes["model.rectifier"] = run.model.rectifier.for_still_pictures()
     if run.rectifying is not None:
         changes["rectifying"] = without_dreams(run.rectifying)
     if isinstance(stream, VideoConfig):
@@ -89,6 +91,33 @@ def sized(run: AnyRunConfig, shape: tuple[int, int, int]) -> AnyRunConfig:
         dividing = [patch for patch in range(1, 1 + math.gcd(height, width)) if height % patch == width % patch == 0]
         settings["patch"] = min(dividing, key=lambda patch: abs(math.log(patch / wanted)))
     return run.replace(**{f"model.{name}": value for name, value in settings.items()})
+
+
+def nearest_shape(run: AnyRunConfig, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape of frames that a system can read which is nearest to some other: itself, if it can read that.
+
+    The width is changed before the height is, and each by as little as possible.
+
+    Args:
+        run: of the system.
+        shape: channels, height and width.
+
+    Raises:
+        ValueError: no size nearby will do; the message is about the shape itself.
+    """
+    channels, height, width = shape
+    changes = sorted(
+        itertools.product(range(-_NEARBY, _NEARBY + 1), repeat=2), key=lambda d: (abs(d[0]) + abs(d[1]), abs(d[0]), d)
+    )
+    for taller, wider in [*((0, wider) for taller, wider in changes if taller == 0), *changes]:
+        near = (channels, height + taller, width + wider)
+        if min(near) < 1:
+            continue
+        with contextlib.suppress(ValueError):
+            sized(run, near)
+            return near
+    sized(run, shape)
+    raise AssertionError("unreachable: the shape itself was tried first")
 
 
 def for_watching(shape: tuple[int, int, int]) -> RunConfig:

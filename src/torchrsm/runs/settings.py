@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 import tyro
 from pydantic import BeforeValidator, Field, model_validator
 
-from torchrsm.baselines import WITHOUT_WEIGHTS, AnyBaselineConfig
+from torchrsm.baselines import WITHOUT_WEIGHTS, AnyBaselineConfig, make_baseline
 from torchrsm.config import Config
 from torchrsm.learning.local import LearningConfig
+from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.rectifying import RectifyingConfig
-from torchrsm.learning.windows import SequenceLearningConfig
-from torchrsm.model import ModelConfig
+from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
+from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig
 from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
 
@@ -31,6 +33,8 @@ class TrainingConfig(Config):
         batch_size: streams in parallel.
         seed: of the weights, the dropout and the training sequences.
         threads: of the fused kernel; None for all cores at hand.
+        device: where the model learns: ``cpu``, ``cuda`` (the first one), ``cuda:N`` or ``mps``; ``auto`` for the
+            CPU, whose engine is the fastest that there is.
         log_steps: steps between two lines of the record.
         checkpoint_seconds: seconds between two checkpoints.
     """
@@ -40,6 +44,7 @@ class TrainingConfig(Config):
     batch_size: int = Field(default=16, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, gt=0)
+    device: str = Field(default="cpu", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     log_steps: int = Field(default=100, gt=0)
     checkpoint_seconds: float = Field(default=30.0, ge=0)
 
@@ -120,10 +125,27 @@ class RunConfig(Config):
                 f"only a share above 0.5 / training.batch_size = {0.5 / batch:.3g} lets a stream dream",
             )
 
+    def make_learner(self, shape: tuple[int, int, int, int], device: torch.device, begins: bool) -> OnlineLearner:
+        """Return what learns in this run, as it is before the first update.
+
+        Args:
+            shape: batch, channels, height and width of the frames to come.
+            device: where it learns.
+            begins: whether the run begins; else a checkpoint gives the weights, and ``stack_from`` is not needed.
+
+        Raises:
+            ValueError: the model cannot read such frames, or ``stack_from`` is another kind of stack.
+            FileNotFoundError: there is no ``stack_from``.
+        """
+        learner = OnlineLearner(self.model, self.learning, self.rectifying, self.stack_from is None, shape, device)
+        if begins and self.stack_from is not None:
+            learner.take_stack(VideoPredictor.from_pretrained(self.stack_from))
+        return learner
+
     @model_validator(mode="after")
     def _rectifier_learns(self) -> Self:
         rectifier = self.model.rectifier
-        learns = rectifier is not None and rectifier.kind != "sharpening"
+        learns = rectifier is not None and rectifier.learns
         if learns != (self.rectifying is not None):
             kind = "none" if rectifier is None else rectifier.kind
             raise ValueError(
@@ -147,7 +169,7 @@ class BaselineRunConfig(Config):
     """
 
     name: _Name
-    model: Annotated[AnyBaselineConfig, Field(discriminator="kind")]
+    model: AnyBaselineConfig
     learning: SequenceLearningConfig = SequenceLearningConfig()
     stream: StreamConfig = BouncingBallsConfig()
     training: _Training
@@ -162,6 +184,10 @@ class BaselineRunConfig(Config):
         if self.model.kind in WITHOUT_WEIGHTS:
             for name in SequenceLearningConfig.model_fields:
                 yield f"learning.{name}", f"{self.model.kind} has nothing to learn"
+
+    def make_learner(self, shape: tuple[int, int, int, int], device: torch.device, begins: bool) -> SequenceLearner:
+        """Return what learns in this run, as it is before the first update; the arguments are `RunConfig`'s."""
+        return SequenceLearner(make_baseline(self.model), self.learning, shape, device)
 
 
 AnyRunConfig = RunConfig | BaselineRunConfig

@@ -25,18 +25,28 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from torch import Tensor
 
-from torchrsm.baselines import SequenceModel, make_baseline
-from torchrsm.learning.contract import NonFiniteError
-from torchrsm.learning.online import OnlineLearner
-from torchrsm.learning.windows import SequenceLearner
-from torchrsm.model import VideoPredictor, load
+from torchrsm.baselines import SequenceModel
+from torchrsm.learning.contract import NonFiniteError, require_finite_tensors
+from torchrsm.learning.randomness import Randomness
+from torchrsm.model import VideoPredictor
 from torchrsm.rsm import kernels
-from torchrsm.runs.checkpoint import CHECKPOINT_FILE, FORMAT, lay_out_as_weights, load_checkpoint, optimiser_state
+from torchrsm.runs.checkpoint import (
+    CHECKPOINT_FILE,
+    FORMAT,
+    RANDOM,
+    lay_out_as_weights,
+    load_checkpoint,
+    optimiser_state,
+    saved_sums,
+)
+from torchrsm.runs.devices import choose_device
 from torchrsm.runs.film import found, with_absolute_path
 from torchrsm.runs.lock import locked
 from torchrsm.runs.record import METRICS_FILE, TIMING_FILE, Record
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, first_difference, load_run_config, save_run_config
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, first_difference, load_run_config, save_run_config
+from torchrsm.scoring.metrics import precise_type
 from torchrsm.state import flatten, unflatten
 from torchrsm.storage.folders import WEIGHTS_FILE, load_weights
 from torchrsm.storage.shipped import CONFIG_FILE
@@ -81,21 +91,18 @@ class Trainer:
         if not resume:
             _check_free(self.folder)
         going_on = resume and (self.folder / CHECKPOINT_FILE).exists()
-        stack_from = config.stack_from if isinstance(config, RunConfig) and not going_on else None
-        stack = None if stack_from is None else load(stack_from)
+        self.device = choose_device(training.device)
         self.threads = training.threads or kernels.threads()
-        kernels.set_threads(self.threads)
-        torch.manual_seed(training.seed)
         self.stream: Stream = stream or make_stream(
             found(config.stream, self.folder), training.batch_size, training.seed
         )
-        self.learner = _learner(config, (self.stream.batch_size, *self.stream.frame_shape))
-        if stack is not None:
-            assert isinstance(self.learner, OnlineLearner)
-            self.learner.take_stack(stack)
+        shape = (self.stream.batch_size, *self.stream.frame_shape)
+        self._randomness = Randomness(training.seed, self.device)
+        with self._randomness.in_use():
+            self.learner = config.make_learner(shape, self.device, begins=not going_on)
         self.step = 0
         self.seconds = 0.0
-        self._sums = [0.0] * 2  # frames, their error, each loss
+        self._sums: Tensor | None = None  # since the last record: frames, their error, each loss, times the frames
         self._offsets = {METRICS_FILE: 0, TIMING_FILE: 0}
         if going_on:
             self._restore()
@@ -148,23 +155,21 @@ class Trainer:
             report: called with each record.
 
         Raises:
-            NonFiniteError: an input, a loss or a weight is NaN or infinite.
+            NonFiniteError: an input, a loss or a weight is NaN or infinite; weights are looked at before each
+                checkpoint and at the end of each phase.
             ValueError: the stream gives frames outside of 0..1.
             KeyboardInterrupt: the run was interrupted or stopped; its checkpoint is saved.
             BlockingIOError: another process is writing a run to the folder.
             OSError: the folder cannot be written, or the disk is full; the last checkpoint is good.
         """
-        threads = kernels.threads(), torch.get_num_threads()
-        try:
-            with locked(self.folder):
-                if self._files_as_left() != self._left:
-                    raise ValueError(f"{self.folder} was written by someone else in the meantime; resume the run anew")
-                try:
+        with locked(self.folder):
+            if self._files_as_left() != self._left:
+                raise ValueError(f"{self.folder} was written by someone else in the meantime; resume the run anew")
+            try:
+                with kernels.threads_in_use(self.threads), self._randomness.in_use():
                     return self._run(report)
-                finally:
-                    self._left = self._files_as_left()
-        finally:
-            kernels.set_threads(*threads)
+            finally:
+                self._left = self._files_as_left()
 
     def stop(self) -> None:
         """Let the run end after the step under way, with a checkpoint, as an interrupt does; from any thread."""
@@ -191,9 +196,14 @@ class Trainer:
                 now = time.monotonic()
                 self.seconds = now - started
                 finished = self.progress >= 1.0
-                if self.step % self.config.training.log_steps == 0 or finished or self.phase != phase:
+                ends = finished or self.phase != phase
+                if ends:
+                    self._require_finite(self.learner.model.state_dict())
+                if self.step % self.config.training.log_steps == 0 or ends:
                     frames = (self.step - last_step) * self.stream.batch_size * self.config.frames_in_a_step
-                    report(self._log(logs, phase, frames / max(now - since, 1e-9)))
+                    record = self._log(logs, phase, frames / max(now - since, 1e-9))
+                    with self._randomness.set_aside():
+                        report(record)
                     since, last_step = now, self.step
                 if now - checked >= self.config.training.checkpoint_seconds or finished:
                     self._save(logs)
@@ -206,28 +216,40 @@ class Trainer:
         return self.model.eval()
 
     def _teach(self) -> None:
-        try:
-            scored, error, losses = self.learner.teach(self._next_batch, self.progress)
-        except NonFiniteError as reason:
-            good = self.folder / CHECKPOINT_FILE
-            kept = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-            raise NonFiniteError(f"{reason} at step {self.step + 1}; {kept}") from reason
-        terms = [1.0, error, *losses]
-        self._sums += [0.0] * (len(terms) - len(self._sums))
-        self._sums = [total + scored * term for total, term in zip(self._sums, terms, strict=True)]
+        """Take the next batches of the stream, let the model learn from them, and add up what came of it.
+
+        The sums stay on the device; they are read once for each record.
+        """
+        with self._naming_the_checkpoint(self.step + 1):
+            batches = [self._next_batch() for _ in range(self.learner.batches_per_update)]
+            taught = self.learner.teach(batches, self.progress)
+        one = torch.ones_like(taught.scored)
+        means = torch.cat((torch.stack((one, taught.frame_squared_error)), taught.losses.to(one.dtype)))
+        self._sums = taught.scored * means if self._sums is None else self._sums + taught.scored * means
         self.step += 1
 
     def _next_batch(self) -> StreamBatch:
         batch = next(self.stream)
-        low, high = float(batch.frames.min()), float(batch.frames.max())
+        low, high = (float(value) for value in batch.frames.aminmax())  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)):
             raise NonFiniteError("the stream gave a frame with NaN or infinity")
         if low < 0 or high > 1:
             raise ValueError(f"frames must be in 0..1; the stream gave {low:.6g}..{high:.6g} at step {self.step + 1}")
         return batch
 
+    @contextmanager
+    def _naming_the_checkpoint(self, step: int) -> Iterator[None]:
+        """Add the step and the last checkpoint to what is said of a number that is not finite."""
+        try:
+            yield
+        except NonFiniteError as reason:
+            good = self.folder / CHECKPOINT_FILE
+            kept = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
+            raise NonFiniteError(f"{reason} at step {step}; {kept}") from reason
+
     def _log(self, logs: Mapping[str, IO[str]], phase: str, frames_per_second: float) -> Record:
-        frames, error, *losses = self._sums
+        assert self._sums is not None
+        frames, error, *losses = self._sums.tolist()
         frames = max(frames, 1.0)
         record = Record(
             phase,
@@ -239,12 +261,12 @@ class Trainer:
             self.seconds,
             frames_per_second,
         )
-        self._sums = [0.0] * 2
+        self._sums = None
         line = {
             "phase": phase,
             "step": record.step,
             "frame_squared_error": record.frame_squared_error,
-            "losses": record.losses,
+            "losses": dict(zip(record.loss_names, record.losses, strict=True)),
         }
         print(json.dumps(line), file=logs[METRICS_FILE])
         print(json.dumps({"step": record.step, "seconds": record.seconds}), file=logs[TIMING_FILE])
@@ -287,12 +309,14 @@ class Trainer:
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
         tensors |= flatten("state", self.learner.state)
-        tensors["random"] = torch.get_rng_state()
+        self._require_finite(tensors)
+        tensors |= {RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
         header = {
             "format": FORMAT,
             "step": self.step,
             "seconds": self.seconds,
-            "sums": self._sums,
+            "sums": [] if self._sums is None else self._sums.tolist(),
+            "loss_names": list(self.learner.loss_names(self.phase)),  # a record ends a phase: the sums are of this one
             "offsets": offsets,
             "stream": self.stream.state_dict(),
             "threads": self.threads,
@@ -300,6 +324,11 @@ class Trainer:
         save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
         self._offsets = offsets
         self.model.save_weights(self.folder)
+
+    def _require_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Look at all that a checkpoint would hold before it takes the place of the last good one."""
+        with self._naming_the_checkpoint(self.step):
+            require_finite_tensors(tensors)
 
     def _restore(self) -> None:
         path = self.folder / CHECKPOINT_FILE
@@ -314,17 +343,13 @@ class Trainer:
             optimiser.load_state_dict(whole)
             lay_out_as_weights(optimiser)
         self.learner.state = unflatten("state", self.learner.state, tensors)
-        torch.set_rng_state(tensors["random"])
+        self._randomness.load_state_dict({name: tensors[key] for name, key in RANDOM.items() if key in tensors})
         self.threads = header["threads"]  # sums over the batch are taken in as many parts as before
         self.step, self.seconds = header["step"], header["seconds"]
-        self._sums, self._offsets = header["sums"], header["offsets"]
+        sums = saved_sums(header, self.learner.loss_names(self.phase))
+        self._sums = torch.tensor(sums, dtype=precise_type(self.device), device=self.device) if sums else None
+        self._offsets = header["offsets"]
         self.stream.load_state_dict(header["stream"])
-
-
-def _learner(config: AnyRunConfig, shape: tuple[int, int, int, int]) -> OnlineLearner | SequenceLearner:
-    if isinstance(config, RunConfig):
-        return OnlineLearner(config.model, config.learning, config.rectifying, config.stack_from is None, shape)
-    return SequenceLearner(make_baseline(config.model), config.learning, shape)
 
 
 def _check_free(folder: Path) -> None:
@@ -336,7 +361,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _extends(folder: Path, config: AnyRunConfig) -> bool:
-    """Say whether a run goes on for longer than it was begun for; all else must be the same."""
+    """Say whether a run goes on for longer, or on another device, than it was begun; all else must be the same."""
     begun = with_absolute_path(load_run_config(folder))
     budget = {"steps": config.training.steps, "minutes": config.training.minutes}
     for name, now in budget.items():
@@ -345,7 +370,7 @@ def _extends(folder: Path, config: AnyRunConfig) -> bool:
             raise ValueError(f"{folder} was begun for {before:g} {name}; it can go on for more, not for {now:g}")
         if before is not None and now is None:
             raise ValueError(f"{folder} was begun for {before:g} {name}; a longer budget must be one of {name}, too")
-    longer = begun.replace(training=begun.training.replace(**budget))
+    longer = begun.replace(training=begun.training.replace(**budget, device=config.training.device))
     difference = first_difference(longer, with_absolute_path(config))
     if difference is not None:
         name, before, now = difference

@@ -1,6 +1,7 @@
 """Measures how far a predicted frame is from the true one: pure functions, one number per frame.
 
-All take frames ``[..., channels, height, width]`` in 0..1 and return ``[...]`` float64 on the CPU.
+All take frames ``[..., channels, height, width]`` in 0..1 and return ``[...]`` float64 on the CPU, unless they say
+otherwise.
 """
 
 from __future__ import annotations
@@ -51,8 +52,21 @@ def frame_squared_error(prediction: Tensor, frame: Tensor) -> Tensor:
         ValueError: the shapes differ or have fewer than three dimensions.
     """
     _check_shapes(prediction, frame)
-    difference = prediction.detach().cpu().to(torch.float64) - frame.detach().cpu().to(torch.float64)
-    return difference.square().sum(dim=(-3, -2, -1))
+    return frame_squared_error_on_device(prediction.cpu(), frame.cpu())
+
+
+def frame_squared_error_on_device(prediction: Tensor, frame: Tensor) -> Tensor:
+    """Return `frame_squared_error` on the device of the frames, so that nothing waits for it; it carries no graph.
+
+    float64, or float32 on a device that has no float64.
+    """
+    kind = precise_type(frame.device)
+    return (prediction.detach().to(kind) - frame.detach().to(kind)).square().sum(dim=(-3, -2, -1))
+
+
+def precise_type(device: torch.device) -> torch.dtype:
+    """Return the type in which errors are added up on a device: float64 where there is one."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def peak_signal_noise_ratio(prediction: Tensor, frame: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
 
 def check_sequences(frames: Tensor) -> None:
     """Raise a ValueError unless frames are ``[sequences, time, channels, height, width]`` in 0..1, time 2 or more."""
+    if not isinstance(frames, Tensor):
+        raise ValueError(f"frames must be a torch.Tensor, received {type(frames).__name__}")
     shape = list(frames.shape)
     if len(shape) != 5 or 0 in shape:
         raise ValueError(f"frames must have the shape [sequences, time, channels, height, width], received {shape}")

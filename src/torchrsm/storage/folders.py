@@ -58,7 +58,7 @@ def model_kind(folder: Path) -> str | None:
 
 
 def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[ConfigT], ModelT]) -> ModelT:
-    """Read what `save_model` wrote; the model comes in evaluation mode.
+    """Read what `save_model` wrote; the model comes in evaluation mode, torch's generator stays as it is.
 
     Args:
         folder: of the model.
@@ -79,7 +79,7 @@ def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[Config
     if header.get("format") != FORMAT:
         raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")
     try:
-        with _Allowance(tensors):
+        with _Allowance(tensors), torch.random.fork_rng(devices=()):  # what new weights draw is nobody's business
             model = build(config)
     except OverflowError as error:
         raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error

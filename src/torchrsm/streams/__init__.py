@@ -17,7 +17,7 @@ from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.pictures import AnimationReader, ImageFolderReader
 from torchrsm.streams.stream import Stream, StreamBatch, check_stream
 from torchrsm.streams.transforms import Pad
-from torchrsm.streams.video_file import VideoFile, load_clips
+from torchrsm.streams.video_file import VideoFile, load_clips, numbered_frames, open_clips
 from torchrsm.streams.webcam import Webcam
 
 __all__ = [
@@ -45,6 +45,8 @@ __all__ = [
     "load_clips",
     "load_frames",
     "moving_mnist_sequences",
+    "numbered_frames",
+    "open_clips",
     "open_frames",
     "render_balls",
     "simulate_balls",

@@ -1,4 +1,4 @@
-"""Clips of video in memory, played on and on: short films, long ones, many of them."""
+"""Clips of video, played on and on: short films, long ones, many of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchrsm.compiling import compiled
+from torchrsm.streams.film_store import Clip, ClipOnDisk
 from torchrsm.streams.random import WEYL, mix
 from torchrsm.streams.stream import StreamBatch, require_boolean, require_integer, saved_step
 
@@ -28,18 +29,21 @@ class ClipStream:
     and partial one counted as 0, is ``i + B p``: unique, and it only grows.
 
     Args:
-        clips: uint8 ``[time, channels, height, width]`` each, the last three the same for all; they are kept, not
-            copied, and must not change.
+        clips: uint8 ``[time, channels, height, width]`` each, the last three the same for all: arrays, tensors, or
+            clips on disk (`torchrsm.streams.film_store`), of which a frame at a time is read. They are kept, not
+            copied, and must not change. One of them must have two frames or more, so that there is a next frame to
+            learn to predict.
         batch_size: places played side by side, 1 or more.
         mirror: whether each passage is shown mirrored, left to right, with probability 1/2.
         seed: of the mirroring, 0 to 2^63 - 1.
 
     Raises:
-        ValueError: an argument is outside its range, or a clip is empty or of another shape or type.
+        ValueError: an argument is outside its range, a clip is empty or of another shape or type, or no frame follows
+            another.
     """
 
     def __init__(
-        self, clips: Sequence[NDArray[np.uint8] | Tensor], batch_size: int = 1, *, mirror: bool = False, seed: int = 0
+        self, clips: Sequence[Clip | Tensor], batch_size: int = 1, *, mirror: bool = False, seed: int = 0
     ) -> None:
         self._batch_size = require_integer("batch_size", batch_size, 1)
         self._mirror = require_boolean("mirror", mirror)
@@ -53,6 +57,11 @@ class ClipStream:
                     f"clips must all be [time, {', '.join(map(str, self._clips[0].shape[1:]))}] as the first, "
                     f"received {list(clip.shape)} as clip {number}"
                 )
+        if all(len(clip) < 2 for clip in self._clips):
+            raise ValueError(
+                "clips must hold a frame that follows another, to learn from, received "
+                + ("a single frame" if len(self._clips) == 1 else f"{len(self._clips)} clips of a single frame each")
+            )
         self._ends = np.cumsum([len(clip) for clip in self._clips])
         self._begins = self._ends - np.array([len(clip) for clip in self._clips])
         element = np.arange(self._batch_size, dtype=np.int64)
@@ -72,7 +81,7 @@ class ClipStream:
         return (channels, height, width)
 
     @property
-    def frames(self) -> list[NDArray[np.uint8]]:
+    def frames(self) -> list[Clip]:
         """The clips, ``[time, channels, height, width]`` each, to look at and not to change."""
         return list(self._clips)
 
@@ -111,7 +120,8 @@ class ClipStream:
         digest = hashlib.sha256()
         for clip in self._clips:
             digest.update(str(clip.shape).encode())
-            digest.update(np.ascontiguousarray(clip).data)
+            for time in range(len(clip)):  # one by one: a clip on disk does not fit into memory
+                digest.update(np.ascontiguousarray(clip[time]).data)
         return {
             "stream": "ClipStream",
             "batch_size": self._batch_size,
@@ -132,7 +142,9 @@ def _mirrored(seed: np.uint64, passages: NDArray[np.int64]) -> NDArray[np.bool_]
     return result
 
 
-def _require_clip(number: int, clip: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
+def _require_clip(number: int, clip: Clip | Tensor) -> Clip:
+    if isinstance(clip, ClipOnDisk):
+        return clip
     array = clip.detach().cpu().numpy() if isinstance(clip, Tensor) else np.asarray(clip)
     if array.ndim != 4 or array.dtype != np.uint8 or array.size == 0:
         raise ValueError(

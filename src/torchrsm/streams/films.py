@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from torchrsm.streams.film_clock import FilmClock, Gap, Moment
 from torchrsm.streams.framing import MAX_SIDE, Crop, Framing, PixelBudget
-from torchrsm.streams.paths import require_file
+from torchrsm.streams.paths import printable, require_file
 from torchrsm.streams.stream import require_integer
 
 MAX_RATE = 1000
@@ -57,8 +57,8 @@ class NumberedFrame(NamedTuple):
 
     number: int
     """Of the frame, 0 for the first. Missing frames are counted: after a gap the numbers go on as in the whole film."""
-    seconds: float
-    """Time from the beginning of the film."""
+    seconds: float | None
+    """Time from the beginning of the film; None of pictures and arrays, which have no time."""
     frame: NDArray[np.uint8]
     """``[channels, height, width]``."""
     after_gap: bool
@@ -115,6 +115,7 @@ class VideoReader:
         self._start, self._end = _require_times(start, end)
         self._max_pixels = None if max_pixels is None else require_integer("max_pixels", max_pixels, 1)
         self._path = require_file(path)
+        self._name = printable(self._path)
         with self._opened() as (container, stream):
             self._tick = _fraction(stream.time_base) or Fraction(1, 1000)
             rate = _fraction(stream.average_rate) or _fraction(stream.guessed_rate)
@@ -126,7 +127,7 @@ class VideoReader:
             clock = self._clock()
             first = next(self._decoded(container, stream, PixelBudget(self._path, self._max_pixels), clock), None)
             if first is None:
-                raise ValueError(f"{self._path} must be a video, received one without a frame that can be decoded")
+                raise ValueError(f"{self._name} must be a video, received one without a frame that can be decoded")
             self._origin = clock.origin
             picture = self._upright(first[1], VideoReformatter())
         self._damage: list[Gap] = []
@@ -134,7 +135,7 @@ class VideoReader:
         try:
             self._shape = self._framing.shape(*picture.shape[:2])
         except ValueError as error:
-            raise ValueError(f"{self._path}: {error}") from None
+            raise ValueError(f"{self._name}: {error}") from None
 
     @property
     def path(self) -> Path:
@@ -208,12 +209,12 @@ class VideoReader:
                     try:
                         result = self._framing.frame(self._upright(frame, reformatter), self._shape)
                     except ValueError as error:  # the picture became smaller than the crop
-                        raise ValueError(f"{self._path}: {error}") from None
+                        raise ValueError(f"{self._name}: {error}") from None
                     shown = frame
                 yield NumberedFrame(moment.number, float(moment.time), result.copy(), moment.after_gap)
             if shown is None:
                 end = "the end" if self._end is None else f"{float(self._end):g}"
-                raise ValueError(f"{self._path} has no frame from second {float(self._start):g} to {end}")
+                raise ValueError(f"{self._name} has no frame from second {float(self._start):g} to {end}")
         finally:
             if self._damage:
                 warnings.warn(DamagedFilmWarning(_what_is_missing(self._path, self._damage)), stacklevel=2)
@@ -270,7 +271,7 @@ class VideoReader:
                 if not frame.is_corrupt:
                     budget.spend(frame.height, frame.width)
                     yield clock.frame(stamp, frame.duration), frame
-                elif not stamped:
+                elif stamp is None or not stamped:
                     clock.lose(stamp)
         exact = any(name in _EXACT_LENGTH for name in names)
         complete = 0 < stream.frames <= packets
@@ -344,7 +345,7 @@ class VideoReader:
         try:
             return _upright(frame, reformatter)
         except (av.error.FFmpegError, ValueError) as error:  # pixels of a kind that cannot be converted
-            raise ValueError(f"{self._path} has a frame of {frame.format.name} that cannot be shown: {error}") from None
+            raise ValueError(f"{self._name} has a frame of {frame.format.name} that cannot be shown: {error}") from None
 
     @property
     def _period(self) -> Fraction:
@@ -380,7 +381,7 @@ def _open_container(path: Path, file: BinaryIO) -> InputContainer:
         file.seek(0)
         head = file.read(12)
         received = f"one that begins with {head!r}" if head else "an empty file"
-        raise ValueError(f"{path} must be a complete video file ({_KINDS}), received {received}") from error
+        raise ValueError(f"{printable(path)} must be a complete video file ({_KINDS}), received {received}") from error
     return container
 
 
@@ -392,10 +393,10 @@ def _video_stream(path: Path, container: InputContainer) -> av.VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
-        raise ValueError(f"{path} must have a video in it, received {' and '.join(kinds)} only")
+        raise ValueError(f"{printable(path)} must have a video in it, received {' and '.join(kinds)} only")
     stream = streams[0]
     if stream.codec_context is None:  # where there is no decoder, whatever its type says
-        raise ValueError(f"{path} must be of a codec that FFmpeg can decode, received an unknown one")
+        raise ValueError(f"{printable(path)} must be of a codec that FFmpeg can decode, received an unknown one")
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_SIDE * MAX_SIDE)}
     return stream
@@ -458,7 +459,7 @@ def _packets(path: Path, container: InputContainer, stream: av.VideoStream) -> I
             if packet is None:
                 packets = container.demux(stream)  # an iterator ends with its error
         except OSError as error:
-            raise OSError(error.errno, f"{path} cannot be read: {error.strerror or error}") from error
+            raise OSError(error.errno, f"{printable(path)} cannot be read: {error.strerror or error}") from error
         yield packet, frames, failed
 
 
@@ -467,7 +468,7 @@ def _what_is_missing(path: Path, gaps: list[Gap]) -> str:
     places = ", ".join(str(gap) for gap in gaps[:_GAPS_IN_MESSAGE])
     more = len(gaps) - _GAPS_IN_MESSAGE
     return (
-        f"{path}: {frames} frame{'s are' if frames > 1 else ' is'} damaged or missing: {places}"
+        f"{printable(path)}: {frames} frame{'s are' if frames > 1 else ' is'} damaged or missing: {places}"
         + (f" and {more} more place{'s' if more > 1 else ''}" if more > 0 else "")
         + "; the others are used"
     )

@@ -46,7 +46,7 @@ class Framing:
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None:
                 require_integer(name, size, 1, MAX_SIDE)
-        if self.channels not in (1, 3) or isinstance(self.channels, bool):
+        if type(self.channels) is not int or self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), received {self.channels!r}")
         if self.crop is None or (isinstance(self.crop, str) and self.crop == "square"):
             return

@@ -39,6 +39,7 @@ _PNG = b"\x89PNG"
 _BEGINNINGS = (_PNG, b"\xff\xd8\xff", b"BM", b"RIFF", b"GIF8", *TIFF_BEGINNINGS)
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_PREVIOUS, _OVER = 2, 1  # of the frame control of an animated PNG
 _DARK = 2**4  # of 256: below it all of 16 bits that are 12 in truth
 _SHORTEST = Fraction(11, 1000)  # seconds; browsers show what asks for less for a tenth of a second
 _DEFAULT_SECONDS = Fraction(1, 10)
@@ -138,7 +139,7 @@ class PictureFile:
             length = os.fstat(self._file.fileno()).st_size
             match self._image.format:
                 case "PNG":
-                    return b"IEND" not in self._png_chunks()
+                    return not any(name == b"IEND" for name, _ in self._png_chunks())
                 case "JPEG" | "MPO":
                     return b"\xff\xd9" not in self._part(max(0, length - 2**16), 2**16)
                 case "GIF":
@@ -176,6 +177,8 @@ class PictureFile:
         if self._page is None:
             # The first picture of such a PNG is for viewers that know no animations.
             apart = self._image.format == "PNG" and count > 1 and bool(self._image.info.get("default_image"))
+            if self._image.format == "PNG" and count > 1:
+                self._refuse_misread_animation()
             return list(range(int(apart), count))
         pages = []
         for page in range(count):
@@ -197,7 +200,7 @@ class PictureFile:
 
     def _orientation(self) -> int:
         # Pillow reads all pixels of a PNG to look for EXIF behind them; where there is no such chunk, it need not.
-        if self._image.format == "PNG" and b"eXIf" not in self._png_chunks():
+        if self._image.format == "PNG" and not any(name == b"eXIf" for name, _ in self._png_chunks()):
             exif = Image.Image.getexif(self._image)
         else:
             exif = self._image.getexif()
@@ -232,15 +235,24 @@ class PictureFile:
             transparent=transparent if isinstance(transparent, int) else None,
         )
 
-    def _png_chunks(self) -> set[bytes]:
-        """Return the names of the chunks of a PNG that are there in full."""
-        names, place, length = set(), 8, os.fstat(self._file.fileno()).st_size
+    def _refuse_misread_animation(self) -> None:
+        """Refuse a PNG with pictures that are mixed with what is under them and then taken away: Pillow leaves them."""
+        controls = [self._part(place, 26) for name, place in self._png_chunks() if name == b"fcTL"]
+        if any(control[24] == _PREVIOUS and control[25] == _OVER for control in controls[1:]):
+            raise ValueError(
+                "its pictures are mixed with those under them and then taken away (blend over, dispose to previous), "
+                "which is not read: save it as GIF or WebP"
+            )
+
+    def _png_chunks(self) -> Iterator[tuple[bytes, int]]:
+        """Yield the name of each chunk of a PNG that is there in full, and where its data begin."""
+        place, length = 8, os.fstat(self._file.fileno()).st_size
         while place + 12 <= length:
             head = self._part(place, 8)
-            place += 12 + int.from_bytes(head[:4], "big")
+            data = place + 8
+            place = data + int.from_bytes(head[:4], "big") + 4
             if place <= length:
-                names.add(head[4:])
-        return names
+                yield head[4:], data
 
     def _part(self, start: int, size: int) -> bytes:
         """Return bytes of the file; Pillow goes on where it was."""

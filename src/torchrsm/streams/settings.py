@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from torchrsm.config import Config
 from torchrsm.streams.bouncing_balls import BouncingBalls
 from torchrsm.streams.clips import ClipStream
+from torchrsm.streams.film_store import Clip
+from torchrsm.streams.layouts import require_layout
 from torchrsm.streams.moving_mnist import MovingMNIST
+from torchrsm.streams.paths import printable
 from torchrsm.streams.stream import Stream
-from torchrsm.streams.video_file import load_clips
+from torchrsm.streams.video_file import Reader, open_clips, store_parts
+
+_MAX_BYTES_IN_MEMORY = 2**26  # of frames of videos; more of them are kept on disk
 
 
 class BouncingBallsConfig(Config):
@@ -58,7 +61,7 @@ def _utf8_path(path: str) -> str:
 
 
 class VideoConfig(Config):
-    """A video, or several; see `torchrsm.streams.load_clips`.
+    """A video, or several; see `torchrsm.streams.open_clips`.
 
     Attributes:
         path: text or a `pathlib.Path`, of a film, a folder of films or of pictures, or a .npz or .npy of frames.
@@ -67,7 +70,11 @@ class VideoConfig(Config):
         channels: 1 for grey, 3 for colour.
         frames_per_second: None for those of the film.
         mirror: half of the passages through a clip, drawn at random, are learned from mirrored, left to right.
-        held_out: share of each clip, its end, that is never learned from.
+        held_out: share of each clip, its end, that is never learned from. Its first half is for validation (every
+            choice of a setting), its second half for the test (figures to publish).
+        layout: what the axes of an array are, as `torchrsm.streams.load_frames` explains it; None for films and
+            pictures, and where the shape tells.
+        white: which value of a pixel is white, for pictures of more than 8 bits; None for what they tell.
     """
 
     kind: Annotated[Literal["video"], tyro.conf.Suppress] = "video"
@@ -79,6 +86,13 @@ class VideoConfig(Config):
     frames_per_second: float | None = Field(default=None, gt=0, le=1000)
     mirror: bool = True
     held_out: float = Field(default=0.2, ge=0, lt=1)
+    layout: str | None = None
+    white: float | None = Field(default=None, gt=0)
+
+    @field_validator("layout")
+    @classmethod
+    def _layout_has_known_axes(cls, layout: str | None) -> str | None:
+        return None if layout is None else require_layout(layout)
 
 
 def _with_kind(given: Any) -> Any:
@@ -104,18 +118,11 @@ def make_stream(config: AnyStreamConfig, batch_size: int, seed: int) -> Stream:
         seed: of the sequences; of a video, of what is mirrored.
 
     Raises:
-        ValueError: a video cannot be read.
-        FileNotFoundError: there is none.
+        ValueError: a video cannot be read, or has too few frames to learn from.
+        OSError: there is none, or the disk is full.
     """
     if isinstance(config, VideoConfig):
-        learned = [clip[: learned_frames(config, clip)] for clip in read_clips(config)]
-        longest = max(len(clip) for clip in learned)
-        if longest < LEAST_FRAMES:
-            raise ValueError(
-                f"{config.path} must have a clip of {LEAST_FRAMES} frames or more to learn from, what is held out left "
-                f"aside; the longest has {longest}"
-            )
-        return ClipStream(learned, batch_size, mirror=config.mirror, seed=seed)
+        return ClipStream(_learned_clips(config), batch_size, mirror=config.mirror, seed=seed)
     settings = config.model_dump(exclude={"kind"})
     if isinstance(config, MovingMNISTConfig):
         return MovingMNIST(batch_size, seed=seed, split="train", **settings)
@@ -123,22 +130,39 @@ def make_stream(config: AnyStreamConfig, batch_size: int, seed: int) -> Stream:
 
 
 def frame_shape(config: AnyStreamConfig) -> tuple[int, int, int]:
-    """Return channels, height and width of the frames; a video is looked into."""
+    """Return channels, height and width of the frames; of a video, of its first frame, which alone is decoded."""
+    if isinstance(config, VideoConfig):
+        return open_videos(config)[0][1].frame_shape
     return make_stream(config, 1, 0).frame_shape
 
 
-def read_clips(config: VideoConfig) -> list[NDArray[np.uint8]]:
-    """Return the clips that settings name, ``[time, channels, height, width]`` each."""
-    return load_clips(
+def open_videos(config: VideoConfig) -> list[tuple[str, Reader]]:
+    """Return the clips that settings name, to be read: a name and a reader each, as `torchrsm.streams.open_clips`."""
+    return open_clips(
         config.path,
         height=config.height,
         width=config.width,
         crop=config.crop,
         channels=config.channels,
         frames_per_second=config.frames_per_second,
+        layout=config.layout,
+        white=config.white,
     )
 
 
-def learned_frames(config: VideoConfig, clip: NDArray[np.uint8]) -> int:
-    """Return how many frames of a clip, from its beginning, are learned from."""
-    return len(clip) - round(config.held_out * len(clip))
+def learned_frames(config: VideoConfig, frames: int) -> int:
+    """Return how many frames of a clip of some length, from its beginning, are learned from."""
+    return frames - round(config.held_out * frames)
+
+
+def _learned_clips(config: VideoConfig) -> list[Clip]:
+    setting = f"held_out = {config.held_out:g}"
+    clips = store_parts(
+        open_videos(config), lambda frames: (0, learned_frames(config, frames)), _MAX_BYTES_IN_MEMORY, setting
+    )
+    if all(len(clip) < LEAST_FRAMES for clip in clips):
+        raise ValueError(
+            f"{printable(config.path)} must leave {LEAST_FRAMES} frames in a row or more to learn from, received "
+            f"{max(len(clip) for clip in clips)} with {setting}"
+        )
+    return clips

@@ -15,9 +15,11 @@ from torchrsm.streams.settings import (
     AnyStreamConfig,
     BouncingBallsConfig,
     MovingMNISTConfig,
+    VideoConfig,
     learned_frames,
-    read_clips,
+    open_videos,
 )
+from torchrsm.streams.video_file import load_parts
 
 Split = Literal["test", "validation"]
 
@@ -26,6 +28,8 @@ TEST_SEED = 20190528
 
 VALIDATION_SEED = 20190529
 """The seed of the sequences on which a setting may be chosen."""
+
+_MAX_BYTES = 2**30  # of the frames of videos that are held out
 
 FRAMES_IN_A_SEQUENCE = 100
 """Frames of each fixed sequence."""
@@ -69,18 +73,20 @@ def held_out_frames(config: AnyStreamConfig, split: Split = "test", sequences: i
     """Return what a run that learns from ``config`` never sees, to score it on.
 
     Of bouncing balls the fixed sequences, whatever balls the run learns from; of digits sequences with digits of their
-    own; of a video the end of each clip, all cut to the length of the shortest.
+    own. Of a video the last frames of each clip, which ``held_out`` keeps from learning: their first half for
+    validation, their second half for the test, all cut to the length of the shortest. Where frames of a film are
+    missing, the longest series without a gap counts. Only what is returned is ever in memory.
 
     Args:
         config: what the run learns from.
-        split: of balls and digits; a video has one only, ``test``.
-        sequences: how many, of balls and digits.
+        split: "test" for figures to publish, "validation" for every choice before that.
+        sequences: how many, of balls and digits; of a video each clip is one.
 
     Returns:
         ``[n, t, c, h, w]`` in 0..1.
 
     Raises:
-        ValueError: a video has nothing held out.
+        ValueError: the split is unknown; or a video is too short, or too much of it is held out to be in memory.
     """
     if isinstance(config, BouncingBallsConfig):
         return bouncing_ball_frames(split, sequences)
@@ -93,8 +99,22 @@ def held_out_frames(config: AnyStreamConfig, split: Split = "test", sequences: i
             sequence_length=config.sequence_length,
             split=split,
         )
-    ends = [clip[learned_frames(config, clip) :] for clip in read_clips(config)]
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, received {split!r}")
+    return _end_of_videos(config, split)
+
+
+def _end_of_videos(config: VideoConfig, split: Split) -> Tensor:
+    def part(frames: int) -> tuple[int, int]:
+        learned = learned_frames(config, frames)
+        middle = learned + (frames - learned) // 2
+        return (learned, middle) if split == "validation" else (middle, frames)
+
+    readers = open_videos(config)
+    setting = f"the {split} part, half of held_out = {config.held_out:g},"
+    ends = [max(stretches, key=len) for stretches in load_parts(readers, part, _MAX_BYTES, setting)]
+    for (name, _), end in zip(readers, ends, strict=True):
+        if len(end) < 2:
+            raise ValueError(f"{setting} must leave 2 frames in a row of each clip, received {len(end)}: {name}")
     length = min(len(end) for end in ends)
-    if length < 2:
-        raise ValueError(f"held_out must leave 2 frames of each clip or more to test on; got {length}")
     return torch.from_numpy(np.stack([end[:length] for end in ends])).float() / 255

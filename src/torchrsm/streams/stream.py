@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class StreamBatch(NamedTuple):
     """``[batch]`` int64, number of the sequence that the frame belongs to."""
 
 
+@runtime_checkable
 class Stream(Protocol):
     """An iterator of `StreamBatch` that owns its randomness and can save its position.
 

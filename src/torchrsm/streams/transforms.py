@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
 from torch.nn import functional as F
 
 from torchrsm.streams.stream import Stream, StreamBatch, require_integer, require_settings
+
+_WIDEST = 4096  # pixels
 
 
 class Pad:
@@ -15,7 +18,7 @@ class Pad:
 
     Args:
         stream: the stream that is padded. It is played by this one: do not play it elsewhere at the same time.
-        margin: width of the border on each of the four sides, pixels, 0 or more.
+        margin: width of the border on each of the four sides, pixels, 0 to 4096.
         value: of the pixels of the border, 0 to 1.
 
     Raises:
@@ -23,9 +26,12 @@ class Pad:
     """
 
     def __init__(self, stream: Stream, margin: int, value: float = 0.5) -> None:
+        if not isinstance(stream, Stream):
+            raise ValueError(f"stream must be a stream of frames, received {type(stream).__name__}")
         self._stream = stream
-        self._margin = require_integer("margin", margin, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        self._margin = require_integer("margin", margin, 0, _WIDEST)
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 1:
             raise ValueError(f"value must be a number in 0..1, received {value!r}")
         self._value = float(value)
 
@@ -57,6 +63,8 @@ class Pad:
         Raises:
             ValueError: the position is not one of a stream with the same border and the same stream inside.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"saved position: must be a mapping, received {state!r}")
         expected = {"stream": "Pad", "margin": self._margin, "value": self._value}
         require_settings({name: entry for name, entry in state.items() if name != "padded"}, expected)
         if not isinstance(state.get("padded"), Mapping):

@@ -199,7 +199,6 @@ class Server:
 
     def __post_init__(self) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        kernels.set_threads(1)
         self._pool = ThreadPoolExecutor(cores, "torchrsm-frames", lambda: torch.set_num_threads(1))
         self._decoder = ThreadPoolExecutor(1, "torchrsm-decoder")
         self._decoding = 0
@@ -221,7 +220,8 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _life(self, app: FastAPI) -> AsyncIterator[None]:
-        yield
+        with kernels.threads_in_use(1):
+            yield
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._decoder.shutdown(wait=False, cancel_futures=True)
 

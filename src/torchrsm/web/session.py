@@ -131,7 +131,7 @@ class _Training:
             if phase != self.phase:
                 self.learner.model.train(phase != "rectifier")
                 self.phase = phase
-            self.learner.teach(lambda: next(self.stream), self.progress)
+            self.learner.teach([next(self.stream)], self.progress)
             now = time.perf_counter()
             self.seconds += now - begun
             self.running = self.progress < 1

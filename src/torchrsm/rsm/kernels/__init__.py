@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ __all__ = [
     "choose_engine",
     "set_threads",
     "threads",
+    "threads_in_use",
 ]
 
 EngineName = str
@@ -105,3 +108,20 @@ def set_threads(count: int, torch_threads: int = 1) -> None:
 def threads() -> int:
     """Return how many threads the fused kernel uses."""
     return _fused.threads
+
+
+@contextmanager
+def threads_in_use(count: int, torch_threads: int = 1) -> Iterator[None]:
+    """Use so many threads (`set_threads`), and as many as before once the block has ended, however it ends.
+
+    Within the block `set_threads` may change the numbers again.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    before = threads(), torch.get_num_threads()
+    set_threads(count, torch_threads)
+    try:
+        yield
+    finally:
+        set_threads(*before)

@@ -30,6 +30,7 @@ from torchrsm.config import Config
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
 from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, table
+from torchrsm.runs.lock import locked
 from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import Record, learning_curve, training_summary
 from torchrsm.runs.settings import FORMER_NAMES, RUN_FILE, RunConfig
@@ -154,7 +155,12 @@ class Bench:
 
         Raises:
             KeyboardInterrupt: interrupted; the same call goes on.
+            BlockingIOError: another process is writing to the folder.
         """
+        with locked(self.folder):
+            return self._run(reporting, say)
+
+    def _run(self, reporting: Reporting, say: Callable[[str], None]) -> Results:
         for seed in range(self.config.seeds):
             # Every other round backwards, so that no system always has the machine at its coolest.
             for name in self.config.systems[:: 1 if seed % 2 == 0 else -1]:
@@ -186,11 +192,11 @@ class Bench:
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(f"{name} seed {seed}") as report:
             trainer.run(report)
-        kernels.set_threads(self.config.threads, torch_threads=self.config.threads)
-        frames = bouncing_ball_frames("test", self.config.sequences)
-        model = load(folder)
-        scores = Evaluator(frames).evaluate(model, model=folder.name)
-        rollout = evaluate_rollouts(model, frames, prime=PRIME, steps=self.config.dream_steps)
+        with kernels.threads_in_use(self.config.threads, torch_threads=self.config.threads):
+            frames = bouncing_ball_frames("test", self.config.sequences)
+            model = load(folder)
+            scores = Evaluator(frames).evaluate(model, model=folder.name)
+            rollout = evaluate_rollouts(model, frames, prime=PRIME, steps=self.config.dream_steps)
         scores = scores.model_copy(update={"training": training_summary(folder), "rollout": rollout})
         write_atomically(self._scores_file(name, seed), (scores.to_json() + "\n").encode())
 

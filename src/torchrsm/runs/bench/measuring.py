@@ -27,10 +27,9 @@ MEMORY_UPDATES = 2
 
 def prediction_speeds(systems: dict[str, Predictor[Any, Any]]) -> dict[str, float]:
     """Return frames a second, predicted and observed, one stream on one thread: the median of rounds in turn."""
-    kernels.set_threads(1, torch_threads=1)
     frames = bouncing_ball_frames("validation", 2)[:1]
     rates: dict[str, list[float]] = {name: [] for name in systems}
-    with torch.inference_mode():
+    with torch.inference_mode(), kernels.threads_in_use(1):
         for _ in range(1 + SPEED_ROUNDS):
             for name, system in systems.items():
                 state = system.initial_state((1, *frames.shape[2:]))

@@ -1,0 +1,28 @@
+"""The optimisers that more than one way of learning uses, as fast as a device allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
+
+
+def has_fused_steps(weights: Sequence[Tensor]) -> bool:
+    """Return whether torch updates all weights at once, in one pass, on the device where they are."""
+    return all(weight.device.type in _FUSED for weight in weights)
+
+
+def adam(
+    weights: Sequence[Tensor],
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> torch.optim.Adam:
+    """Return Adam for weights that are all on one device."""
+    return torch.optim.Adam(
+        weights, learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=has_fused_steps(weights)
+    )
