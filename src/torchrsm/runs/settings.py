@@ -106,14 +106,12 @@ class RunConfig(Config):
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """List how a stack learns that does not, how a rectifier does that has no time, and dreams of no stream."""
-        if self.stack_from is not None:
-            for name in LearningConfig.model_fields:
-                yield f"learning.{name}", "stack_from is given, and the stack does not learn"
         if self.rectifying is None:
             return
         if self.stack_from is not None:
-            for name in ("share", "stack_share"):
-                yield f"rectifying.{name}", "stack_from is given, and the stack does not learn"
+            names = [f"learning.{name}" for name in LearningConfig.model_fields]
+            for name in (*names, "rectifying.share", "rectifying.stack_share"):
+                yield name, "stack_from is given and the stack does not learn"
         elif self.rectifying.share == 0:
             for name in RectifyingConfig.model_fields:
                 if name not in ("share", "stack_share"):
