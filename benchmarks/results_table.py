@@ -17,7 +17,7 @@ from typing import Any
 
 from torchrsm.baselines import ConstantVelocityConfig, CopyLastConfig, DTSBNConfig, SimVPConfig
 from torchrsm.baselines.rtrbm import BoltzmannConfig
-from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.model import VideoPredictor
 from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
 from torchrsm.runs.presets import preset
 from torchrsm.runs.settings import BaselineRunConfig, RunConfig
@@ -143,12 +143,11 @@ def described(system: str) -> tuple[str, str]:
 def rsm_described(run: RunConfig) -> tuple[str, str]:
     """Return the same of RSM: its stack and, where there is one that learns, its rectifier."""
     (frames, stack_sees), learns = stack_described(run)
-    rectifier = run.model.rectifier
+    rectifier = VideoPredictor(run.model).rectifier
     if rectifier is None:
         return stack_sees, learns
-    reads = [frames] if isinstance(rectifier, UNetConfig) else []
-    reads.append("the stack's prediction")
-    reads += ["its winners"] if getattr(rectifier, "sees_cells", False) else []
+    words = {"frames": frames, "prediction": "the stack's prediction", "cells": "its winners"}
+    reads = [said for seen, said in words.items() if seen in rectifier.sees]
     return (
         f"stack: {stack_sees}; rectifier: {', '.join(reads)}",
         f"stack: {learns}; rectifier: backpropagation through its own layers",
