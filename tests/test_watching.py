@@ -83,13 +83,56 @@ def test_the_same_seed_sees_the_same():
     ("frame", "message"),
     [
         (torch.zeros(1, 8, 9), r"frame must have the shape \[1, 8, 8\]; got \[1, 8, 9\]"),
-        (torch.full((1, 8, 8), 1.5), r"frame must be in 0\.\.1; got 1\.5\.\.1\.5"),
-        (torch.full((1, 8, 8), float("nan")), r"frame must be in 0\.\.1; got nan"),
+        (torch.full((1, 8, 8), 1.5), r"frame must be finite and in 0\.\.1; got values from 1\.5 to 1\.5"),
+        (torch.full((1, 8, 8), float("nan")), r"frame must be finite and in 0\.\.1; got values from nan to nan"),
+        (np.full((1, 8, 8), -0.5), r"frame must be finite and in 0\.\.1; got values from -0\.5 to -0\.5"),
+        (np.zeros((8, 8), np.uint8), r"frame must have the shape \[1, 8, 8\]; got \[8, 8\]"),
+        (np.zeros((1, 8, 8), np.int64), "floating-point in 0..1 or uint8; got ndarray of int64"),
+        (torch.zeros(1, 8, 8, dtype=torch.bool), "floating-point in 0..1 or uint8; got Tensor of torch.bool"),
+        (np.full((1, 8, 8), "a"), "floating-point in 0..1 or uint8; got ndarray of <U1"),
+        ([[[0.0] * 8] * 8], "frame must be a tensor or an array, floating-point in 0..1 or uint8; got list"),
+        (None, "frame must be a tensor or an array, floating-point in 0..1 or uint8; got NoneType"),
     ],
 )
-def test_bad_frames_are_refused(frame, message):
+def test_bad_frames_are_refused_and_nothing_is_learned_from_them(frame, message):
+    watcher = Watcher((1, 8, 8))
+    before = copies(watcher)
     with pytest.raises(ValueError, match=message):
-        Watcher((1, 8, 8)).see(frame)
+        watcher.see(frame)
+    assert watcher.see(torch.zeros(1, 8, 8)).frame == 0
+    other = Watcher((1, 8, 8))
+    assert all(torch.equal(weight, before[name]) for name, weight in copies(other).items())
+
+
+def copies(watcher):
+    return {name: weight.clone() for name, weight in watcher.model.state_dict().items()}
+
+
+def as_it_comes(levels):
+    """The same frame as a tensor or an array of each kind that there is."""
+    values = (levels / 255).astype(np.float32)
+    swapped = np.ascontiguousarray(values.transpose(0, 2, 1)).transpose(0, 2, 1)
+    kinds = [levels, torch.from_numpy(levels), values, torch.from_numpy(values), values.astype(">f4"), swapped]
+    return [*kinds, values.astype(np.float64), torch.from_numpy(values).double(), torch.from_numpy(values)[None][0]]
+
+
+def test_a_frame_is_the_same_in_any_form():
+    levels = np.random.default_rng(0).integers(0, 256, (6, 2, 8, 9), dtype=np.uint8)
+    seen = [[watcher.see(frame) for frame in frames] for watcher, frames in watched(levels)]
+    assert all(one == seen[0] for one in seen)
+    assert seen[0][5].error > 0
+
+
+def watched(levels):
+    forms = zip(*(as_it_comes(frame) for frame in levels), strict=True)
+    return [(Watcher(levels.shape[1:]), frames) for frames in forms]
+
+
+def test_a_frame_that_is_changed_later_was_seen_as_it_was():
+    watcher, frame = Watcher((1, 8, 8)), torch.rand(1, 8, 8)
+    watcher.see(frame)
+    frame.zero_()
+    assert watcher.see(frame).copy_error > 1
 
 
 def test_bad_shapes_are_refused():

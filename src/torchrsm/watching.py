@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrsm.learning.contract import NonFiniteError
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.randomness import Randomness
+from torchrsm.model import VideoPredictor
 from torchrsm.predictor import check_frame
 from torchrsm.rsm import kernels
 from torchrsm.runs.fitting import for_watching
@@ -75,6 +76,11 @@ class Watcher:
         self._count = 0
         self._usual_error, self._usual_motion = _Usual(), _Usual()
 
+    @property
+    def model(self) -> VideoPredictor:
+        """What has learned so far."""
+        return self._learner.model
+
     def see(self, frame: Tensor | NDArray[Any], start: bool = False) -> Surprise:
         """Predict a frame from those before it, learn from it, and say how surprising it was.
 
@@ -115,8 +121,8 @@ class Watcher:
         if tuple(given.shape) != self.shape:
             raise ValueError(f"frame must have the shape {list(self.shape)}; got {list(given.shape)}")
         scale = 255 if given.dtype == torch.uint8 else 1
-        seen = given.detach().to(self._like.device, torch.float32, copy=True)[None] / scale
-        return check_frame(seen, self._like)
+        seen = given.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)[None] / scale
+        return check_frame(seen.to(self._like.device), self._like)
 
 
 class _Usual:

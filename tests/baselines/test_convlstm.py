@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lessons import teach
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
@@ -280,7 +281,7 @@ def test_an_update_is_that_of_plain_adam(settings):
     ]
     predictor, reference = model(settings), model(settings)
     learner = SequenceLearner(predictor, SequenceLearningConfig(window=TIME, learning_rates=(0.01,)), SHAPE)
-    learner.teach(iter(batches).__next__, 0.5)
+    teach(learner, iter(batches), 0.5)
     loss = reference.learn(whole, reference.initial_state(SHAPE)).losses[0]
     loss.backward()
     torch.optim.Adam(reference.parameters(), 0.01, foreach=False).step()

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from lessons import teach
 from pydantic import ValidationError
 
 from torchrsm.baselines.rtrbm import RTRBM, Machine, RTRBMConfig, contrastive_divergence
@@ -110,7 +111,7 @@ def test_it_learns(kind):
     config = SequenceLearningConfig(learning_rates=(1e-2,), window=8)
     learner = SequenceLearner(predictor, config, (8, 1, 12, 12))
     learner.begin("sequence", 1)
-    errors = [learner.teach(stream.__next__, 0.5).frame_squared_error for _ in range(200)]
+    errors = [teach(learner, stream, 0.5).frame_squared_error for _ in range(200)]
     assert sum(errors[-20:]) < 0.6 * sum(errors[:20])
 
 
@@ -250,7 +251,7 @@ def test_the_penalty_closes_gates():
     learner = SequenceLearner(predictor, SequenceLearningConfig(learning_rates=(0.05,), window=4), (2, 1, 6, 6))
     stream = BouncingBalls(2, resolution=6, balls=1, radius=2.0)
     for _ in range(40):
-        learner.teach(stream.__next__, 0.5)
+        teach(learner, stream, 0.5)
     assert torch.sigmoid(predictor.visible_gates).mean() < 0.9 * before
 
 

@@ -4,7 +4,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional as F
 
-from torchrsm.rectifiers import RectifierConfig, make_rectifier
+from torchrsm.rectifiers import AnyRectifierConfig, InputSizes, make_rectifier
 from torchrsm.rectifiers.compact import CompactConfig, CompactGenerator
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from torchrsm.rectifiers.paper import PaperConfig, PaperGenerator
@@ -40,7 +40,7 @@ def seen_by(shape, pad):
 
 def compact(channels=1, pad=2, **settings):
     config = CompactConfig(**{"width": 6, "blocks": 2, **settings})
-    return CompactGenerator(config, channels, LAYER_CELLS, pad, 0.5)
+    return CompactGenerator(config, InputSizes(channels, LAYER_CELLS, channels, pad, 0.5))
 
 
 def stirred(generator):
@@ -127,8 +127,12 @@ def test_compact_refuses_cells_of_another_number_of_layers():
 # --- Paper ------------------------------------------------------------------------------------------------------------
 
 
+def published(channels, pad):
+    return PaperGenerator(PaperConfig(), InputSizes(channels, LAYER_CELLS, channels, pad))
+
+
 def test_the_paper_generator_has_the_published_layers():
-    generator = PaperGenerator(1, 2, 0.5)
+    generator = published(1, 2)
     layers = [*generator.encoder, *generator.decoder]
     filters = [(layer.in_channels, layer.out_channels) for layer in layers]
     assert filters == [(1, 64), (64, 128), (128, 256), (256, 128), (128, 64), (64, 1)]
@@ -140,7 +144,7 @@ def test_the_paper_generator_has_the_published_layers():
 
 
 def test_the_paper_generator_sees_the_padded_frame_at_the_published_sizes():
-    generator, sizes = PaperGenerator(1, 2, 0.5), []
+    generator, sizes = published(1, 2), []
     for layer in (*generator.encoder, *generator.decoder):
         layer.register_forward_hook(lambda layer, given, made: sizes.append(tuple(made.shape[2:])))
     generator.encoder[0].register_forward_pre_hook(lambda layer, given: sizes.append(tuple(given[0].shape[2:])))
@@ -154,7 +158,7 @@ def test_the_paper_generator_sees_the_padded_frame_at_the_published_sizes():
 @pytest.mark.parametrize("shape", [(1, 1, 7, 10), (1, 2, 5, 5)])
 @pytest.mark.parametrize("pad", [0, 1])
 def test_the_paper_generator_takes_any_size(shape, pad):
-    generator = PaperGenerator(shape[1], pad, 0.5)
+    generator = published(shape[1], pad)
     assert generator(torch.rand(shape)).shape == shape
 
 
@@ -238,7 +242,7 @@ def test_smoothed_labels_keep_the_discriminator_from_being_too_sure():
 
 def unet(channels=1, pad=2, **settings):
     config = UNetConfig(**{"features": 4, "width": 6, "blocks": 2, **settings})
-    return UNetGenerator(config, channels, LAYER_CELLS, 2 * channels, pad, 0.5)
+    return UNetGenerator(config, InputSizes(channels, LAYER_CELLS, 2 * channels, pad, 0.5))
 
 
 def stack_input(shape, pad):
@@ -312,10 +316,10 @@ def test_unet_is_its_definition(shape, sees_cells):
     ],
 )
 def test_settings_name_the_rectifier(config, kind, weights):
-    rectifier = make_rectifier(config, 1, LAYER_CELLS, 2, 2, 0.5)
+    rectifier = make_rectifier(config, InputSizes(1, LAYER_CELLS, 2, 2, 0.5))
     assert type(rectifier) is kind
     assert bool(list(rectifier.parameters())) is weights
-    assert TypeAdapter(RectifierConfig).validate_json(config.model_dump_json()) == config
+    assert TypeAdapter(AnyRectifierConfig).validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize(

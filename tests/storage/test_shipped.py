@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import torchrsm
-from torchrsm.model import ModelConfig, VideoPredictor, load
+from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.storage import shipped
 from torchrsm.storage.shipped import find_model, models_folder, shipped_models
+from torchrsm.systems import load
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,6 +7,7 @@ fixed order, so a run repeats bit by bit.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,6 +32,7 @@ class FusedEngine:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool: ThreadPoolExecutor | None = None
+        self._pool_process = 0
 
     def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
         """See `Engine.select`."""
@@ -65,8 +67,11 @@ class FusedEngine:
         if parts == 1:
             kernel(0, batch, *arguments(0))
             return
-        if self._pool is None or self._pool._max_workers < parts - 1:
+        process = os.getpid()
+        if self._pool is None or self._pool._max_workers < parts - 1 or self._pool_process != process:
+            # A process that was forked has the pool, but none of its threads.
             self._pool = ThreadPoolExecutor(parts - 1, thread_name_prefix="torchrsm")
+            self._pool_process = process
         waiting = [
             self._pool.submit(kernel, bounds[part], bounds[part + 1], *arguments(part)) for part in range(1, parts)
         ]

@@ -30,6 +30,7 @@ from torchrsm.config import Config
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
 from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, table
+from torchrsm.runs.lock import locked
 from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import Record, learning_curve, training_summary
 from torchrsm.runs.settings import FORMER_NAMES, RUN_FILE, RunConfig
@@ -154,7 +155,12 @@ class Bench:
 
         Raises:
             KeyboardInterrupt: interrupted; the same call goes on.
+            BlockingIOError: another process is writing to the folder.
         """
+        with locked(self.folder):
+            return self._run(reporting, say)
+
+    def _run(self, reporting: Reporting, say: Callable[[str], None]) -> Results:
         for seed in range(self.config.seeds):
             # Every other round runs backwards, so that no system always has the machine at its coolest.
             for name in self.config.systems[:: 1 if seed % 2 == 0 else -1]:
