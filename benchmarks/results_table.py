@@ -387,7 +387,8 @@ def _worlds() -> str:
     """Other worlds than the balls: error beside that of the frame before, at equal time."""
     lines = []
     for world in filter(None, map(read, WORLDS)):
-        name = {"video": f"a film, `{world['film']}`"}.get(world["world"], f"Moving MNIST, {world['world'][7:]} pixels")
+        film = f"the last {world['frames'][1]} frames of a film, `{world['film']}`"
+        name = {"video": film}.get(world["world"], f"Moving MNIST, {world['world'][7:]} pixels")
         for row in world["rows"]:
             share = f"{row['share_of_copy_last']:.2f}" if "share_of_copy_last" in row else "1"
             how = "none" if row["system"] == "copy-last" else f"{world['minutes']:g} min"
@@ -396,8 +397,8 @@ def _worlds() -> str:
     if not lines:
         return ""
     head = [
-        "Other worlds, squared error per frame on what was never learned from: digits of their own, the last fifth of"
-        " a film (`benchmarks/other_worlds.py`). Share: of the error of the frame before.",
+        "Other worlds, squared error per frame on what was never learned from: digits of their own, the end of a"
+        " film (`benchmarks/other_worlds.py`). Share: of the error of the frame before.",
         "",
         "| world | system | error | share | training |",
         "|---|---|---|---|---|",
