@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from torchrsm import load
+from torchrsm import VideoPredictor, load
 from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import RunConfig, load_run_config
 from torchrsm.storage.tensors import write_atomically
@@ -21,20 +21,22 @@ MODELS = Path(__file__).parent.parent / "models"
 
 def sight(config: RunConfig) -> str:
     """Return a paragraph: what the stack and the rectifier see, and how each learns."""
-    count, rectifier = config.model.layers[0].input_frames, config.model.rectifier
+    rectifier = VideoPredictor(config.model).rectifier
     assert rectifier is not None
+    assert config.model.rectifier is not None
+    kind, count = config.model.rectifier.kind, config.model.layers[0].input_frames
     frames = "the last frame" if count == 1 else f"the last {count} frames"
     reads = "the stack's prediction"
-    if getattr(rectifier, "sees_cells", False):
+    if "cells" in rectifier.sees:
         reads += " and the winners of its layers"
-    if rectifier.kind == "unet":
+    if "frames" in rectifier.sees:
         reads = f"{frames}, {reads}"
     text = (
         f"The stack reads {frames} and keeps a memory. Each of its layers learns from its own error; no gradient"
-        f" crosses a layer or a step. The rectifier (`{rectifier.kind}`) reads {reads}. It learns by backpropagation"
+        f" crosses a layer or a step. The rectifier (`{kind}`) reads {reads}. It learns by backpropagation"
         " through its own layers."
     )
-    if rectifier.kind == "unet" and count > 1:
+    if "frames" in rectifier.sees and count > 1:
         text += f" In this world {frames} say all that can be known, so it could do as well without the stack."
     return textwrap.fill(text, 110)
 

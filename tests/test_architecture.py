@@ -103,8 +103,37 @@ def defines_something(file):
 
 
 def test_the_page_shows_this_order():
-    rows = re.findall(r"^\| \d+ \| ([^|]*) \|", PAGE, re.MULTILINE)
+    section = PAGE.split("\n## Which folder imports from which\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| \d+ \| ([^|]*) \|", section, re.MULTILINE)
     assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == ORDER
+
+
+def defined_names(file):
+    """Return the functions and classes of a module, methods as ``Class.method``."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return found
+
+
+WALK = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| ([^|]*) \|", PAGE, re.MULTILINE)
+
+
+def test_the_walk_is_short():
+    assert 20 <= len(WALK) <= 25
+    for section in PAGE.split("\n### From the stream")[1:]:
+        files = re.findall(r"^\| \d+ \| `([\w/]+\.py)`", section, re.MULTILINE)
+        assert len(files) == len(set(files)) <= 12, "each file stands in the way once"
+
+
+@pytest.mark.parametrize(("name", "functions"), WALK)
+def test_what_the_walk_names_is_there(name, functions):
+    names = set(re.findall(r"`([\w.]+)`", functions))
+    assert names
+    assert names <= defined_names(SOURCE / name)
 
 
 def test_the_page_lists_every_file_once():

@@ -98,7 +98,7 @@ def test_the_examples_with_systems_and_settings_run(in_a_folder, capsys):
     errors = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(errors["balls"]) < 1 < float(errors["copy-last"])
     run = run_example("docs/guide/python.md", 1)["run"]
-    assert (run.training.minutes, run.training.steps, run.training.batch_size) == (None, 20, 4)
+    assert (run.training.minutes, run.training.steps, run.training.batch_size) == (None, 10, 8)
 
 
 def test_the_readme_is_short_and_shows_ten_lines_of_python():

@@ -372,6 +372,15 @@ def test_a_part_of_a_large_file_takes_little_memory(tmp_path):
     assert most < 2**20
 
 
+def test_a_packed_file_that_does_not_fit_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_module, "_LARGEST_PACKED", 500)
+    for suffix, save in ((".npy", np.save), (".npz", np.savez_compressed)):
+        save(tmp_path / f"a{suffix}", np.zeros((2, 4, 8, 8), np.uint8))
+    assert open_frames(tmp_path / "a.npy").shape == (2, 4, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"a\.npz must unpack to at most 500 bytes, .*received 512: save it as \.npy"):
+        open_frames(tmp_path / "a.npz")
+
+
 def test_a_reader_frames_each_picture(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 6, 3), dtype=np.uint8)
     np.save(tmp_path / "a.npy", array)

@@ -49,3 +49,19 @@ def test_refuses_nothing(folder, tmp_path):
         ImageFolder(tmp_path / "empty")
     with pytest.raises(FileNotFoundError):
         ImageFolder(tmp_path / "missing")
+
+
+def test_white_is_told_for_pictures_of_12_bits(tmp_path):
+    for number in range(3):
+        Image.fromarray(np.full((4, 4), 1000 * (number + 1), np.uint16)).save(tmp_path / f"{number}.png")
+    with pytest.raises(ValueError, match="say which value is white"):
+        ImageFolder(tmp_path)
+    (clip,) = ImageFolder(tmp_path, white=4095).frames
+    assert clip[:, 0, 0, 0].tolist() == [62, 125, 187]
+
+
+def test_refuses_a_folder_of_animations_and_tells_what_they_are(tmp_path):
+    images = [Image.new("L", (4, 4), 40 * number) for number in range(3)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
+    with pytest.raises(ValueError, match=r"must have single pictures in it, received the animation a\.gif of 3"):
+        ImageFolder(tmp_path)

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import tyro
 
+from torchrsm.baselines import WITHOUT_WEIGHTS, SequenceModel, make_baseline
+from torchrsm.baselines.copy_last import CopyLast
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
 from torchrsm.model import VideoPredictor
-from torchrsm.runs.presets import PRESETS
-from torchrsm.runs.settings import RUN_FILE, load_run_config
-from torchrsm.storage.folders import model_kind
-from torchrsm.storage.shipped import find_model
+from torchrsm.runs.presets import PRESETS, preset
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, load_run_config
+from torchrsm.storage.shipped import find_model, shipped_models
+from torchrsm.streams.paths import printable
 from torchrsm.systems import load
 
 
@@ -22,10 +24,10 @@ class PresetsCommand(Config):
 
 
 class InfoCommand(Config):
-    """Describe a model: its layers, weights and training.
+    """Describe a model or a preset: its layers, weights and training.
 
     Attributes:
-        model: folder of a model or a run, or the name of a shipped model.
+        model: folder of a model or a run, or the name of a shipped model, a baseline or a preset.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -41,24 +43,48 @@ def presets(arguments: list[str]) -> None:
 
 def info(arguments: list[str]) -> None:
     """Print what a model is made of, and how its run was set."""
-    folder = find_model(parse(InfoCommand, arguments, "info").model)
-    model = load(folder)
-    run = load_run_config(folder) if (folder / RUN_FILE).exists() else None
+    name = parse(InfoCommand, arguments, "info").model
+    if name in PRESETS and name not in (*WITHOUT_WEIGHTS, *shipped_models()) and not Path(name).is_dir():
+        run = preset(name)
+        _describe(VideoPredictor(run.model) if isinstance(run, RunConfig) else make_baseline(run.model), name)
+        _describe_run(run)
+        return
+    try:
+        model = load(name)
+    except FileNotFoundError as error:
+        if Path(name).exists():
+            raise
+        raise FileNotFoundError(f"{error}; presets: {', '.join(PRESETS)}") from None
+    if name in WITHOUT_WEIGHTS and not Path(name).is_dir():
+        _describe(model, name)
+        return
+    folder = find_model(name)
+    of_folder = load_run_config(folder) if (folder / RUN_FILE).exists() else None
+    _describe(model, str(folder))
+    if of_folder is not None:
+        _describe_run(of_folder)
+
+
+def _describe(model: VideoPredictor | SequenceModel, name: str) -> None:
     weights = sum(p.numel() for p in model.parameters())
     if isinstance(model, VideoPredictor):
-        _describe_layers(model, folder, weights)
-    else:
-        c = model.config
-        print(f"{folder}: {model_kind(folder)}, {c.channels} channel(s), {c.height} x {c.width}, {weights:,} weights")
-    if run is not None:
-        budget = f"{run.training.steps:,} steps" if run.training.steps else f"{run.training.minutes:g} minutes"
-        print(f"  run: preset {run.name}, budget {budget}, batch {run.training.batch_size}, seed {run.training.seed}")
+        _describe_layers(model, name, weights)
+        return
+    c = model.config
+    kind, count = c.model_dump()["kind"], f"{weights:,}" if weights else "no"
+    size = "any size" if isinstance(model, CopyLast) else f"{c.channels} channel(s), {c.height} x {c.width}"
+    print(f"{printable(name)}: {kind}, {size}, {count} weights")
 
 
-def _describe_layers(model: VideoPredictor, folder: Path, weights: int) -> None:
+def _describe_run(run: AnyRunConfig) -> None:
+    budget = f"{run.training.steps:,} steps" if run.training.steps else f"{run.training.minutes:g} minutes"
+    print(f"  run: preset {run.name}, budget {budget}, batch {run.training.batch_size}, seed {run.training.seed}")
+
+
+def _describe_layers(model: VideoPredictor, name: str, weights: int) -> None:
     config = model.config
     size = "any size" if config.height is None else f"{config.height} x {config.width}"
-    print(f"{folder}: {config.channels} channel(s), {size}, {weights:,} weights")
+    print(f"{printable(name)}: {config.channels} channel(s), {size}, {weights:,} weights")
     for number, (layer, s) in enumerate(zip(model.stack.layers, config.layers, strict=True), 1):
         weights = sum(p.numel() for p in layer.parameters())
         print(f"  layer {number}: {s.groups} groups x {s.cells_per_group} cells, {s.active_groups} win, ", end="")

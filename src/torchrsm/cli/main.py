@@ -59,7 +59,7 @@ usage: torchrsm COMMAND ...
   bench balls --minutes M --out DIR [--systems all|NAME,NAME] [--seeds N] [--memory-from-length 10,50,200]
                          train systems for the same time and score them alike; one table
   presets                list the presets
-  info MODEL             describe a model folder or a run
+  info MODEL|PRESET      describe a model, a run or a preset
 
 MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline (copy-last, constant-velocity).
 `torchrsm COMMAND --help` lists every flag."""

@@ -35,5 +35,8 @@ def serve(arguments: list[str]) -> None:
 
     library = Library([find_model(folder) for folder in command.models])
     server.serve(
-        library, command.host, command.port, ready=lambda address: print(f"watch at {address} (end with Ctrl-C)")
+        library,
+        command.host,
+        command.port,
+        ready=lambda address: print(f"watch at {address} (end with Ctrl-C)", flush=True),
     )

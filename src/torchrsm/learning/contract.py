@@ -13,11 +13,11 @@ from torchrsm.streams import StreamBatch
 
 
 class NonFiniteError(ArithmeticError):
-    """An input, a loss or a weight is NaN or infinite; the run has stopped, its last checkpoint is good."""
+    """An input, a loss or a weight is NaN or infinite. The run has stopped, and its last checkpoint is good."""
 
 
 class Taught(NamedTuple):
-    """What one update was made of: tensors on the device of the model, so that nothing waits for them.
+    """The figures of one update: tensors on the device of the model, so that nothing waits for them.
 
     Attributes:
         scored: a scalar, how many frames have a prediction, made before the update, that is scored; first frames of
@@ -32,7 +32,7 @@ class Taught(NamedTuple):
 
 
 class Learner(Protocol):
-    """A model with all that changes while it learns, and no more.
+    """A model together with everything that changes while it learns.
 
     `torchrsm.runs.trainer.Trainer` owns the loop: it takes batches from the stream, hands them over, and writes down
     what comes back.
@@ -43,12 +43,12 @@ class Learner(Protocol):
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """All that has weights, by name; ``model`` is the model."""
+        """The modules with weights, by name; ``model`` is the model."""
         ...
 
     @property
     def optimisers(self) -> Sequence[torch.optim.Optimizer]:
-        """In an order that does not change; none where there is nothing to learn."""
+        """The optimisers, in an order that does not change; none if there is nothing to learn."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class Learner(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Compile what is compiled on first use; nothing changes."""
+        """Compile the functions that are compiled on first use, without any other effect."""
         ...
 
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
@@ -93,7 +93,10 @@ def mean_of_scored(errors: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_finite_losses(names: Sequence[str], losses: Tensor) -> None:
-    """Raise a `NonFiniteError` that names the first loss ``[n]`` that is not finite; the one wait of an update."""
+    """Raise a `NonFiniteError` that names the first loss ``[n]`` that is not finite.
+
+    This is the one place where an update waits for the device.
+    """
     if not bool(losses.isfinite().all()):
         name, value = next(pair for pair in zip(names, losses.tolist(), strict=True) if not math.isfinite(pair[1]))
         raise NonFiniteError(f"{name} is {value}")

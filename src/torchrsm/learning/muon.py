@@ -36,8 +36,8 @@ class Muon(torch.optim.Optimizer):
     """Nesterov's momentum, made orthogonal: every direction of a kernel learns at the same rate.
 
     A kernel ``[out, in, h, w]`` is one matrix, ``[out, in * h * w]``. Keller Jordan, "Muon: an optimizer for hidden
-    layers in neural networks", 2024. It is `torch.optim.Muon` for kernels, in single precision: all that have one shape
-    take one batched product, which matters where they are small.
+    layers in neural networks", 2024. It is `torch.optim.Muon` for kernels, in single precision: kernels of one
+    shape share one batched product, which matters where they are small.
 
     Args:
         kernels: weights of convolutions ``[out, in, h, w]``, and whether each is of a transposed one,
@@ -80,7 +80,7 @@ class Muon(torch.optim.Optimizer):
                     weight.add_(kernel.transpose(0, 1) if group["transposed"] else kernel, alpha=-rate)
 
     def _changed(self, weight: Tensor, momentum: float) -> Tensor:
-        """Take the gradient into the momentum; return where that points one step on."""
+        """Take the gradient into the momentum; return Nesterov's look-ahead of it."""
         assert weight.grad is not None
         state: dict[str, Any] = self.state[weight]
         if not state:

@@ -44,7 +44,7 @@ class OnlineLearner:
         model: settings of the model, which is made here.
         learning: of the stack.
         rectifying: of the rectifier; None where there is none that learns.
-        stack_learns: false if the whole run is the rectifier's; see `take_stack`.
+        stack_learns: false if only the rectifier learns in this run; see `take_stack`.
         shape: batch, channels, height and width of the frames to come.
         device: where the model learns; batches are moved there.
 
@@ -119,7 +119,7 @@ class OnlineLearner:
     def begin(self, phase: str, threads: int) -> None:
         """Give the cores to what does most of the work in a phase, and freeze the stack where it does not learn."""
         if phase == "stack":
-            # A run that was extended comes back to it from a later phase, where streams may have been dreaming.
+            # A run that was extended may return to this phase from a later one, in which streams were dreaming.
             self.state = self.state._replace(alone=torch.zeros_like(self.state.alone))
             kernels.set_threads(threads)
         else:
@@ -142,7 +142,7 @@ class OnlineLearner:
         phase = self.phase(progress)
         layers, alone = restart(self.state.layers, self._fresh, starts), self.state.alone
         learn = ~starts
-        scored = learn & (alone == 0)  # a dream is not scored against the frames that came, nor does the stack learn it
+        scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
         losses: list[Tensor] = []
         with torch.set_grad_enabled(phase != "rectifier"):
             prediction = self.model.predict_raw(layers)

@@ -1,4 +1,4 @@
-"""The random numbers of one run, which neither disturb those of others nor are disturbed by them."""
+"""The random numbers of one run, kept apart from those of everything else in the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the rectifier learns: the generator's optimisers, the discriminator, dreams on the way."""
+"""How the rectifier learns: its optimisers, the discriminator, and the dreams during training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torchrsm.rectifiers.contract import WeightGroup
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 
-_WAKING_STEPS = 2  # at least, after a dream, until predictions are those of a stream that never dreamt
+_WAKING_STEPS = 2  # the fewest steps after a dream until a stream predicts as if it had not dreamt
 
 
 class RectifyingConfig(ScheduleConfig):
-    """How the rectifier learns, when the stack has.
+    """How the rectifier learns, and which share of the run is its own.
 
     Attributes:
         share: of the run's budget in which the rectifier learns, the last of it.
@@ -32,16 +32,16 @@ class RectifyingConfig(ScheduleConfig):
         adversarial_weight: lambda, the weight of the adversarial term beside the mean squared error; at 0 there is no
             discriminator.
         discriminator_learning_rate: plain gradient descent.
-        real_label: what the discriminator shall say of a frame that came, below 1 to keep it from being too sure.
-        noise_deviation: of the Gaussian noise, the same on both frames, that the discriminator sees them through.
-        gradient_norm: a generator's gradient that is longer is shortened to it; None for no limit.
+        real_label: label of the frames that came; below 1 it keeps the discriminator from being too sure.
+        noise_deviation: of the Gaussian noise that is added to what the discriminator sees, the same for both frames.
+        gradient_norm: longest gradient of a stage; a longer one is shortened to it. None for no limit.
         loop_share: share of the streams, rounded to whole ones, that dream on the way: once their error is below
             ``loop_error`` their stack hears the rectified frame in place of the one that came, for up to ``loop_steps``
             steps.
         loop_from: progress through the phase from which streams dream.
         loop_error: squared error of a frame up to which a dream still follows what comes. Beyond it the frame that came
             is no target any more.
-        loop_steps: after so many steps on its own a stream hears the frame that came again.
+        loop_steps: most steps of such a dream; then the stream hears the frames that come again.
         motion_weight: weight of the error of a dream's motion, see `motion_loss`.
     """
 
@@ -81,7 +81,7 @@ class RectifyingConfig(ScheduleConfig):
 
 
 class Rectified(NamedTuple):
-    """What a step of `RectifierLearning` was made of.
+    """The result of a step of `RectifierLearning`.
 
     Attributes:
         frame: ``[b, c, h, w]``, as it was before the update, detached.
@@ -95,14 +95,14 @@ class Rectified(NamedTuple):
 def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor) -> Tensor:
     """Return how far dreams are from moving as much as the world does, a scalar.
 
-    An average of futures moves less than any of them, so dreams slow down, and where a dream has left the frames that
-    came no frame can tell it so. What it has in common with them is how much changes from frame to frame: the sum of
-    the squared differences. The loss is the mean of ``(own / motion - 1)^2``.
+    An average of futures moves less than any of them, so dreams slow down. A dream that has left the frames that came
+    cannot be compared with them. But the same amount should change from frame to frame: the sum of the squared
+    differences. The loss is the mean of ``(own / motion - 1)^2``.
 
     Args:
         rectified: ``[b, c, h, w]``.
         last: the frames heard before them, ``[b, c, h, w]``.
-        motion: the world's, a scalar; 0, a world that stands still, asks for nothing: the loss is 0.
+        motion: the world's, a scalar. If it is 0, the world stands still, and so is the loss.
     """
     own = (rectified - last).square().sum((1, 2, 3))
     moves = motion > 0
@@ -111,7 +111,7 @@ def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor) -> Tensor:
 
 
 class RectifierLearning:
-    """How a rectifier learns from what the stack predicts; the stack is not touched.
+    """How a rectifier learns from the stack's predictions; the stack does not change.
 
     Each stage of the rectifier follows its own loss, by Adam (and Muon). What the last stage makes, the rectified
     frame, follows two more where they have a weight: that of a discriminator, which learns beside it, and that of the
@@ -154,8 +154,8 @@ class RectifierLearning:
     ) -> Rectified:
         """Take one step of each optimiser.
 
-        Which streams teach is found out on the device, and how many these are decides the sizes of what follows: on an
-        accelerator this step waits for it.
+        The number of streams that teach is known on the device alone, and it decides the sizes of the tensors that
+        follow. So on an accelerator this step waits for the device.
 
         Args:
             prediction: of the stack, from `VideoPredictor.predict_raw`.
@@ -217,7 +217,7 @@ class RectifierLearning:
     def _judge(self, real: Tensor, generated: Tensor, condition: Tensor) -> Tensor:
         """Let the discriminator take a step, and return its loss before it."""
         assert self.discriminator is not None
-        self._discriminator.zero_grad()  # also of what the rectifier's step left there
+        self._discriminator.zero_grad()  # also clears the gradients that the rectifier's step left
         loss = discriminator_loss(
             self.discriminator(real, condition), self.discriminator(generated, condition), self.config.real_label
         )
@@ -230,8 +230,8 @@ class RectifierLearning:
     ) -> tuple[Tensor, Tensor]:
         """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.
 
-        The frame after a dream is a jump, which nothing could predict, and it takes one more to see a motion again, or
-        as many as the stack reads side by side: for those steps the number is below 0.
+        No stream can predict the frame after a dream, which is a jump. It needs one more frame, or as many as the stack
+        reads side by side, to see a motion again. For these steps the number is below 0.
 
         Args:
             frame: the frame that came, ``[b, c, h, w]``.

@@ -25,7 +25,7 @@ class ScheduleConfig(Config):
     final_share: float = Field(default=0.02, ge=0, le=1)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List what shapes a rate that does not change."""
+        """List the settings that a constant rate does not use."""
         if self.schedule == "constant":
             for name in ("warmup_share", "final_share"):
                 yield name, "the schedule is constant"

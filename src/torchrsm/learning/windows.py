@@ -1,4 +1,4 @@
-"""How a baseline learns from a stream: one update for each window of frames, backwards through the window."""
+"""How a baseline learns from a stream: one update for each window of frames, with the gradient through the window."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SequenceLearningConfig(ScheduleConfig):
         square_decay: of the average of the squared gradient; not of ``sgd``.
         epsilon: constant in the divisor; not of ``sgd``.
         weight_decay: added to the gradient, times the weight.
-        gradient_norm: a gradient that is longer is shortened to it; None for no limit.
+        gradient_norm: longest gradient; a longer one is shortened to it. None for no limit.
     """
 
     window: int = Field(default=20, gt=0)
@@ -46,7 +46,7 @@ class SequenceLearningConfig(ScheduleConfig):
     gradient_norm: float | None = Field(default=None, gt=0)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List what a constant schedule and plain gradient descent do not use."""
+        """List the settings that a constant schedule and plain gradient descent do not use."""
         yield from super().without_effect()
         if self.optimiser == "sgd":
             for name in ("square_decay", "epsilon"):
@@ -104,7 +104,7 @@ class SequenceLearner:
         return [f"loss/{name}" for name in self.model.loss_names]
 
     def begin(self, phase: str, threads: int) -> None:
-        """Give the cores to torch."""
+        """Give all threads to torch."""
         kernels.set_threads(1, torch_threads=threads)
         self.model.train()
 
@@ -131,7 +131,7 @@ class SequenceLearner:
         return Taught(*mean_of_scored(errors, lesson.scored), losses)
 
     def _step(self, losses: tuple[Tensor, ...], progress: float) -> None:
-        # All gradients before any step: a loss may go through the weights of another.
+        # All gradients are taken before any step, since one loss may go through the weights of another.
         last = len(losses) - 1
         gradients = [
             torch.autograd.grad(loss, group, retain_graph=number < last, allow_unused=True)
@@ -149,9 +149,9 @@ class SequenceLearner:
 
 
 def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Return a gradient in the memory layout of its weight: a fused step goes through the memory of both side by side.
+    """Return a gradient in the memory layout of its weight, which a fused step expects.
 
-    ``backward`` sees to that, `torch.autograd.grad` does not.
+    ``backward`` lays gradients out in this way, `torch.autograd.grad` does not.
     """
     return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 

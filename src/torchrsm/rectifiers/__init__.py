@@ -1,4 +1,4 @@
-"""Rectifiers: they turn the stack's prediction, an average of futures, into one sharp frame; a file each."""
+"""Rectifiers, a file each. They turn the stack's prediction, an average of futures, into one sharp frame."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RECTIFIERS: dict[str, tuple[type[RectifierConfig], type[Rectifier]]] = {
     "paper": (PaperConfig, PaperGenerator),
     "sharpening": (SharpeningConfig, SharpeningFilter),
 }
-"""Settings and class by ``kind``: a file and a line here add a rectifier."""
+"""Settings and class by ``kind``. To add a rectifier, add a file and a line here."""
 
 AnyRectifierConfig = Annotated[SerializeAsAny[RectifierConfig], chosen_from("rectifier", RECTIFIERS)]
-"""The settings of any rectifier; ``kind`` says which."""
+"""The settings of any rectifier; their field ``kind`` names it."""
 
 
 def make_rectifier(config: RectifierConfig, sizes: InputSizes) -> Rectifier:

@@ -39,10 +39,10 @@ class CompactConfig(RectifierConfig):
 
 
 class CompactGenerator(Rectifier):
-    """A residual convolutional network at half the resolution; what it finds is added to the logit of the prediction.
+    """A residual convolutional network at half the resolution, whose output is added to the logit of the prediction.
 
     The prediction gets the border that the stack reads, so that the walls can be seen, and is folded two by two into
-    channels. Every block, and the last layer, starts at 0, which returns the prediction as it is.
+    channels. Every block and the last layer start at 0, so at first it returns the prediction unchanged.
 
     Args:
         config: its settings.

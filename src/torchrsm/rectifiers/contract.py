@@ -1,8 +1,8 @@
-"""What a rectifier is: the contract that each keeps, in a file of its own.
+"""The contract that every rectifier keeps; each has a file of its own.
 
-A rectifier is made of one stage or of several. Each stage makes something of the stack's prediction, has a loss of its
-own and weights that no other stage has; what the last one makes is the rectified frame. Stages share no graph: a stage
-that reads what another one made detaches it. Most rectifiers have one stage and define `Rectifier.forward` alone.
+A rectifier has one stage or several. Each stage turns the stack's prediction into an output, and has its own loss and
+its own weights. The output of the last stage is the rectified frame. Stages share no graph: a stage that reads the
+output of another detaches it. Most rectifiers have one stage and define `Rectifier.forward` alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RectifierConfig(Config):
     """Whether such a rectifier has weights, so that a run must say how they learn."""
 
     def for_still_pictures(self) -> Self:
-        """Return settings for films, where most of a picture stands still; unless a class knows better, the same."""
+        """Return settings for films, in which most of a picture stands still. The default is no change."""
         return self
 
 
@@ -66,7 +66,7 @@ class Rectifier(nn.Module):
     """Base of all rectifiers; made from its settings and `InputSizes`."""
 
     loss_names: ClassVar[tuple[str, ...]] = ("squared error",)
-    """One for each stage."""
+    """A name for the loss of each stage."""
 
     @property
     def sees(self) -> tuple[Sees, ...]:

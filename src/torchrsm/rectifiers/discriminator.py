@@ -44,5 +44,5 @@ def discriminator_loss(real: Tensor, generated: Tensor, real_label: float = 0.9)
 
 
 def adversarial_loss(generated: Tensor) -> Tensor:
-    """Return the generator's mean cross-entropy, nats, a scalar: small where the discriminator takes it for real."""
+    """Return the generator's mean cross-entropy, nats, a scalar: small if the discriminator takes it for real."""
     return F.binary_cross_entropy_with_logits(generated, torch.ones_like(generated))

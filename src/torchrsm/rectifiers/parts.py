@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from torchrsm.rsm.functional import Cells
 
-LEAKY_SLOPE = 0.2  # of the published ones, the default of the library that they were written in
+LEAKY_SLOPE = 0.2  # of the published networks: the default of the library that they were written in
 
 CELL_DEVIATION = 0.05
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
-_SURE = 1e-3  # a raw value is taken to be at least this far from 0 and 1, where its logit would be infinite
+_SURE = 1e-3  # raw values are clamped this far from 0 and 1, where the logit would be infinite
 
 
 def bordered(raw: Tensor, pad: int, value: float) -> Tensor:
@@ -38,7 +38,7 @@ def convolution(before: int, after: int) -> nn.Conv2d:
 
 
 def from_zero(layer: _Layer) -> _Layer:
-    """Let a layer start as if it were not there."""
+    """Set all weights of a layer to 0, so that at first it adds nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -28,7 +28,7 @@ class SharpeningConfig(RectifierConfig):
     level: float = Field(default=0.5, gt=0, lt=1)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List what a gain of 1 does not use."""
+        """List the setting that a gain of 1 does not use."""
         if self.gain == 1:
             yield "level", "gain is 1"
 

@@ -25,14 +25,14 @@ from torchrsm.rsm.functional import Cells
 
 
 class UNetConfig(RectifierConfig):
-    """Settings of a `UNetGenerator`, which sees what the stack has seen.
+    """Settings of a `UNetGenerator`, which also sees the frames that the stack has read.
 
     Attributes:
         features: channels at the frame's own resolution.
         width: channels at half of it.
         blocks: residual blocks of two convolutions there.
-        changes: what the generator's finding is added to, the stack's prediction (``raw``) or the frame that was seen
-            last (``last``). Where most of a picture stands still, the last frame is the better beginning.
+        changes: what the generator's output is added to: the stack's prediction (``raw``) or the frame that was seen
+            last (``last``), which is the better start where most of a picture stands still.
         sees_cells: read the winners of every layer, too.
     """
 
@@ -45,11 +45,11 @@ class UNetConfig(RectifierConfig):
 
     def for_still_pictures(self) -> Self:
         """Return settings that change the last frame instead of the stack's prediction."""
-        return self.model_copy(update={"changes": "last"})
+        return self.replace(changes="last")
 
 
 class _Normed(nn.Module):
-    """A 3x3 convolution, group normalisation, leaky rectifier; at stride 2 it halves the resolution, ``up`` doubles."""
+    """A 3x3 convolution, group normalisation, leaky rectifier. Stride 2 halves the resolution, ``up`` doubles it."""
 
     def __init__(self, before: int, after: int, stride: int = 1, up: bool = False) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ class _Normed(nn.Module):
 class UNetGenerator(Rectifier):
     """Reads the prediction and the stack's input at full resolution, works at half of it, and draws at full.
 
-    One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. What it
-    finds is added to the logit of the prediction, or of the last frame; the last layer starts at 0, which returns that
-    as it is.
+    One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. Its
+    output is added to the logit of the prediction, or of the last frame. The last layer starts at 0, so at first it
+    returns that frame unchanged.
 
     Args:
         config: its settings.
@@ -123,7 +123,7 @@ class UNetGenerator(Rectifier):
         padded = bordered(raw, self.pad, self.pad_value)
         height, width = padded.shape[-2:]
         seen = F.pad(seen, (0, width - seen.shape[-1], 0, height - seen.shape[-2]), value=self.pad_value)
-        both = 2 * torch.cat((padded, seen), 1) - 1  # zeros around a convolution are then no black pixels
+        both = 2 * torch.cat((padded, seen), 1) - 1  # so the zeros around a convolution differ from black pixels
         first = self.read(both.contiguous(memory_format=torch.channels_last))
         x = self.down(first)
         for weight, layer in zip(self.cells, cells, strict=bool(self.cells)):

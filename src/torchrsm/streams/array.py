@@ -24,6 +24,7 @@ FrameSource = str | Path | NDArray[Any] | Tensor | Sequence[Any]
 
 _AXES = ("sequence", "time", "channel", "row", "column")
 _BLOCK_BYTES = 2**24  # of frames that are held at a time, beside those that are kept
+_LARGEST_PACKED = 2**32  # bytes
 _WHITE = np.float32(255)
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
@@ -62,8 +63,8 @@ def load_frames(source: FrameSource, *, layout: str | None = None) -> Tensor:
 def open_frames(path: str | Path, layout: str | None = None) -> FrameFile:
     """Open the frames of a `.npy` or `.npz` file without loading them; see `load_frames` for what it may hold.
 
-    Floating-point values are read once to check them. Of a `.npy` only what is asked for is read, and nothing is kept;
-    a `.npz` is packed, so that all of it stays in memory, in its own type, from the first reading on.
+    Floating-point values are read once to check them. Of a `.npy` only what is asked for is read, and nothing is kept.
+    All of a `.npz`, which is packed, is read at once and stays in memory, in its own type: 4 GiB at most.
 
     Raises:
         ValueError: as for `load_frames`.
@@ -75,7 +76,13 @@ class FrameFile:
     """The frames of a `.npy` or `.npz` file, read in parts; made by `open_frames`."""
 
     def __init__(self, path: str | Path, layout: str | None = None) -> None:
-        self._frames = _OpenArray(path, layout)
+        file = ArrayFile(path)
+        if not file.is_mapped and file.nbytes > _LARGEST_PACKED:
+            raise ValueError(
+                f"{file.name} must unpack to at most {_LARGEST_PACKED} bytes, which stay in memory, received "
+                f"{file.nbytes}: save it as .npy, which is read in parts"
+            )
+        self._frames = _OpenArray(file, layout)
 
     @property
     def name(self) -> str:
@@ -241,12 +248,11 @@ class ArrayStream:
 class _OpenArray:
     """An array of frames, of a file or in memory, whose type, layout and values were checked; nothing is copied."""
 
-    def __init__(self, source: FrameSource, layout: str | None) -> None:
+    def __init__(self, source: FrameSource | ArrayFile, layout: str | None) -> None:
         if isinstance(source, str | Path):
-            self._source: ArrayFile | NDArray[Any] = ArrayFile(source)
-            self.name = self._source.name
-        else:
-            self._source, self.name = _in_memory(source), "frames"
+            source = ArrayFile(source)
+        self._source: ArrayFile | NDArray[Any] = source if isinstance(source, ArrayFile) else _in_memory(source)
+        self.name = self._source.name if isinstance(self._source, ArrayFile) else "frames"
         self._kept: NDArray[Any] | None = None
         stored, self.dtype = self._source.shape, self._source.dtype
         if layout is not None:
@@ -261,9 +267,9 @@ class _OpenArray:
         self.has_alpha = self._layout.endswith("c") and array.shape[2] == 4
         sequences, length, channels, height, width = array.shape
         self.shape = (sequences, length, 3 if self.has_alpha else channels, height, width)
-        for sequences_of_block, times_of_block in self.blocks():
-            block = self.array()[sequences_of_block, times_of_block]
-            self.check_values(block, sequences_of_block.start, times_of_block.start)
+        for block in self.blocks() if self.dtype.kind == "f" else ():
+            # Opened anew for each, so that what was read of a large file does not stay in memory.
+            self.check_values(self.array()[block], *(part.start for part in block))
         if layout is None:
             check_time_axis(self.name, stored, self._layout, array)
 

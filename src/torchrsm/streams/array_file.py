@@ -75,6 +75,11 @@ class ArrayFile:
         return self._dtype
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all values, unpacked."""
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    @property
     def is_mapped(self) -> bool:
         """Whether `read` takes no memory for what is not used: so for `.npy`, not for `.npz`."""
         return self._member is None
@@ -102,7 +107,7 @@ class ArrayFile:
             raise self._refusal("it holds Python objects, which are never loaded")
         if self._dtype.fields is not None or self._dtype.subdtype is not None:
             raise self._refusal(f"its array must be of numbers, received records of {self._dtype}")
-        promised = math.prod(self._shape) * self._dtype.itemsize
+        promised = self.nbytes
         if min(self._shape, default=0) < 0 or self._offset + promised > size:
             raise self._refusal(f"its header tells of {promised} bytes of values, it holds {size - self._offset}")
         if self._member is not None:

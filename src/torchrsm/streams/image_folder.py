@@ -42,7 +42,7 @@ class ImageFolder(ClipStream):
         crop: Crop = None,
         channels: int = 1,
         part: Part = (0.0, 1.0),
-        max_bytes: int = 2**28,
+        max_bytes: int = 2**26,
         mirror: bool = False,
         seed: int = 0,
         white: float | None = None,

@@ -20,7 +20,7 @@ from torchrsm.streams.paths import printable
 from torchrsm.streams.stream import Stream
 from torchrsm.streams.video_file import Reader, open_clips, store_parts
 
-_MAX_BYTES_IN_MEMORY = 2**28  # of frames of videos; more of them are kept on disk
+_MAX_BYTES_IN_MEMORY = 2**26  # of frames of videos; more of them are kept on disk
 
 
 class BouncingBallsConfig(Config):

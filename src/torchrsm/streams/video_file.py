@@ -93,7 +93,7 @@ class VideoFile(ClipStream):
         layout: str | None = None,
         white: float | None = None,
         part: Part = (0.0, 1.0),
-        max_bytes: int = 2**28,
+        max_bytes: int = 2**26,
         mirror: bool = False,
         seed: int = 0,
     ) -> None:

@@ -7,6 +7,7 @@ fixed order, so a run repeats bit by bit.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,6 +32,7 @@ class FusedEngine:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool: ThreadPoolExecutor | None = None
+        self._pool_process = 0
 
     def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
         """See `Engine.select`."""
@@ -65,8 +67,11 @@ class FusedEngine:
         if parts == 1:
             kernel(0, batch, *arguments(0))
             return
-        if self._pool is None or self._pool._max_workers < parts - 1:
+        process = os.getpid()
+        if self._pool is None or self._pool._max_workers < parts - 1 or self._pool_process != process:
+            # A process that was forked has the pool, but none of its threads.
             self._pool = ThreadPoolExecutor(parts - 1, thread_name_prefix="torchrsm")
+            self._pool_process = process
         waiting = [
             self._pool.submit(kernel, bounds[part], bounds[part + 1], *arguments(part)) for part in range(1, parts)
         ]
@@ -203,7 +208,7 @@ class _Loss(torch.autograd.Function):
         engine.run(
             compiled.loss, batch, lambda part: (*constants, loss, _locations(d_z), *sums[part], _scratch(step, goal))
         )
-        # The gradient falls out of the forward pass while the decoded map is at hand, so it is kept, not made again.
+        # The forward pass gives the gradient almost for free while it holds the decoded map, so the gradient is kept.
         ctx.save_for_backward(d_z, *_add_parts(sums))
         return torch.tensor(loss.sum(dtype=np.float64), dtype=torch.float32)
 
@@ -309,7 +314,7 @@ def _reads(step: Step, context: Context, feedback: Tensor | None) -> Reads:
 
 
 def _check_index(name: str, index: Tensor, count: int) -> None:
-    """Refuse cells that do not exist: compiled code would read memory that belongs to something else."""
+    """Refuse cells that do not exist, for which compiled code would read foreign memory."""
     if index.numel():
         low, high = (int(bound) for bound in index.aminmax())
         if low < -1 or high >= count:

@@ -1,0 +1,164 @@
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torchrsm import load
+from torchrsm.cli import main
+from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
+
+
+@pytest.mark.parametrize("kind", ["run", "model"])
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_evaluate_scores_a_folder_on_frames_of_a_file(tmp_path, run, frames, capsys, kind, suffix):
+    array, *files = frames
+    file = next(file for file in files if file.suffix == suffix)
+    folder = run
+    if kind == "model":
+        folder = tmp_path / "model"
+        load(run).save(folder)
+    assert main(["evaluate", str(folder), "--frames", str(file), "--json", str(tmp_path / "s.json")]) == 0
+    expected = Evaluator(torch.from_numpy(array)[:, :, None]).evaluate(load(run), model=str(folder))
+    scores = NextFrameScores.model_validate_json((tmp_path / "s.json").read_text())
+    assert scores.model_copy(update={"frames_per_second": 0, "training": None}) == expected.model_copy(
+        update={"frames_per_second": 0}
+    )
+    output = capsys.readouterr().out
+    assert expected.frames_sha256 in output
+    assert str(expected.frame_squared_error.after_2) in output
+
+
+def test_the_json_holds_the_error_in_its_windows(tmp_path, frames):
+    array, file, _ = frames
+    assert main(["evaluate", "copy-last", "--frames", str(file), "--json", str(tmp_path / "s.json")]) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["model"] == "copy-last"
+    assert scores["sequences"] == 3
+    assert scores["frames_sha256"] == hashlib.sha256(array.tobytes()).hexdigest()
+    error = np.square(array[:, 1:].astype(float) - array[:, :-1]).sum((2, 3))  # of frames 2..12
+    for window, first in (("all_predictable", 2), ("after_2", 3), ("after_10", 11)):
+        of_sequence = error[:, first - 2 :].mean(1)
+        summary = scores["frame_squared_error"][window]
+        assert summary == {"mean": pytest.approx(of_sequence.mean()), "sd": pytest.approx(of_sequence.std(ddof=1))}
+    assert scores["by_frame"] == [None, *(pytest.approx(value) for value in error.mean(0))]
+
+
+def test_without_frames_the_fixed_sequences_are_scored(capsys):
+    digests = []
+    for split in ("test", "validation"):
+        assert main(["evaluate", "copy-last", "--sequences", "2", "--split", split]) == 0
+        output = capsys.readouterr().out
+        assert output.startswith("copy-last: 2 sequences of 100 frames, mean ± sd over sequences\n")
+        digests += re.findall(r"sha256 (\w{64})\n", output)
+    assert len(set(digests)) == 2
+
+
+def test_strip_is_a_picture(tmp_path, run, frames, capsys):
+    assert main(["evaluate", str(run), "--frames", str(frames[1]), "--strip", str(tmp_path / "s.png")]) == 0
+    assert f"picture: {tmp_path / 's.png'}\n" in capsys.readouterr().out
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > picture.height > 300
+        assert len(picture.convert("RGB").getcolors(1_000_000)) > 9
+
+
+def test_frames_too_small_for_the_similarity_are_scored_without_it(tmp_path, capsys):
+    np.save(tmp_path / "small.npy", np.zeros((2, 5, 8, 8), np.float32))
+    assert main(["evaluate", "copy-last", "--frames", str(tmp_path / "small.npy")]) == 0
+    assert re.search(r"structural similarity +2\.\.5 +-\n", capsys.readouterr().out)
+
+
+def spoiled(value):
+    frames = np.full((2, 5, 12, 12), 0.5, np.float32)
+    frames[1, 2, 3, 4] = value
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (spoiled(1.5), ["within 0..1", "maximum 1.5", "sequence 1, time 2, channel 0, row 3, column 4"]),
+        (spoiled(-0.5), ["within 0..1", "minimum -0.5", "sequence 1, time 2, channel 0, row 3, column 4"]),
+        (spoiled(np.nan), ["must be finite, received nan at sequence 1, time 2, channel 0, row 3, column 4"]),
+        (spoiled(np.inf), ["must be finite, received inf at sequence 1, time 2"]),
+        (np.zeros((3, 12, 12), np.float32), ["has the shape [3, 12, 12], which may", "--layout"]),
+        (np.zeros((0, 3, 12, 12), np.float32), ["must not be empty", "[0, 3, 12, 12]"]),
+        (np.zeros((2, 5, 12, 12), int), ["floating-point in 0..1 or uint8 or bool, received int64"]),
+        (np.zeros((2, 1, 1, 12, 12), np.float32), ["sequences must have >= 2 frames", "received 1"]),
+        (np.zeros((2, 5, 16, 20), np.float32), ["frames of 12 x 12; got 16 x 20"]),
+        (np.zeros((2, 3, 3, 12, 12), np.float32), ["frames of 1 channels; got 3"]),
+    ],
+)
+def test_bad_frames_are_refused(tmp_path, run, refused, array, says):
+    np.save(tmp_path / "bad.npy", array)
+    output = refused("evaluate", run, "--frames", tmp_path / "bad.npy", says=says)
+    assert re.fullmatch(r"(.*bad.npy is read as \[clips, frames, channels, height, width\] = .*\n)?", output)
+
+
+class Intruder:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_files_that_hold_no_frames_are_refused(tmp_path, refused):
+    (tmp_path / "text.npz").write_text("no frames")
+    np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
+    with open(tmp_path / "pickle.npy", "wb") as file:
+        np.save(file, np.array([Intruder(tmp_path / "ran")], object), allow_pickle=True)
+    for name, says in (
+        ("text.npz", "complete .npy or .npz file"),
+        ("two.npz", "one array, or one named 'frames', received ['a', 'b']"),
+        ("pickle.npy", "without pickled objects"),
+        (".", "received a folder"),
+    ):
+        refused("evaluate", "copy-last", "--frames", tmp_path / name, says=[tmp_path / name, says])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--json", "no/scores.json"), ["cannot write no/scores.json: there is no folder no"]),
+        (("--json", "folder"), ["cannot write folder: it is a folder"]),
+        (("--strip", "no/strip.png"), ["cannot write no/strip.png: there is no folder no"]),
+        (("--strip", "strip.jpg"), ["strip must end in .png; got 'strip.jpg'"]),
+    ],
+)
+def test_output_that_cannot_be_written_is_refused_before_the_evaluation(
+    tmp_path, run, frames, refused, monkeypatch, arguments, says
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("torchrsm.cli.evaluate.Evaluator", None)  # whatever calls it fails otherwise
+    assert refused("evaluate", run, "--frames", frames[1], *arguments, says=says) == ""
+
+
+def test_the_world_of_other_frames_is_not_judged(run, refused):
+    says = ["frames of 12 x 12; got 30 x 30"]
+    refused("evaluate", run, "--sequences", 2, "--rollout-steps", 3, says=says)
+
+
+def test_an_interrupted_evaluation_ends_with_130(frames, refused, monkeypatch):
+    def interrupt(name):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr("torchrsm.cli.evaluate.load", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        refused("evaluate", "copy-last", "--frames", frames[1], says=["interrupted"], code=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
