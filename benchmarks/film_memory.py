@@ -3,7 +3,7 @@
 The films are made on the spot from ten seconds of bouncing squares, whose packets are repeated. Each number is the peak
 resident memory of a process of its own.
 
-    python benchmarks/film_memory.py [--hours 3] [--json FILE]
+    python benchmarks/film_memory.py [--hours 3] [--json benchmarks/results/film-memory.json]
 """
 
 from __future__ import annotations

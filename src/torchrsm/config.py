@@ -243,9 +243,11 @@ def first_error(error: ValidationError, given: Any = None) -> str:
         return f"{place}: unknown setting"
     if kind == "missing":
         return f"{place} must be given"
-    if kind == "union_tag_invalid":
-        discriminator = context["discriminator"].strip("'")
-        return f"{place}.{discriminator} must be one of {context['expected_tags']}; got {context['tag']!r}".lstrip(".")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        place = ".".join([place] * bool(place) + [context["discriminator"].strip("'")])
+        if "tag" not in context:
+            return f"{place} must be given"
+        return f"{place} must be one of {context['expected_tags']}; got {context['tag']!r}"
     told = re.fullmatch(r"\w+ should (.*?)(?: after validation, not .*)?", first["msg"], re.DOTALL)
     if told is not None:
         return f"{place or 'settings'} must {told[1]}; got {received}"

@@ -49,7 +49,7 @@ class ModelConfig(Config):
         yield f"layers.{len(self.layers) - 1}.pool", "no layer stands above"
         if len(self.layers) == 1:
             yield "fresh_feedback", "there is one layer"
-        if self.pad == 0 and (self.rectifier is None or self.rectifier.kind == "sharpening"):
+        if self.pad == 0 and (self.rectifier is None or not self.rectifier.learns):
             yield "pad_value", "pad is 0"
 
     @model_validator(mode="after")

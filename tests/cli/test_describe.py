@@ -26,4 +26,4 @@ def test_info_describes_a_run_and_a_model(tmp_path, run, capsys):
 def test_info_says_nothing_of_a_run_with_broken_settings(tmp_path, run, refused):
     load(run).save(tmp_path)
     (tmp_path / "run.json").write_text("{}")
-    assert refused("info", tmp_path, says=[f"{tmp_path}/run.json: name: field required"]) == ""
+    assert refused("info", tmp_path, says=[f"{tmp_path}/run.json: name must be given"]) == ""

@@ -101,8 +101,8 @@ def test_evaluate_judges_dreams_too(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--prime", 10], "prime must be <= 9, the frames of a sequence; got 10"),
-        (["--prime", 0], "prime: input should be greater than or equal to 1; got 0"),
-        (["--steps", 0], "steps: input should be greater than or equal to 1; got 0"),
+        (["--prime", 0], "prime must be greater than or equal to 1; got 0"),
+        (["--steps", 0], "steps must be greater than or equal to 1; got 0"),
         (["--sequences", 3], "sequences must be <= 2, those of"),
         (["--seed", 1], "seed is for bouncing balls, it cannot go with frames; got 1 with"),
     ],
@@ -142,7 +142,7 @@ def test_frames_of_another_world_have_no_physics(tmp_path, frames, capsys):
     [
         (["--plot", "p.png"], "plot needs rollout_steps >= 1; got 0"),
         (["--rollout-steps", "5", "--plot", "p.jpg"], "plot must end in .png; got 'p.jpg'"),
-        (["--rollout-steps", "5", "--prime", "100"], "prime: input should be less than 100; got 100"),
+        (["--rollout-steps", "5", "--prime", "100"], "prime must be less than 100; got 100"),
         (["--rollout-steps", "5", "--frames", "f.npz"], "rollout_steps must be 0 with frames from a file; got 5"),
     ],
 )
@@ -168,7 +168,7 @@ def test_the_shipped_model_is_described(capsys):
 def test_settings_of_the_rectifier_are_flags(tmp_path):
     flags = ["--rectifying.share", "0.5", "--rectifying.stack-share", "0.5", "--rectifying.adversarial-weight", "0"]
     flags += ["--model.rectifier.width", "8"]
-    small = ["--batch-size", "2", "--threads", "1", "--steps", "4", "--log-steps", "1"]
+    small = ["--batch-size", "8", "--threads", "1", "--steps", "4", "--log-steps", "1"]
     assert main(["train", "balls", "--out", str(tmp_path / "run"), *small, *flags]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in lines] == ["stack", "stack", "rectifier", "rectifier"]

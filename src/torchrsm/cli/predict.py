@@ -16,13 +16,14 @@ from pydantic import Field, model_validator
 
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
-from torchrsm.cli.reading import Clips, clips_for, frames_of, size_for
+from torchrsm.cli.reading import Clips, clips_for, size_for
 from torchrsm.config import Config
 from torchrsm.media.films import Comparison, write_film
 from torchrsm.predictor import Predictor
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.paths import printable
+from torchrsm.streams.video_file import numbered_frames
 from torchrsm.systems import load
 
 
@@ -36,6 +37,7 @@ class PredictCommand(Config):
         model: folder of a model or a run, or the name of a shipped model or a baseline.
         video: a film, a folder of films or of pictures, or .npz or .npy of frames.
         out: the film, .mp4: truth, prediction and overlay side by side, and the error as it runs along.
+        layout: what each axis of an array is, where its shape does not tell: letters of ntchw (n: sequence).
         clip: the number of one clip, from 1; None for all.
         frames: at most so many of each clip; None for all.
         json_file: write the errors here.
@@ -45,6 +47,7 @@ class PredictCommand(Config):
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     out: Annotated[Path, tyro.conf.arg(metavar="FILM")]
+    layout: str | None = None
     clip: Annotated[int | None, Field(ge=1)] = None
     frames: Annotated[int | None, Field(ge=2)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -93,7 +96,7 @@ def predict(arguments: list[str]) -> None:
     command = parse(PredictCommand, arguments, "predict")
     check_outputs({"out": command.out, "json": command.json_file}, [command.model, command.video])
     predictor = load(command.model)
-    clips = clips_for(size_for(predictor, command.model), command.video)
+    clips = clips_for(size_for(predictor, command.model), command.video, command.layout)
     if command.clip is not None:
         clips = _one(clips, command.clip, command.video)
     shapes = dict.fromkeys(reader.frame_shape for _, reader in clips.readers)
@@ -137,14 +140,15 @@ def _compared(
         fresh = predictor.initial_state((1, channels, height, width))
         state, before = fresh, torch.empty(0)
         errors.frames.append(0)
-        for shown in itertools.islice(frames_of(reader), most):
-            frame = torch.from_numpy(shown.levels[None]).float() / 255
-            state = fresh if shown.begins else state
+        for shown in itertools.islice(numbered_frames(reader), most):
+            begins = errors.frames[-1] == 0 or shown.after_gap
+            frame = torch.from_numpy(shown.frame[None]).float() / 255
+            state = fresh if begins else state
             with torch.no_grad():
                 prediction = predictor.predict(state)
                 state = predictor.observe(frame, prediction, state)
-            predicted = None if shown.begins else float(frame_squared_error(prediction.frame, frame))
-            copied = None if shown.begins else float(frame_squared_error(before, frame))
+            predicted = None if begins else float(frame_squared_error(prediction.frame, frame))
+            copied = None if begins else float(frame_squared_error(before, frame))
             errors.note(shown.number, predicted, copied)
             yield comparison.picture(frame[0], [prediction.frame[0]], (predicted, copied))
             before = frame

@@ -9,7 +9,6 @@ from typing import Any
 
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
-from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.runs.presets import balls_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
 from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, VideoConfig
@@ -42,8 +41,8 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     if isinstance(run, BaselineRunConfig) or isinstance(stream, BouncingBallsConfig):
         return run.replace(stream=stream)
     changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0}
-    if isinstance(run.model.rectifier, UNetConfig):
-        changes["model.rectifier.changes"] = "last"
+    if run.model.rectifier is not None:
+        changes["model.rectifier"] = run.model.rectifier.for_still_pictures()
     if run.rectifying is not None:
         changes["rectifying"] = without_dreams(run.rectifying)
     if isinstance(stream, VideoConfig):
