@@ -105,7 +105,7 @@ class RunConfig(Config):
         return 1
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List the settings of a stack that does not learn, of a rectifier without time, and of dreams without a stream."""
+        """List the settings of a stack that does not learn, a rectifier without time, and dreams without a stream."""
         if self.rectifying is None:
             return
         if self.stack_from is not None:
