@@ -35,8 +35,8 @@ def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     """Return a run that learns from another stream, whatever the size of its frames.
 
     RSM loses the settings that are tuned to bouncing balls: it reads inputs near 0, and no stream dreams. Its rectifier
-    changes the last frame instead of the stack's prediction, since most of a picture may stand still. A video has few
-    frames, so a batch has four passages through it alone: many small updates teach more than few large ones.
+    changes the last frame instead of the stack's prediction, since most of a picture may stand still. Of a video a
+    batch is four passages: its frames are few, so that many small updates tell more than few large ones.
     """
     if isinstance(run, BaselineRunConfig) or isinstance(stream, BouncingBallsConfig):
         return run.replace(stream=stream)

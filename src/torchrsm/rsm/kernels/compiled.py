@@ -90,7 +90,7 @@ class Reads(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What changes the order of cells (`torchrsm.rsm.kernels.step.Context`); an array of length 0 stands for none."""
+    """What changes the order of the cells, see `torchrsm.rsm.kernels.step.Context`; length 0 stands for none."""
 
     refractory: Ints
     inhibition: Floats
