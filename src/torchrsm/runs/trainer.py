@@ -198,7 +198,7 @@ class Trainer:
                 finished = self.progress >= 1.0
                 ends = finished or self.phase != phase
                 if ends:
-                    self._require_finite(self.learner.model.state_dict())
+                    self._require_finite(self._weights())
                 if self.step % self.config.training.log_steps == 0 or ends:
                     frames = (self.step - last_step) * self.stream.batch_size * self.config.frames_in_a_step
                     record = self._log(logs, phase, frames / max(now - since, 1e-9))
@@ -300,11 +300,7 @@ class Trainer:
             except OSError as error:
                 raise OSError(error.errno, f"cannot write {self.folder / name}: {error.strerror}") from error
             offsets[name] = os.fstat(file.fileno()).st_size
-        tensors = {
-            f"{part}.{name}": tensor
-            for part, module in self.learner.modules.items()
-            for name, tensor in module.state_dict().items()
-        }
+        tensors = self._weights()
         for i, optimiser in enumerate(self.learner.optimisers):
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
@@ -324,6 +320,14 @@ class Trainer:
         save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
         self._offsets = offsets
         self.model.save_weights(self.folder)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return all weights, by the names that they have in a checkpoint."""
+        return {
+            f"{part}.{name}": tensor
+            for part, module in self.learner.modules.items()
+            for name, tensor in module.state_dict().items()
+        }
 
     def _require_finite(self, tensors: Mapping[str, Tensor]) -> None:
         """Check all that a checkpoint would hold before it replaces the last good one."""
