@@ -97,7 +97,8 @@ def test_the_golden_run_has_all_that_it_is_for() -> None:
     assert [line["phase"] for line in record] == ["stack"] * 12 + ["both"] * 18 + ["rectifier"] * 30
     alone = [count for line in record for count in line["alone"]]
     assert {-2, -1, 0, 1, 5} <= set(alone)
-    assert all(any(line["losses"][-number] > 0 for line in record) for number in (1, 2, 3, 4))
+    for number in (1, 2, 3, 4):
+        assert any(line["losses"][-number] > 0 for line in record if line["phase"] != "stack")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from torchrsm.scoring.sequences import imagine, predict_sequences
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     bouncing_ball_sequences,
-    load_frames,
+    open_frames,
 )
+from torchrsm.streams.paths import printable
 from torchrsm.streams.splits import TEST_SEED
 from torchrsm.systems import load
 
@@ -48,7 +49,7 @@ class DreamCommand(Config):
         steps: frames to imagine.
         sequences: how many, the first ones; None for one, or for all of a file.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
-        layout: what each axis of those is, where their shape does not tell: letters of ntchw (n: sequence).
+        layout: what each axis of an array is, where their shape does not tell: letters of ntchw (n: sequence).
         prime_from: a video to prime on, read at the size that the model has learned from.
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
@@ -75,9 +76,9 @@ class DreamCommand(Config):
             raise ValueError(
                 f"frames and prime_from cannot go together; got {str(self.frames)!r} and {str(self.prime_from)!r}"
             )
-        if self.layout is not None and self.frames is None:
-            raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without frames")
         given = self.frames or self.prime_from
+        if self.layout is not None and given is None:
+            raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without any")
         if given is not None and self.seed is not None:
             raise ValueError(f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {given}")
         slowest, fastest = GIF_RATES
@@ -124,20 +125,24 @@ def dream(arguments: list[str]) -> None:
 def _frames_to_prime_on(command: DreamCommand, predictor: VideoPredictor | SequenceModel) -> tuple[Tensor, str]:
     """Return sequences, as far as they are known, and what they are."""
     if command.prime_from is not None:
-        return _beginnings(command, clips_for(size_for(predictor, command.model), command.prime_from))
+        clips = clips_for(size_for(predictor, command.model), command.prime_from, command.layout)
+        return _beginnings(command, clips), printable(command.prime_from)
     if command.frames is not None:
-        frames = load_frames(command.frames, layout=command.layout)
-        print(as_read(command.frames, frames.shape))
-        if command.sequences is not None and command.sequences > len(frames):
-            raise ValueError(f"sequences must be <= {len(frames)}, those of {command.frames}; got {command.sequences}")
-        return frames[: command.sequences], str(command.frames)
+        given = open_frames(command.frames, command.layout)
+        print(as_read(command.frames, given.shape))
+        count, length = given.shape[:2]
+        if command.sequences is not None and command.sequences > count:
+            raise ValueError(f"sequences must be <= {count}, those of {command.frames}; got {command.sequences}")
+        needed = min(length, command.prime + command.steps)
+        begun = [given.read(number, 0, needed) for number in range(command.sequences or count)]
+        return torch.from_numpy(np.stack(begun)), printable(command.frames)
     length = max(2, command.prime + command.steps)
     seed = TEST_SEED if command.seed is None else command.seed
     balls = bouncing_ball_sequences(range(command.sequences or 1), seed=seed, sequence_length=length)
     return balls.frames, "the test sequences" if command.seed is None else f"bouncing balls, seed {seed}"
 
 
-def _beginnings(command: DreamCommand, clips: Clips) -> tuple[Tensor, str]:
+def _beginnings(command: DreamCommand, clips: Clips) -> Tensor:
     """Read the first frames of clips, as many as are needed and no more; they are cut to the shortest."""
     if command.sequences is not None and command.sequences > len(clips.readers):
         raise ValueError(
@@ -149,7 +154,7 @@ def _beginnings(command: DreamCommand, clips: Clips) -> tuple[Tensor, str]:
         raise ValueError(f"clips must have frames of one shape to dream side by side: {command.prime_from}")
     begun = [np.stack(list(itertools.islice(reader, command.prime + command.steps))) for _, reader in chosen]
     length = min(len(clip) for clip in begun)
-    return torch.from_numpy(np.stack([clip[:length] for clip in begun])).float() / 255, str(command.prime_from)
+    return torch.from_numpy(np.stack([clip[:length] for clip in begun])).float() / 255
 
 
 def _write_arrays(target: Path, arrays: dict[str, Tensor]) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from torchrsm.baselines import SequenceModel
 from torchrsm.baselines.copy_last import CopyLast
@@ -17,6 +13,7 @@ from torchrsm.runs.settings import RUN_FILE, load_run_config
 from torchrsm.streams.films import VideoReader
 from torchrsm.streams.framing import Crop
 from torchrsm.streams.paths import printable
+from torchrsm.streams.pictures import AnimationReader
 from torchrsm.streams.settings import VideoConfig, frame_shape
 from torchrsm.streams.video_file import Reader, open_clips
 
@@ -55,32 +52,6 @@ class Clips(NamedTuple):
     description: str
 
 
-class Shown(NamedTuple):
-    """A frame of a clip, at its place.
-
-    Attributes:
-        number: as the whole clip counts, from 0; frames that are missing are counted.
-        seconds: from the beginning of the clip; None for pictures and arrays, which have no rate.
-        levels: ``[channels, height, width]`` uint8.
-        begins: whether nothing before it belongs to it: it is the first of its clip, or frames before it are missing.
-    """
-
-    number: int
-    seconds: float | None
-    levels: NDArray[np.uint8]
-    begins: bool
-
-
-def frames_of(reader: Reader) -> Iterator[Shown]:
-    """Yield the frames of a clip one by one, each at its place."""
-    if isinstance(reader, VideoReader):
-        for first, frame in enumerate(reader.numbered()):
-            yield Shown(frame.number, frame.seconds, frame.frame, first == 0 or frame.after_gap)
-        return
-    for number, levels in enumerate(reader):
-        yield Shown(number, None, levels, number == 0)
-
-
 def size_for(model: VideoPredictor | SequenceModel, name_or_folder: str) -> FrameSize:
     """Return how a model reads pictures: at the size of its weights, else as in its run, else 64 pixels high."""
     config = model.config
@@ -95,11 +66,16 @@ def size_for(model: VideoPredictor | SequenceModel, name_or_folder: str) -> Fram
     return FrameSize(config.channels, _DEFAULT_HEIGHT if stream is None else frame_shape(stream)[1], None)
 
 
-def clips_for(size: FrameSize, path: Path | str) -> Clips:
+def clips_for(size: FrameSize, path: Path | str, layout: str | None = None) -> Clips:
     """Open a film, a folder or an array for a model.
 
     Where the model asks for height and width, a picture of about that shape is shrunk to it; from any other the middle
     of that shape is cut out first, so that nothing is squeezed.
+
+    Args:
+        size: from `size_for`.
+        path: of a film, a folder or an array.
+        layout: of an array, where its shape does not tell what its axes are.
 
     Raises:
         ValueError: what is there is no film, no picture and no array, or has clips of unequal shapes.
@@ -107,7 +83,7 @@ def clips_for(size: FrameSize, path: Path | str) -> Clips:
     """
     readers: list[tuple[str, Reader]] = []
     cut: list[str] = []
-    for source, crop in _crops(size, path).items():
+    for source, crop in _crops(size, path, layout).items():
         if isinstance(crop, tuple):
             cut.append(f"the middle {crop[2]} x {crop[3]} of {printable(Path(source).name)}")
         readers += open_clips(
@@ -117,22 +93,22 @@ def clips_for(size: FrameSize, path: Path | str) -> Clips:
             crop=crop,
             channels=size.channels,
             frames_per_second=size.frames_per_second,
+            layout=layout,
         )
     return Clips(readers, ", ".join([as_read(path, _shape([reader for _, reader in readers])), *cut]))
 
 
-def _crops(size: FrameSize, path: Path | str) -> dict[str, Crop]:
+def _crops(size: FrameSize, path: Path | str, layout: str | None) -> dict[Path | str, Crop]:
     """Return what is cut out of each film."""
     if size.crop is not None or size.height is None or size.width is None:
-        return {str(path): size.crop}
+        return {path: size.crop}
     try:
-        whole = open_clips(path, channels=size.channels, frames_per_second=size.frames_per_second)
+        whole = open_clips(path, channels=size.channels, frames_per_second=size.frames_per_second, layout=layout)
     except ValueError:  # pictures of several shapes: each is given the size alone
-        return {str(path): None}
-    crops: dict[str, Crop] = {}
-    for name, reader in whole:
-        # The name of a film in a folder is its path; of all else there is one path.
-        source = name if os.path.isdir(path) and os.path.isfile(name) else str(path)
+        return {path: None}
+    crops: dict[Path | str, Crop] = {}
+    for _, reader in whole:
+        source = reader.path if isinstance(reader, VideoReader | AnimationReader) else path
         crops[source] = middle(reader.frame_shape[1:], (size.height, size.width))
     return crops
 

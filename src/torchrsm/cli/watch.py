@@ -14,9 +14,10 @@ import tyro
 from pydantic import Field
 
 from torchrsm.cli.parsing import parse
-from torchrsm.cli.reading import FrameSize, Shown, clips_for, frames_of
+from torchrsm.cli.reading import FrameSize, clips_for
 from torchrsm.config import Config
-from torchrsm.streams import Webcam
+from torchrsm.streams import NumberedFrame, Webcam
+from torchrsm.streams.video_file import numbered_frames
 from torchrsm.watching import Watcher
 
 
@@ -31,6 +32,7 @@ class WatchCommand(Config):
         video: a film, a folder of films or of pictures, an array, or the number of a camera.
         height, width: to which frames are reduced; None for as the other one asks.
         channels: 1 for grey, 3 for colour.
+        layout: what each axis of an array is, where its shape does not tell: letters of ntchw (n: sequence).
         threshold: surprise from which a frame is an anomaly.
         frames: stop after so many; None for the end of the video.
         seed: of the weights.
@@ -40,6 +42,7 @@ class WatchCommand(Config):
     height: Annotated[int | None, Field(ge=8, le=512)] = 48
     width: Annotated[int | None, Field(ge=8, le=512)] = None
     channels: Literal[1, 3] = 1
+    layout: str | None = None
     threshold: Annotated[float, Field(gt=0)] = 4.0
     frames: Annotated[int | None, Field(ge=2)] = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -49,10 +52,12 @@ def watch(arguments: list[str]) -> None:
     """Print how surprising each frame is to a model that learns from it at once."""
     command = parse(WatchCommand, arguments, "watch")
     watcher: Watcher | None = None
+    clip_before: str | None = None
     for clip, shown in itertools.islice(_frames(command), command.frames):
-        channels, height, width = shown.levels.shape
+        channels, height, width = shown.frame.shape
         watcher = watcher or Watcher((channels, height, width), command.seed)
-        seen = watcher.see(shown.levels, start=shown.begins)
+        seen = watcher.see(shown.frame, start=shown.after_gap or clip != clip_before)
+        clip_before = clip
         line = {
             **({} if clip is None else {"clip": clip}),
             "frame": shown.number,
@@ -69,15 +74,16 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _frames(command: WatchCommand) -> Iterator[tuple[str | None, Shown]]:
+def _frames(command: WatchCommand) -> Iterator[tuple[str | None, NumberedFrame]]:
     """Yield the frames of a camera or of films, with the name of the clip where there are several."""
     if re.fullmatch("[0-9]+", command.video):
         camera = Webcam(int(command.video), height=command.height, width=command.width, channels=command.channels)
         for number, batch in enumerate(camera):
-            yield None, Shown(number, None, (batch.frames[0] * 255).round().to(torch.uint8).numpy(), number == 0)
+            levels = (batch.frames[0] * 255).round().to(torch.uint8).numpy()
+            yield None, NumberedFrame(number, None, levels, False)
         return
-    clips = clips_for(FrameSize(command.channels, command.height, command.width), command.video)
+    clips = clips_for(FrameSize(command.channels, command.height, command.width), command.video, command.layout)
     print(f"torchrsm: {clips.description}", file=sys.stderr)  # the output is for programs
     for name, reader in clips.readers:
-        for shown in frames_of(reader):
+        for shown in numbered_frames(reader):
             yield (name if len(clips.readers) > 1 else None), shown

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -203,16 +204,15 @@ class Comparison:
             if dreamt and (at == 0 or not self._dreamt[at - 1]):
                 draw.line((left + at * step, top, left + at * step, bottom), fill=_DREAMING)
         for number in range(len(self._curves)):
-            before: tuple[float, float] | None = None
-            for at, errors in enumerate(self._errors):
+            curve: list[tuple[float, float]] = []  # from gap to gap
+            for at, errors in enumerate([*self._errors, (None,) * len(self._curves)]):
                 error = errors[number]
-                if error is None or error <= 0:
-                    before = None
-                    continue
-                point = (left + at * step, bottom - (bottom - top) * (math.log(error) - low) / span)
-                colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
-                draw.line((*(before or point), *point), fill=colour, width=2)
-                before = point
+                if error is not None and error > 0:
+                    curve.append((left + at * step, bottom - (bottom - top) * (math.log(error) - low) / span))
+                elif curve:
+                    colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
+                    draw.line(curve if len(curve) > 1 else 2 * curve, fill=colour, width=2)
+                    curve = []
 
 
 def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: float = 20.0) -> None:
@@ -262,12 +262,40 @@ def write_film(pictures: Iterable[NDArray[np.uint8]], path: str | Path, frames_p
         raise ValueError(f"the name of this film must end in .mp4, received {str(path)!r}")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            count = write_mp4(pictures, file, frames_per_second)
+        with _FilmFile(partial, path) as file:
+            count = write_mp4(pictures, cast(BinaryIO, file), frames_per_second)
+            os.fsync(file.fileno())
         os.replace(partial, path)
+    except av.error.PyAVCallbackError as error:
+        raise (error.__cause__ or error.__context__ or error) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return count
+
+
+class _FilmFile(io.FileIO):
+    """A film on its way to its place, which is what errors name."""
+
+    def __init__(self, partial: Path, path: Path) -> None:
+        self._place = path
+        with self._named():
+            super().__init__(partial, "w+b")
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        written = 0
+        while written < len(view):  # a disk that is nearly full takes less than it is given
+            with self._named():
+                written += super().write(view[written:]) or 0
+        return written
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self._place}: {error.strerror}") from error
 
 
 def encode_mp4(pictures: Iterable[NDArray[np.uint8]], frames_per_second: float) -> bytes:

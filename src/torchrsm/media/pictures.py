@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from torchrsm.scoring import metrics
+from torchrsm.storage.tensors import write_atomically
 
 BACKGROUND = (22, 23, 28)
 
@@ -213,19 +214,12 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 
 def write_png(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it."""
+    """Write what ``write`` makes, a PNG, whole or not at all."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"the name of a picture must end in .png, received {str(path)!r}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
+    content = io.BytesIO()
+    write(content)
+    write_atomically(path, content.getvalue())
 
 
 def _check_pair(prediction: Tensor, truth: Tensor) -> None:

@@ -105,7 +105,7 @@ class RunConfig(Config):
         return 1
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List how a stack learns that does not, how a rectifier does that has no time, and dreams of no stream."""
+        """List the settings of a stack that does not learn, of a rectifier without time, of dreams without a stream."""
         if self.rectifying is None:
             return
         if self.stack_from is not None:
@@ -178,7 +178,7 @@ class BaselineRunConfig(Config):
         return self.learning.window
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List how a system learns that has no weights. Its run is over at once, whatever the budget."""
+        """List how a system without weights would learn. Its run ends at once, whatever the budget."""
         if self.model.kind in WITHOUT_WEIGHTS:
             for name in SequenceLearningConfig.model_fields:
                 yield f"learning.{name}", f"{self.model.kind} has nothing to learn"
@@ -211,7 +211,7 @@ def load_run_config(folder: Path | str) -> AnyRunConfig:
         model = json.loads(text).get("model", {})
         kind: type[AnyRunConfig] = BaselineRunConfig if "kind" in model else RunConfig
     except (ValueError, AttributeError, TypeError, RecursionError):
-        kind = RunConfig  # which says what is wrong
+        kind = RunConfig  # its error says what is wrong
     try:
         return kind.from_json(text)
     except ValueError as error:
