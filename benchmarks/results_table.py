@@ -47,7 +47,7 @@ ROWS = [
 WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-traffic.json", "world-bikes.json")
 
 
-def read(name: str) -> dict[str, Any] | None:
+def read(name: str) -> Any:
     """Return the content of a result file, or None where there is none."""
     path = RESULTS / name
     return json.loads(path.read_text()) if path.is_file() else None
@@ -70,7 +70,7 @@ def number(value: float | None) -> str:
 
 def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
-    parts = (_bench(), _systems(), _errors(), _dreams(), _worlds(), _speed())
+    parts = (_bench(), _systems(), _errors(), _dreams(), _worlds(), _film_memory(), _speed())
     return "\n\n".join(part for part in parts if part)
 
 
@@ -387,7 +387,8 @@ def _worlds() -> str:
     """Other worlds than the balls: error beside that of the frame before, at equal time."""
     lines = []
     for world in filter(None, map(read, WORLDS)):
-        name = {"video": f"a film, `{world['film']}`"}.get(world["world"], f"Moving MNIST, {world['world'][7:]} pixels")
+        film = f"the last {world['frames'][1]} frames of a film, `{world['film']}`"
+        name = {"video": film}.get(world["world"], f"Moving MNIST, {world['world'][7:]} pixels")
         for row in world["rows"]:
             share = f"{row['share_of_copy_last']:.2f}" if "share_of_copy_last" in row else "1"
             how = "none" if row["system"] == "copy-last" else f"{world['minutes']:g} min"
@@ -396,11 +397,31 @@ def _worlds() -> str:
     if not lines:
         return ""
     head = [
-        "Other worlds, squared error per frame on what was never learned from: digits of their own, the last fifth of"
-        " a film (`benchmarks/other_worlds.py`). Share: of the error of the frame before.",
+        "Other worlds, squared error per frame on what was never learned from: digits of their own, the end of a"
+        " film (`benchmarks/other_worlds.py`). Share: of the error of the frame before.",
         "",
         "| world | system | error | share | training |",
         "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *lines])
+
+
+def _film_memory() -> str:
+    """Peak memory of work on a film of seconds and on one of hours."""
+    rows = read("film_memory.json") or []
+    lengths = sorted({row["film_seconds"] for row in rows})
+    peaks = {(row["what"], row["film_seconds"]): row["mebibytes"] for row in rows}
+    lines = [
+        f"| {what} | {' | '.join(f'{peaks[what, length]:.0f}' for length in lengths)} |"
+        for what in dict.fromkeys(row["what"] for row in rows)
+    ]
+    if not lines:
+        return ""
+    head = [
+        "Peak memory, MiB, of a process that works on a film of so many seconds (`benchmarks/film_memory.py`):",
+        "",
+        f"| what | {' | '.join(f'{length:,} s' for length in lengths)} |",
+        "|---" * (len(lengths) + 1) + "|",
     ]
     return "\n".join([*head, *lines])
 

@@ -248,14 +248,14 @@ def test_refuses_what_is_no_model_folder(tmp_path, folder):
         ("{", r"config\.json: .*JSON"),
         ("settings: 1", r"config\.json: .*JSON"),
         ("[" * 100_000, r"config\.json: .*JSON"),
-        ("[1, 2]", r"config\.json: .* an object; got \[1, 2\]"),
-        ("null", r"config\.json: .* an object; got None"),
+        ("[1, 2]", r"config\.json must hold a JSON object; got list"),
+        ("null", r"config\.json must hold a JSON object; got NoneType"),
         (
             '{"layers": [{"groups": 4, "active_groups": 5}]}',
             r"config\.json: layers\.0: active_groups must be in .*; got 5",
         ),
         ('{"layers": [{"groups": 4, "active_groups": 2}], "depth": 1}', r"config\.json: depth: unknown setting"),
-        ("{}", r"config\.json: layers: field required"),
+        ("{}", r"config\.json: layers must be given"),
     ],
 )
 def test_refuses_bad_settings_in_a_folder(folder, text, message):
@@ -267,17 +267,20 @@ def test_refuses_bad_settings_in_a_folder(folder, text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(pad_value=float("nan")), "pad_value: .* finite number; got nan"),
-        (lambda c: c.update(pad=float("inf")), "pad: .* finite number; got inf"),
-        (lambda c: c["layers"][0].update(dropout=float("nan")), r"layers\.0\.dropout: .* finite number; got nan"),
+        (lambda c: c.update(pad_value=float("nan")), "pad_value must be a finite number; got nan"),
+        (lambda c: c.update(pad=float("inf")), "pad must be a valid integer; got inf"),
+        (lambda c: c["layers"][0].update(dropout=float("nan")), r"layers\.0\.dropout must be a finite number; got nan"),
         (lambda c: c["layers"][1].update(cell=1), r"layers\.1\.cell: unknown setting"),
-        (lambda c: c["layers"][1].update(activation="exec"), r"layers\.1\.activation: input should be .*; got 'exec'"),
-        (lambda c: c.update(rectifier={"kind": "magic"}), "rectifier: .*'magic'.* 'compact', 'unet', 'paper', 's"),
-        (lambda c: c.update(rectifier={"width": 4}), "rectifier: .*'kind'"),
-        (lambda c: c.update(rectifier={"kind": "compact", "depth": 4}), r"rectifier\.compact\.depth: unknown setting"),
+        (lambda c: c["layers"][1].update(activation="exec"), r"layers\.1\.activation must be .*; got 'exec'"),
+        (
+            lambda c: c.update(rectifier={"kind": "magic"}),
+            "rectifier: kind must be one of compact, unet, paper, s.*; got 'magic'",
+        ),
+        (lambda c: c.update(rectifier={"width": 4}), "rectifier: kind must be one of .*; got none"),
+        (lambda c: c.update(rectifier={"kind": "compact", "depth": 4}), r"rectifier\.depth: unknown setting"),
         (
             lambda c: c.update(rectifier={"kind": "sharpening", "gain": float("inf")}),
-            r"rectifier\.sharpening\.gain: .*got inf",
+            r"rectifier\.gain must be a finite number; got inf",
         ),
     ],
 )

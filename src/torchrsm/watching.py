@@ -20,15 +20,15 @@ from torchrsm.runs.fitting import for_watching
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.streams import StreamBatch
 
-_MEMORY = 200  # frames, over which what is usual is remembered
-_SETTLING = 20  # frames before anything is called surprising
+_MEMORY = 200  # the number of last frames that decide what is usual
+_SETTLING = 20  # the number of frames before any can be surprising
 _LEAST_DEVIATION = 0.1  # of the logarithm of the error
-_LEAST_ERROR = 1e-5  # for each element: below it a prediction is taken as right, a picture as still
+_LEAST_ERROR = 1e-5  # for each element; a smaller error counts as none, a smaller change as a still picture
 _HALF_WAY = 0.5
 
 
 class Surprise(NamedTuple):
-    """What one frame was like.
+    """How well one frame was predicted, and how unusual that is.
 
     Attributes:
         frame: its number, from 0.
@@ -74,11 +74,11 @@ class Watcher:
         self._like = torch.zeros(1, *shape)
         self._last: Tensor | None = None
         self._count = 0
-        self._usual_error, self._usual_motion = _Usual(), _Usual()
+        self._usual_error, self._usual_motion = Usual(), Usual()
 
     @property
     def model(self) -> VideoPredictor:
-        """What has learned so far."""
+        """The model as it has learned so far."""
         return self._learner.model
 
     def see(self, frame: Tensor | NDArray[Any], start: bool = False) -> Surprise:
@@ -125,22 +125,38 @@ class Watcher:
         return check_frame(seen.to(self._like.device), self._like)
 
 
-class _Usual:
-    """Mean and deviation of the logarithm of the error over the last frames, each frame weighing as much as it did."""
+class Usual:
+    """Mean and deviation of the logarithm of the error over the last frames, each frame weighing as much as it did.
+
+    Attributes:
+        mean: of the logarithm.
+    """
 
     def __init__(self) -> None:
-        self._mean, self._square, self._count = 0.0, 0.0, 0
+        self.mean, self._square, self._count = 0.0, 0.0, 0
+
+    @property
+    def deviation(self) -> float:
+        """Root mean square of how far the logarithm lay from its mean."""
+        return max(math.sqrt(max(self._square, 0.0)), _LEAST_DEVIATION)
 
     def surprise(self, error: float) -> float:
-        """Return how far an error lies from what was usual before it, then remember it, no further off than that."""
+        """Return how far an error lies from what was usual before it, then remember it, no further off than that.
+
+        Args:
+            error: mean over the elements of a frame, 0 or more.
+
+        Returns:
+            Deviations, 0 or more; 0 for the first frames, before anything is usual.
+        """
         level = math.log(max(error, _LEAST_ERROR))
-        deviation = max(math.sqrt(max(self._square, 0.0)), _LEAST_DEVIATION)
-        off = level - self._mean if self._count else 0.0
+        deviation = self.deviation
+        off = level - self.mean if self._count else 0.0
         surprise = abs(off) / deviation if self._count >= _SETTLING else 0.0
-        # An outlier is no new usual: it counts as three deviations at most.
+        # An outlier counts as three deviations at most, so that it does not become what is usual.
         held = max(-3 * deviation, min(3 * deviation, off)) if self._count >= _SETTLING else off
         rate = max(1 / _MEMORY, 1 / (self._count + 1))
-        self._mean = level if not self._count else self._mean + rate * held
+        self.mean = level if not self._count else self.mean + rate * held
         self._square += rate * (held * held - self._square) if self._count else 0.0
         self._count += 1
         return surprise

@@ -17,7 +17,9 @@ SHAPE = (3, 1, 10, 12)
 
 def model(**settings):
     torch.manual_seed(0)
-    small = {"height": 10, "width": 12, "filters": (4, 6), "hidden_units": 20, "discriminator_units": 8}
+    small = {"height": 10, "width": 12, "filters": (4, 6), "hidden_units": 20}
+    if settings.get("adversarial_weight"):
+        small["discriminator_units"] = 8
     return PGN(PGNConfig(**{**small, **settings})).eval()
 
 

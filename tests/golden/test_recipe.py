@@ -26,14 +26,14 @@ def recipe() -> OnlineLearner:
     run = preset("balls")
     below, above = run.model.layers
     layers = (
-        below.model_copy(update={"groups": 12, "active_groups": 3, "kernel_size": 5, "input_frames": 2}),
-        above.model_copy(update={"groups": 10, "active_groups": 2, "kernel_size": 3}),
+        below.replace(groups=12, active_groups=3, kernel_size=5, input_frames=2),
+        above.replace(groups=10, active_groups=2, kernel_size=3),
     )
     unet = UNetConfig(features=4, width=8, blocks=1)
-    model = run.model.model_copy(update={"layers": layers, "rectifier": unet})
+    model = run.model.replace(layers=layers, rectifier=unet)
     dreams = {"share": 0.8, "stack_share": 0.5, "loop_share": 0.5, "loop_from": 0.3, "loop_steps": 5, "loop_error": 33}
     weights = {"motion_weight": 0.05, "adversarial_weight": 0.02, "discriminator_learning_rate": 0.01}
-    rectifying = run.rectifying.model_copy(update={**dreams, **weights, "gradient_norm": 0.5})
+    rectifying = run.rectifying.replace(**dreams, **weights, gradient_norm=0.5)
     learner = OnlineLearner(model, run.learning, rectifying, True, (STREAMS, 1, 16, 16))
     with torch.no_grad():
         for module in learner.modules.values():
@@ -97,7 +97,8 @@ def test_the_golden_run_has_all_that_it_is_for() -> None:
     assert [line["phase"] for line in record] == ["stack"] * 12 + ["both"] * 18 + ["rectifier"] * 30
     alone = [count for line in record for count in line["alone"]]
     assert {-2, -1, 0, 1, 5} <= set(alone)
-    assert all(any(line["losses"][-number] > 0 for line in record) for number in (1, 2, 3, 4))
+    for number in (1, 2, 3, 4):
+        assert any(line["losses"][-number] > 0 for line in record if line["phase"] != "stack")
 
 
 if __name__ == "__main__":

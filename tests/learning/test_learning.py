@@ -181,7 +181,8 @@ def rectified_model(rectifier=None):
 
 def begin(model=None, **settings):
     model = model or rectified_model()
-    return RectifierLearning(model, RectifyingConfig(**settings), 64)
+    dreams = {"loop_share": 0.5} if settings.keys() & {"motion_weight", "loop_error"} else {}
+    return RectifierLearning(model, RectifyingConfig(**dreams | settings), 64)
 
 
 def some_prediction(model):
@@ -296,12 +297,13 @@ def gradient(settings, **step):
 
 def test_the_terms_are_weighed():
     """Of the same generator: lambda times the adversarial gradient is added to that of the squared error."""
-    still = {"learning_rate": 1e-30, "discriminator_learning_rate": 1e-30}
-    plain, once, twice = (gradient({**still, "adversarial_weight": w}) for w in (0.0, 0.01, 0.02))
+    still = {"learning_rate": 1e-30, "adversarial_weight": 0.0}
+    plain = gradient(still)
+    judged = {**still, "discriminator_learning_rate": 1e-30}
+    once, twice = (gradient({**judged, "adversarial_weight": w}) for w in (0.01, 0.02))
     assert (once - plain).abs().max() > 1e-6
     torch.testing.assert_close(twice - plain, 2 * (once - plain), rtol=1e-3, atol=1e-6)
     dream = {"alone": [0, 0, 9, 9], "last": torch.full((STREAMS, 1, 8, 8), 0.5)}
-    still["adversarial_weight"] = 0.0
     plain, once, twice = (gradient({**still, "motion_weight": w}, **dream) for w in (0.0, 0.01, 0.02))
     assert (once - plain).abs().max() > 1e-6
     torch.testing.assert_close(twice - plain, 2 * (once - plain), rtol=1e-3, atol=1e-6)
@@ -460,7 +462,8 @@ def test_motion_needs_a_dream_and_the_world():
 
 def hear(alone, errors=(0.5,) * STREAMS, learn=(True,) * STREAMS, progress=1.0, **settings):
     """Whether each stream hears itself, and for how long it then has; ``errors`` are squared errors of a frame."""
-    learning = begin(**{"loop_share": 0.5, "loop_steps": 3, "loop_error": 1.0, **settings})
+    dreams = {"loop_share": 0.5, "loop_steps": 3, "loop_error": 1.0, **settings}
+    learning = begin(**dreams if dreams["loop_share"] else {})
     frame = torch.full((STREAMS, 1, 8, 8), 0.25)
     rectified = frame + (torch.tensor(errors) / 64).sqrt().view(-1, 1, 1, 1)
     heard, count = learning.heard(frame, rectified, torch.tensor(learn), progress, torch.tensor(alone))

@@ -3,6 +3,7 @@
 import tempfile
 
 from torchrsm import Trainer, preset
+from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.runs.settings import RunConfig
@@ -16,22 +17,16 @@ def tiny_run(**training):
 def rectified_run(rectifying=None, stack_from=None, **training):
     """`tiny_run` with a small rectifier that learns with all that there is, dreams included."""
     run = tiny_run(**training)
-    settings = {
-        "learning_rate": 2e-3,
-        "matrix_learning_rate": 5e-3,
-        "schedule": "cosine",
-        "gradient_norm": 0.5,
-        "loop_share": 0.5,
-        "loop_from": 0.1,
-        "loop_error": 1000.0,
-        "loop_steps": 4,
-        "motion_weight": 0.01,
-        **(rectifying or {}),
-    }
+    given = rectifying or {}
+    dreams = {"loop_share": 0.5, "loop_from": 0.1, "loop_error": 1000.0, "loop_steps": 4, "motion_weight": 0.01}
+    if given.get("loop_share") == 0:
+        dreams = {}
+    rates = {"learning_rate": 2e-3, "matrix_learning_rate": 5e-3, "schedule": "cosine", "gradient_norm": 0.5}
+    settings = given if given.get("share") == 0 else {**rates, **dreams, **given}
     return RunConfig(
         name=run.name,
         model=run.model.replace(rectifier=CompactConfig(width=8, blocks=1)),
-        learning=run.learning,
+        learning=run.learning if stack_from is None else LearningConfig(),
         rectifying=RectifyingConfig(**settings),
         stack_from=None if stack_from is None else str(stack_from),
         stream=run.stream,

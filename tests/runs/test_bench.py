@@ -286,7 +286,7 @@ def test_where_dreams_live_equally_long_more_of_them_alive_are_better(alive, end
 
 def test_results_that_are_none_are_refused(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"world": "balls"}))
-    with pytest.raises(ValueError, match=r"results\.json: minutes: field required"):
+    with pytest.raises(ValueError, match=r"results\.json: minutes must be given"):
         read_results(tmp_path / "results.json")
 
 

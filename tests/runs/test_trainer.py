@@ -116,7 +116,7 @@ def test_resuming_needs_a_run_with_the_same_settings(tmp_path):
     with pytest.raises(ValueError, match=r"was begun with training.batch_size = .*; it cannot go on with 3"):
         Trainer(tiny_run(steps=1, batch_size=3), tmp_path / "run", resume=True)
     (tmp_path / "run" / RUN_FILE).write_text("{}")
-    with pytest.raises(ValueError, match=r"run.json: name: field required"):
+    with pytest.raises(ValueError, match=r"run.json: name must be given"):
         Trainer(tiny_run(steps=2), tmp_path / "run", resume=True)
 
 

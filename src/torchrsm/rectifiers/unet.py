@@ -45,7 +45,7 @@ class UNetConfig(RectifierConfig):
 
     def for_still_pictures(self) -> Self:
         """Return settings that change the last frame instead of the stack's prediction."""
-        return self.model_copy(update={"changes": "last"})
+        return self.replace(changes="last")
 
 
 class _Normed(nn.Module):

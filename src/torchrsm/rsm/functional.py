@@ -21,7 +21,7 @@ EPSILON = 1e-11
 
 
 class Cells(NamedTuple):
-    """A sparse map of cells, the k winners of each location: what a layer says and remembers.
+    """A sparse map of cells: the k winners of each location, which are the output and the memory of a layer.
 
     Attributes:
         index: ``[b, h, w, k]`` int32, the cell; -1 for none.

@@ -74,7 +74,7 @@ class LayerConfig(Config):
     decoder_deviation: float = Field(default=0.03, gt=0)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List settings of mechanisms that are switched off."""
+        """List the settings of mechanisms that are switched off."""
         if self.boost == 0:
             yield "boost_decay", "boost is 0"
         if self.decoder == "fully_connected":
@@ -120,7 +120,7 @@ class LayerState(NamedTuple):
             layer below.
         cells: the layer's own last cells, ``[b, h, w, k]``.
         trace: recurrent memory ``[b, h, w, n]``, or None where ``recurrent_decay`` is 0.
-        inhibition: ``[b, h, w, n]`` in 0..1, or None where the last winners say it all.
+        inhibition: ``[b, h, w, n]`` in 0..1, or None where the last winners alone are inhibited or nothing is.
     """
 
     input: Tensor | Cells
@@ -295,14 +295,14 @@ class RSMLayer(nn.Module):
 
     @torch.no_grad()
     def update_duty(self, cells: Cells) -> None:
-        """Take the winners into the running frequency of each cell, of which the boosted rank makes use."""
+        """Take the winners into the running frequency of each cell, which the boosted rank uses."""
         if self.config.boost > 0:
             wins = torch.bincount(cells.index.flatten(), minlength=self.config.cells)
             frequency = wins / (cells.index.numel() / cells.index.shape[-1])
             self.duty.lerp_(frequency.to(self.duty.dtype), 1 - self.config.boost_decay)
 
     def _check_state(self, state: LayerState, feedback: Cells | None, step: Step) -> None:
-        """Refuse what an engine could not read; only shapes, types and devices are looked at."""
+        """Refuse a state that an engine could not read. This looks at shapes, types and devices alone."""
         config, batch = self.config, len(state.cells.index)
         here = (batch, step.height, step.width)
         dense = (*here, config.cells)

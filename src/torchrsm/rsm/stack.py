@@ -1,4 +1,4 @@
-"""Layers in order: each reads the cells of the layer below, hears the layer above, and learns alone."""
+"""Layers in order. Each reads the cells of the layer below, gets feedback from the layer above, and learns alone."""
 
 from __future__ import annotations
 

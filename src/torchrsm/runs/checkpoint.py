@@ -1,4 +1,4 @@
-"""All that a run needs to go on: one file."""
+"""The checkpoint of a run: one file with all that it needs to go on."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def optimiser_state(prefix: str, tensors: Mapping[str, Tensor]) -> dict[int, dic
 def lay_out_as_weights(optimiser: torch.optim.Optimizer) -> None:
     """Give what an optimiser remembers of a weight the memory layout of that weight.
 
-    Files know none, and a fused step goes through the memory of both side by side.
+    Files store no layout, and a fused step needs the same one for both.
     """
     for weight, entry in optimiser.state.items():
         for key, value in entry.items():

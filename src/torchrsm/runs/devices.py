@@ -1,4 +1,4 @@
-"""The devices that there are to train on."""
+"""The devices of this machine on which a run can learn."""
 
 from __future__ import annotations
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
-from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.runs.presets import balls_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
 from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, VideoConfig
 
-_PASSAGES = 4  # through a video, side by side
+_PASSAGES = 4  # through a video, which are learned from side by side
 _NEARBY = 16  # pixels: systems halve frames at most four times, or fold patches of them
 
 
@@ -35,15 +34,15 @@ def fit(run: AnyRunConfig, shape: tuple[int, int, int], stream: AnyStreamConfig)
 def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
     """Return a run that learns from another stream, whatever the size of its frames.
 
-    In RSM, what is tuned to bouncing balls is undone: inputs near 0 are read, no stream dreams, and where most of a
-    picture may stand still the rectifier changes the last frame instead of the stack's prediction. Of a video a batch
-    is four passages: its frames are few, so that many small updates tell more than few large ones.
+    RSM loses the settings that are tuned to bouncing balls: it reads inputs near 0, and no stream dreams. Its rectifier
+    changes the last frame instead of the stack's prediction, since most of a picture may stand still. Of a video a
+    batch is four passages: its frames are few, so that many small updates tell more than few large ones.
     """
     if isinstance(run, BaselineRunConfig) or isinstance(stream, BouncingBallsConfig):
         return run.replace(stream=stream)
     changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0}
-    if isinstance(run.model.rectifier, UNetConfig):
-        changes["model.rectifier.changes"] = "last"
+    if run.model.rectifier is not None:
+        changes["model.rectifier"] = run.model.rectifier.for_still_pictures()
     if run.rectifying is not None:
         changes["rectifying"] = without_dreams(run.rectifying)
     if isinstance(stream, VideoConfig):

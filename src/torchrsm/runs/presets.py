@@ -128,7 +128,7 @@ def balls() -> RunConfig:
 
 
 def balls_compact() -> RunConfig:
-    """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction alone."""
+    """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction and winners."""
     run = balls()
     wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3, "input_frames": 1, "input_decay": 0.7}
     rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
@@ -188,7 +188,7 @@ def rtrbm() -> BaselineRunConfig:
 
 
 def srtrbm() -> BaselineRunConfig:
-    """Return the structured recurrent temporal RBM, which learns what has to do with what."""
+    """Return the structured recurrent temporal RBM, which learns which parts of a frame belong together."""
     return _baseline("srtrbm", SRTRBMConfig(), window=8, learning_rates=(1e-2,), schedule="cosine")
 
 
@@ -203,7 +203,7 @@ def constant_velocity() -> BaselineRunConfig:
 
 
 def lstm() -> BaselineRunConfig:
-    """Return the published LSTM over whole frames, which never learned."""
+    """Return the published LSTM over whole frames, which did not learn to move balls there either."""
     return _baseline("lstm", LSTMConfig(), checkpoint_seconds=300.0)  # a checkpoint of it has 730 MB
 
 
@@ -218,7 +218,7 @@ def seq2seq_convlstm() -> BaselineRunConfig:
 
 
 def seq2seq_convlstm_multi_decoder() -> BaselineRunConfig:
-    """Return the same with a second decoder, which tells what was seen."""
+    """Return the same with a second decoder, which reconstructs the frames that were seen."""
     return _baseline("seq2seq-convlstm-multi-decoder", Seq2SeqConvLSTMMultiDecoderConfig(), window=16)
 
 
@@ -228,12 +228,12 @@ def pgn() -> BaselineRunConfig:
 
 
 def pgn_adversarial() -> BaselineRunConfig:
-    """Return the same with its adversarial loss."""
+    """Return `pgn` with its adversarial loss."""
     return pgn().replace(name="pgn-adversarial", model=PGNConfig(adversarial_weight=2e-4))
 
 
 def convlstm_wide() -> BaselineRunConfig:
-    """Return the ConvLSTM that one would pick today, tuned on validation sequences."""
+    """Return a ConvLSTM with today's habits, tuned on validation sequences."""
     model = ConvLSTMConfig(
         hidden_channels=(64, 64),
         kernel_sizes=(3, 3),

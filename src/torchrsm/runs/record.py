@@ -1,4 +1,4 @@
-"""What a run writes down about itself, and what can be read from that later."""
+"""The record of a run: what it reports while it learns, and what can be read from that later."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def learning_curve(folder: Path | str, minutes: float = 0.5) -> LearningCurve:
     )
     stretches: dict[tuple[int, str], list[float]] = {}
     total = timing[-1]["seconds"] / 60 / minutes if timing else 0.0
-    last = max(0, math.ceil(total - 0.1) - 1)  # a budget ends a step late; that is no stretch of its own
+    last = max(0, math.ceil(total - 0.1) - 1)  # a budget ends a step late, which must not make another stretch
     for record, at in zip(records, timing, strict=True):
         if record["frame_squared_error"] == 0:
             continue

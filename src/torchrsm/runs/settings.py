@@ -105,22 +105,23 @@ class RunConfig(Config):
         return 1
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List how a stack learns that does not, how a rectifier does that has no time, and dreams of no stream."""
-        if self.stack_from is not None:
-            for name in LearningConfig.model_fields:
-                yield f"learning.{name}", "stack_from is given, and the stack does not learn"
+        """List the settings of a stack that does not learn, of a rectifier without time, of dreams without a stream."""
         if self.rectifying is None:
             return
         if self.stack_from is not None:
-            for name in ("share", "stack_share"):
-                yield f"rectifying.{name}", "stack_from is given, and the stack does not learn"
+            names = [f"learning.{name}" for name in LearningConfig.model_fields]
+            for name in (*names, "rectifying.share", "rectifying.stack_share"):
+                yield name, "stack_from is given and the stack does not learn"
         elif self.rectifying.share == 0:
             for name in RectifyingConfig.model_fields:
                 if name not in ("share", "stack_share"):
                     yield f"rectifying.{name}", "rectifying.share is 0"
         batch = self.training.batch_size
         if round(self.rectifying.loop_share * batch) == 0:
-            yield "rectifying.loop_share", f"it is at most half a stream, 0.5 / training.batch_size = {0.5 / batch:.3g}"
+            yield (
+                "rectifying.loop_share",
+                f"only a share above 0.5 / training.batch_size = {0.5 / batch:.3g} lets a stream dream",
+            )
 
     def make_learner(self, shape: tuple[int, int, int, int], device: torch.device, begins: bool) -> OnlineLearner:
         """Return what learns in this run, as it is before the first update.
@@ -177,7 +178,7 @@ class BaselineRunConfig(Config):
         return self.learning.window
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List how a system learns that has no weights. Its run is over at once, whatever the budget."""
+        """List how a system without weights would learn. Its run ends at once, whatever the budget."""
         if self.model.kind in WITHOUT_WEIGHTS:
             for name in SequenceLearningConfig.model_fields:
                 yield f"learning.{name}", f"{self.model.kind} has nothing to learn"
@@ -210,7 +211,7 @@ def load_run_config(folder: Path | str) -> AnyRunConfig:
         model = json.loads(text).get("model", {})
         kind: type[AnyRunConfig] = BaselineRunConfig if "kind" in model else RunConfig
     except (ValueError, AttributeError, TypeError, RecursionError):
-        kind = RunConfig  # which says what is wrong
+        kind = RunConfig  # its error says what is wrong
     try:
         return kind.from_json(text)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """The training loop of every system, with its record, its checkpoints and its exact resumption; no mathematics.
 
-How a system learns, and in which phases, is its `torchrsm.learning.contract.Learner`'s to say.
+Its `torchrsm.learning.contract.Learner` decides how a system learns, and in which phases.
 
 A run is a folder::
 
@@ -112,7 +112,7 @@ class Trainer:
             write_atomically(self.folder / RUN_FILE, save_run_config(config))
 
     def _begin_folder(self) -> None:
-        """Write the settings of a run and its model, untaught; what is new goes again if the disk is full."""
+        """Write the settings of a run and its untrained model. If the disk is full, remove what was new."""
         settings = save_run_config(self.config)
         is_new = not self.folder.exists()
         written = [path for name in (RUN_FILE, CONFIG_FILE, WEIGHTS_FILE) if not (path := self.folder / name).exists()]
@@ -198,7 +198,7 @@ class Trainer:
                 finished = self.progress >= 1.0
                 ends = finished or self.phase != phase
                 if ends:
-                    self._require_finite(self.learner.model.state_dict())
+                    self._require_finite(self._weights())
                 if self.step % self.config.training.log_steps == 0 or ends:
                     frames = (self.step - last_step) * self.stream.batch_size * self.config.frames_in_a_step
                     record = self._log(logs, phase, frames / max(now - since, 1e-9))
@@ -216,7 +216,7 @@ class Trainer:
         return self.model.eval()
 
     def _teach(self) -> None:
-        """Take the next batches of the stream, let the model learn from them, and add up what came of it.
+        """Take the next batches of the stream, let the model learn from them, and add the figures to the sums.
 
         The sums stay on the device; they are read once for each record.
         """
@@ -239,7 +239,7 @@ class Trainer:
 
     @contextmanager
     def _naming_the_checkpoint(self, step: int) -> Iterator[None]:
-        """Add the step and the last checkpoint to what is said of a number that is not finite."""
+        """Add the step and the last checkpoint to the message about a number that is not finite."""
         try:
             yield
         except NonFiniteError as reason:
@@ -274,7 +274,7 @@ class Trainer:
 
     @contextmanager
     def _logs(self) -> Iterator[dict[str, IO[str]]]:
-        """Open the record's files; what was written after the last checkpoint is cut off, it will be written again."""
+        """Open the record's files and cut off what was written after the last checkpoint; it will be written again."""
         files: dict[str, IO[str]] = {}
         try:
             for name, offset in self._offsets.items():
@@ -282,7 +282,7 @@ class Trainer:
                 files[name] = file
                 file.truncate(offset)
             yield files
-        except OSError:  # a full disk: no half of a line stays
+        except OSError:  # a full disk: leave no half of a line
             for name, file in files.items():
                 with suppress(OSError):
                     file.close()
@@ -300,11 +300,7 @@ class Trainer:
             except OSError as error:
                 raise OSError(error.errno, f"cannot write {self.folder / name}: {error.strerror}") from error
             offsets[name] = os.fstat(file.fileno()).st_size
-        tensors = {
-            f"{part}.{name}": tensor
-            for part, module in self.learner.modules.items()
-            for name, tensor in module.state_dict().items()
-        }
+        tensors = self._weights()
         for i, optimiser in enumerate(self.learner.optimisers):
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
@@ -325,8 +321,16 @@ class Trainer:
         self._offsets = offsets
         self.model.save_weights(self.folder)
 
+    def _weights(self) -> dict[str, Tensor]:
+        """Return all weights, by the names that they have in a checkpoint."""
+        return {
+            f"{part}.{name}": tensor
+            for part, module in self.learner.modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+
     def _require_finite(self, tensors: Mapping[str, Tensor]) -> None:
-        """Look at all that a checkpoint would hold before it takes the place of the last good one."""
+        """Check all that a checkpoint would hold before it replaces the last good one."""
         with self._naming_the_checkpoint(self.step):
             require_finite_tensors(tensors)
 
@@ -361,7 +365,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _extends(folder: Path, config: AnyRunConfig) -> bool:
-    """Say whether a run goes on for longer, or on another device, than it was begun; all else must be the same."""
+    """Return whether a run goes on for longer, or on another device, than it was begun; all else must be the same."""
     begun = with_absolute_path(load_run_config(folder))
     budget = {"steps": config.training.steps, "minutes": config.training.minutes}
     for name, now in budget.items():
@@ -389,7 +393,7 @@ def _signals() -> Iterator[list[int]]:
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals belong to somebody else
+    except ValueError:  # outside the main thread no signal can be taken
         before = {}
     try:
         yield received

@@ -96,7 +96,7 @@ class VideoConfig(Config):
 
 
 def _with_kind(given: Any) -> Any:
-    """Take settings from before there were other sources than balls."""
+    """Read settings from before there were other sources than balls, which name no kind."""
     return {"kind": "balls", **given} if isinstance(given, dict) else given
 
 
@@ -106,7 +106,7 @@ StreamConfig = Annotated[Annotated[AnyStreamConfig, Field(discriminator="kind")]
 
 
 LEAST_FRAMES = 3
-"""Least frames of a clip to learn from: the first is never predicted, and a single prediction teaches nothing."""
+"""Fewest frames of a clip to learn from: the first is never predicted, and one prediction teaches nothing."""
 
 
 def make_stream(config: AnyStreamConfig, batch_size: int, seed: int) -> Stream:

@@ -88,12 +88,12 @@ def check_engine(name: EngineName) -> None:
 
 
 def set_threads(count: int, torch_threads: int = 1) -> None:
-    """Say how many threads the fused kernel and torch use.
+    """Set how many threads the fused kernel and torch use.
 
     Sums over the batch are taken in one part for each thread of the kernel, so runs repeat bit by bit for the same
-    count only. Where the kernel has more than one thread torch should have one: a second torch thread spins between its
-    short tasks on the core that the kernel needs. Where torch does most of the work (a rectifier) it is the other way
-    round.
+    count only. If the kernel has more than one thread, torch should have one: a second torch thread spins between its
+    short tasks on the core that the kernel needs. If torch does most of the work (a rectifier), the kernel should have
+    one.
 
     Raises:
         ValueError: a number below 1.

@@ -90,7 +90,7 @@ class Reads(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What bends the order of the cells (`torchrsm.rsm.kernels.step.Context`); an array of length 0 stands for none."""
+    """What changes the order of the cells, see `torchrsm.rsm.kernels.step.Context`; length 0 stands for none."""
 
     refractory: Ints
     inhibition: Floats
@@ -317,7 +317,7 @@ def _drive(s: Step, n: int, p: int, r: Reads, weights: Matrices, scratch: Scratc
 
 @_jit
 def _rank(n: int, p: int, lowest: np.floating | float, limits: Limits, scratch: Scratch) -> None:
-    """Line 5 at one location: write the rank of its cells, the drive itself where nothing bends it."""
+    """Line 5 at one location: write the rank of its cells, which is the drive itself where nothing changes it."""
     a, rank = scratch.drive, scratch.rank
     if limits.inhibition.shape[0] > 0:
         phi = limits.inhibition[n, p]

@@ -208,7 +208,7 @@ class _Loss(torch.autograd.Function):
         engine.run(
             compiled.loss, batch, lambda part: (*constants, loss, _locations(d_z), *sums[part], _scratch(step, goal))
         )
-        # The gradient falls out of the forward pass while the decoded map is at hand, so it is kept, not made again.
+        # The forward pass gives the gradient almost for free while it holds the decoded map, so the gradient is kept.
         ctx.save_for_backward(d_z, *_add_parts(sums))
         return torch.tensor(loss.sum(dtype=np.float64), dtype=torch.float32)
 
@@ -314,7 +314,7 @@ def _reads(step: Step, context: Context, feedback: Tensor | None) -> Reads:
 
 
 def _check_index(name: str, index: Tensor, count: int) -> None:
-    """Refuse cells that do not exist: compiled code would read memory that belongs to something else."""
+    """Refuse cells that do not exist, for which compiled code would read foreign memory."""
     if index.numel():
         low, high = (int(bound) for bound in index.aminmax())
         if low < -1 or high >= count:

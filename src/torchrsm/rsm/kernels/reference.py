@@ -11,7 +11,7 @@ from torchrsm.rsm.kernels.step import Context, Step, Weights
 
 
 class ReferenceEngine:
-    """Dense tensors throughout; slow, readable, the definition of the result."""
+    """The step in dense tensors: slow and readable. It defines the result of every engine."""
 
     def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
         """See `Engine.select`."""

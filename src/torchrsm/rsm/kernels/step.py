@@ -65,7 +65,7 @@ class Step(NamedTuple):
         activation: Activation,
         margin: int,
     ) -> Self:
-        """Return the step of a layer on inputs of a size; what follows from the rest is worked out here."""
+        """Return the step of a layer on inputs of a size, with the sizes that follow from the others."""
         grid = strided_grid(input_grid, stride)
         top, left = (padding_before(size, kernel_size, stride) for size in input_grid)
         decoder_top, decoder_left = (

@@ -10,8 +10,8 @@ A bench is a folder::
     results.json, table.md   the table, for programs and for readers
     error.png, memory.png    error against minutes of training; peak memory against the length
 
-What is there is not done again: a bench that was interrupted goes on where it was, more systems, seeds and lengths can
-be added to one that is finished.
+A bench does nothing twice. One that was interrupted goes on where it was, and more systems, seeds and lengths can be
+added to one that is finished.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ SYSTEMS = (
     "simvp",
     "balls",
 )
-"""What ``all`` stands for, in the order of training."""
+"""The systems of ``all``, in the order of training."""
 
 PRESETS_IN_ORDER = (*SYSTEMS, *(name for name in PRESETS if name not in SYSTEMS))
 
@@ -162,7 +162,7 @@ class Bench:
 
     def _run(self, reporting: Reporting, say: Callable[[str], None]) -> Results:
         for seed in range(self.config.seeds):
-            # Every other round backwards, so that no system always has the machine at its coolest.
+            # Every other round runs backwards, so that no system always has the machine at its coolest.
             for name in self.config.systems[:: 1 if seed % 2 == 0 else -1]:
                 if not self._scores_file(name, seed).exists():
                     self._train_and_score(name, seed, reporting)
@@ -222,7 +222,7 @@ class Bench:
         return results
 
     def _scored(self) -> list[str]:
-        """Return the systems of which there are scores, those of other calls too, in the order of `SYSTEMS`."""
+        """Return the systems that have scores, including those of other calls, in the order of `SYSTEMS`."""
         found = {file.stem.rpartition("-seed-")[0] for file in (self.folder / "scores").glob("*-seed-*.json")}
         return [name for name in PRESETS_IN_ORDER if name in found]
 

@@ -1,4 +1,4 @@
-"""The table of a bench: its rows, and what follows from them in words and plots."""
+"""The table of a bench: its rows, and the sentences and plots that follow from them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Row(BaseModel):
 
     Attributes:
         system: name of its preset.
-        rsm: whether it is one of ours, so that all others are its peers.
+        rsm: whether it is RSM; all others are its peers.
         published: mean and standard deviation, where there is one.
         weights: numbers that it learns.
         seeds: its runs.

@@ -1,0 +1,169 @@
+"""`OnlineLearner.teach` against the same written again as a plain loop."""
+
+import copy
+
+import pytest
+import torch
+from lessons import teach
+from online_oracle import PlainOnline
+
+from torchrsm import CompactConfig, LayerConfig, LearningConfig, ModelConfig, RectifyingConfig, UNetConfig
+from torchrsm.learning.online import OnlineLearner
+from torchrsm.streams import BouncingBalls, StreamBatch
+
+STREAMS, STEPS, SIZE = 4, 40, 10
+
+RECTIFIERS = {"compact": CompactConfig(width=6, blocks=1), "unet": UNetConfig(features=4, width=6, blocks=1)}
+
+DREAMS = {"loop_share": 0.5, "loop_from": 0.1, "loop_steps": 3, "loop_error": 20.3, "motion_weight": 0.05}
+
+
+def learner_of(rectifier="compact", input_frames=1, dropout=0.5, share=0.75, stack_share=0.5):
+    torch.manual_seed(2)
+    below = LayerConfig(
+        groups=10,
+        active_groups=3,
+        output_bias="channel",
+        dropout=dropout,
+        input_frames=input_frames,
+        activation="sigmoid",
+    )
+    above = LayerConfig(groups=8, active_groups=2, output_bias="channel", dropout=dropout)
+    model = ModelConfig(layers=(below, above), pad=1, rectifier=RECTIFIERS[rectifier])
+    learning = LearningConfig(learning_rates=(3e-3, 2e-3), schedule="cosine", warmup_share=0.2)
+    rectifying = RectifyingConfig(
+        share=share,
+        stack_share=stack_share,
+        learning_rate=2e-3,
+        matrix_learning_rate=5e-3,
+        schedule="cosine",
+        warmup_share=0.3,
+        gradient_norm=0.3,
+        adversarial_weight=0.02,
+        discriminator_learning_rate=0.05,
+        **DREAMS,
+    )
+    return OnlineLearner(model, learning, rectifying, True, (STREAMS, 1, SIZE, SIZE)), learning, rectifying
+
+
+def plain(learner, learning, rectifying):
+    model, judge = copy.deepcopy(learner.model), copy.deepcopy(learner.modules["discriminator"])
+    return PlainOnline(model, judge, learning, rectifying, STREAMS, (1, SIZE, SIZE))
+
+
+def balls():
+    return BouncingBalls(STREAMS, resolution=SIZE, sequence_length=17, seed=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rectifier": "compact"},
+        {"rectifier": "unet", "input_frames": 3, "dropout": 0.0},
+        {"rectifier": "compact", "share": 0.5, "stack_share": None},
+    ],
+    ids=["dropout", "four frames side by side", "one after the other"],
+)
+def test_teaching_is_the_plain_loop(settings):
+    """Losses, scores, what each stream hears, how long it dreams, and all weights, step by step."""
+    learner, learning, rectifying = learner_of(**settings)
+    oracle = plain(learner, learning, rectifying)
+    dreamt = set()
+    for step, batch in zip(range(STEPS), balls(), strict=False):
+        progress = step / STEPS
+        for model in (learner.model, oracle.model):
+            model.train(learner.phase(progress) != "rectifier")
+        random = torch.get_rng_state()
+        taught = learner.teach([batch], progress)
+        torch.set_rng_state(random)
+        expected = oracle.teach(batch.frames, batch.starts, progress)
+        assert int(taught.scored) == expected["scored"], step
+        assert float(taught.frame_squared_error) == pytest.approx(expected["error"], rel=1e-4), step
+        assert taught.losses.tolist() == pytest.approx(expected["losses"], rel=1e-3, abs=1e-6), step
+        assert learner.state.alone.tolist() == oracle.alone, step
+        torch.testing.assert_close(learner.model.last_frame(learner.state.layers), expected["heard"], atol=1e-4, rtol=0)
+        dreamt |= set(oracle.alone)
+    assert {-2, -1, 0, 1, 3} <= dreamt
+    for got, wanted in ((learner.model, oracle.model), (learner.modules["discriminator"], oracle.judge)):
+        for (name, weight), (_, other) in zip(got.named_parameters(), wanted.named_parameters(), strict=True):
+            torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_dream_is_what_the_stack_hears_next():
+    """Where a stream dreams, its stack holds the model's own frame, not the one that came."""
+    learner, *_ = learner_of()
+    stream, differs = balls(), 0
+    for step in range(STEPS):
+        batch = next(stream)
+        learner.teach([batch], step / STEPS)
+        last = learner.model.last_frame(learner.state.layers)
+        for i, alone in enumerate(learner.state.alone.tolist()):
+            same = torch.equal(last[i], batch.frames[i])
+            assert same is (alone <= 0), (step, i)
+            differs += not same
+    assert differs > 5
+
+
+def test_the_stack_s_rate_falls_to_its_end_within_its_own_share():
+    """The schedule runs over the stack's part of the run, not over the whole."""
+    learner, learning, _ = learner_of(share=0.5, stack_share=0.5)
+    stream, rates = balls(), []
+    for progress in (0.05, 0.1, 0.3, 0.499):
+        teach(learner, stream, progress)
+        rates.append([group["lr"] for optimiser in learner.optimisers[:2] for group in optimiser.param_groups])
+    own = learning.learning_rates
+    halfway_down = 0.02 + 0.98 * 0.5
+    assert rates[0] == pytest.approx([0.5 * rate for rate in own])
+    assert rates[1] == pytest.approx(own)
+    assert rates[2] == pytest.approx([halfway_down * rate for rate in own], rel=1e-6)
+    assert rates[3] == pytest.approx([0.02 * rate for rate in own], rel=0.01)
+
+
+def test_what_a_learner_tells_waits_for_nothing():
+    """Numbers stay tensors until somebody asks for them."""
+    learner, *_ = learner_of()
+    taught = teach(learner, balls(), 0.9)
+    assert [value.shape for value in taught] == [(), (), (len(learner.loss_names("rectifier")),)]
+    assert not any(value.requires_grad for value in taught)
+    assert int(taught.scored) == 0  # first frames
+    assert float(taught.frame_squared_error) == 0
+
+
+def test_an_update_takes_one_batch():
+    learner, *_ = learner_of()
+    batch = next(balls())
+    assert learner.batches_per_update == 1
+    with pytest.raises(ValueError, match="values to unpack"):
+        learner.teach([batch, batch], 0.1)
+
+
+def test_a_loss_that_is_not_finite_is_named_and_nothing_is_heard():
+    learner, *_ = learner_of()
+    stream = balls()
+    teach(learner, stream, 0.9)
+    before = learner.state
+    with torch.no_grad():
+        learner.model.rectifier.tail.bias.fill_(float("nan"))
+    with pytest.raises(ArithmeticError, match="rectifier/squared error is nan"):
+        teach(learner, stream, 0.9)
+    assert learner.state is before
+
+
+def test_the_names_of_the_losses_are_those_of_what_learns():
+    learner, *_ = learner_of()
+    terms = ["squared error", "adversarial loss", "discriminator's loss", "motion loss"]
+    layers = ["loss/layer_1", "loss/layer_2"]
+    assert learner.loss_names("stack") == layers
+    assert learner.loss_names("rectifier") == [f"rectifier/{term}" for term in terms]
+    assert learner.loss_names("both") == [*layers, *(f"rectifier/{term}" for term in terms)]
+
+
+def test_a_frame_without_a_prediction_is_not_scored():
+    learner, *_ = learner_of()
+    frames = torch.rand(3, STREAMS, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    starts = torch.tensor([[True] * 4, [False, True, False, False], [False] * 4])
+    scored = []
+    for frame, start in zip(frames, starts, strict=True):
+        batch = StreamBatch(frame, start, torch.zeros(4, dtype=torch.int64))
+        scored.append(int(learner.teach([batch], 0.1).scored))
+    assert scored == [0, 3, 4]
