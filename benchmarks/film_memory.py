@@ -1,15 +1,17 @@
 """Peak memory of reading a film of hours beside that of one of seconds: read, learned from, and predicted.
 
 The films are made on the spot from ten seconds of bouncing squares, whose packets are repeated. Each number is the peak
-resident memory of a process of its own.
+resident memory of a process of its own. To predict takes a hundredth of a second a frame, so that the films for it have
+few frames a second.
 
-    python benchmarks/film_memory.py [--hours 3] [--json benchmarks/results/film-memory.json]
+    python benchmarks/film_memory.py [--hours 3] [--predicted-rate 2] [--json benchmarks/results/film_memory.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -20,15 +22,16 @@ from tempfile import TemporaryDirectory
 import av
 import numpy as np
 
+from torchrsm.storage.tensors import write_atomically
+
 RATE, HEIGHT, WIDTH = 30, 72, 128
 SECONDS = 10
+ALLOWED_MEBIBYTES = 50
 
 _READ = """
 from torchrsm.streams import numbered_frames, open_clips
 ((name, reader),) = open_clips(path, height=64)
-frames = 0
-for numbered in numbered_frames(reader):
-    frames += 1
+frames = sum(1 for _ in numbered_frames(reader))
 """
 _LEARN = """
 from torchrsm import VideoConfig
@@ -40,10 +43,16 @@ frames = 2000 * 32
 """
 _PREDICT = """
 from torchrsm.cli import main
-main(["predict", path, "--model", "copy-last", "--frames", "20", "--out", path + ".out.mp4"])
-frames = 20
+assert main(["predict", "copy-last", path, "--out", path + ".out.mp4", "--json", path + ".json"]) == 0
+frames = None  # the command says how many
 """
-WHAT = {"read all of it": _READ, "play it as a stream to learn from": _LEARN, "predict 20 frames": _PREDICT}
+_DREAM = """
+from torchrsm.cli import main
+assert main(["dream", "copy-last", "--prime-from", path, "--prime", "10", "--steps", "5", "--out", path + ".npz"]) == 0
+frames = 15
+"""
+READING = {"read all of it": _READ, "play it as a stream to learn from": _LEARN, "dream from its beginning": _DREAM}
+PREDICTING = {"predict all of it": _PREDICT}
 
 _REPORT = """
 import resource
@@ -51,22 +60,22 @@ print(frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def make_film(path: Path, seconds: int) -> None:
+def make_film(path: Path, seconds: int, rate: int) -> None:
     """Write a film of some seconds, by repeating the packets of the first ten."""
-    pictures = np.zeros((SECONDS * RATE, HEIGHT, WIDTH, 3), np.uint8)
+    pictures = np.zeros((SECONDS * rate, HEIGHT, WIDTH, 3), np.uint8)
     for number, picture in enumerate(pictures):
         x, y = (abs((speed * number) % (2 * side) - side) for speed, side in ((2, WIDTH - 20), (1, HEIGHT - 20)))
         picture[y : y + 20, x : x + 20] = 255
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(RATE), options={"bf": "0", "g": "30"})
+        stream = container.add_stream("libx264", rate=Fraction(rate), options={"bf": "0", "g": "30"})
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
         first = [p for one in pictures for p in stream.encode(av.VideoFrame.from_ndarray(one, format="rgb24"))]
         first += stream.encode(None)
         contents = [(bytes(packet), packet.is_keyframe) for packet in first]
-        for number in range(seconds * RATE):
+        for number in range(seconds * rate):
             content, is_key = contents[number % len(contents)]
             packet = av.Packet(content)
-            packet.stream, packet.time_base, packet.duration = stream, Fraction(1, RATE), 1
+            packet.stream, packet.time_base, packet.duration = stream, Fraction(1, rate), 1
             packet.pts = packet.dts = number
             packet.is_keyframe = is_key
             container.mux(packet)
@@ -78,29 +87,43 @@ def peak(code: str, path: Path) -> tuple[int, float, float]:
     program = f"path = {str(path)!r}\n{code}{_REPORT}"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     frames, kibibytes = result.stdout.split()[-2:]
+    if frames == "None":
+        (frames,) = re.findall(r"^(\d+) frames of ", result.stdout, re.MULTILINE)
     return int(frames), int(kibibytes) / 1024, time.perf_counter() - begun
 
 
+def measure(what: dict[str, str], seconds: int, rate: int, folder: Path) -> list[dict[str, str | int | float]]:
+    """Return a row for each piece of code and each of the two films, and print it."""
+    films = {length: folder / f"{length}-{rate}.mp4" for length in (SECONDS, seconds)}
+    for length, path in films.items():
+        make_film(path, length, rate)
+    rows: list[dict[str, str | int | float]] = []
+    for name, code in what.items():
+        for length, path in films.items():
+            frames, mebibytes, taken = peak(code, path)
+            rows.append({"what": name, "film_seconds": length, "frames": frames, "mebibytes": round(mebibytes, 1)})
+            print(f"| {name} | {length} | {frames} | {mebibytes:.0f} | {taken:.0f} |", flush=True)
+    return rows
+
+
 def main() -> None:
-    """Measure and print a table."""
+    """Measure, print a table, and fail where a film of hours takes much more memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=3)
+    parser.add_argument("--predicted-rate", type=int, default=2, help="frames per second of the film to predict")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = []
+    seconds = round(3600 * options.hours)
+    print("| what | film, s | frames | peak memory, MiB | time, s |\n|---|---|---|---|---|")
     with TemporaryDirectory() as folder:
-        films = {}
-        for seconds in (SECONDS, round(3600 * options.hours)):
-            films[seconds] = Path(folder) / f"{seconds}.mp4"
-            make_film(films[seconds], seconds)
-        print("| what | film, s | frames | peak memory, MiB | time, s |\n|---|---|---|---|---|")
-        for what, code in WHAT.items():
-            for seconds, path in films.items():
-                frames, mebibytes, taken = peak(code, path)
-                rows.append({"what": what, "film_seconds": seconds, "frames": frames, "mebibytes": round(mebibytes, 1)})
-                print(f"| {what} | {seconds} | {frames} | {mebibytes:.0f} | {taken:.0f} |", flush=True)
+        rows = measure(READING, seconds, RATE, Path(folder))
+        rows += measure(PREDICTING, seconds, options.predicted_rate, Path(folder))
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_atomically(options.json, (json.dumps(rows, indent=1) + "\n").encode())
+    for short, long in zip(rows[::2], rows[1::2], strict=True):
+        more = float(long["mebibytes"]) - float(short["mebibytes"])
+        if more > ALLOWED_MEBIBYTES:
+            raise SystemExit(f"{long['what']}: {more:.0f} MiB more than for a film of seconds")
 
 
 if __name__ == "__main__":

@@ -248,8 +248,8 @@ def test_refuses_what_is_no_model_folder(tmp_path, folder):
         ("{", r"config\.json: .*JSON"),
         ("settings: 1", r"config\.json: .*JSON"),
         ("[" * 100_000, r"config\.json: .*JSON"),
-        ("[1, 2]", r"config\.json: .* an object; got \[1, 2\]"),
-        ("null", r"config\.json: .* an object; got None"),
+        ("[1, 2]", r"config\.json must hold a JSON object; got list"),
+        ("null", r"config\.json must hold a JSON object; got NoneType"),
         (
             '{"layers": [{"groups": 4, "active_groups": 5}]}',
             r"config\.json: layers\.0: active_groups must be in .*; got 5",
@@ -274,9 +274,9 @@ def test_refuses_bad_settings_in_a_folder(folder, text, message):
         (lambda c: c["layers"][1].update(activation="exec"), r"layers\.1\.activation must be .*; got 'exec'"),
         (
             lambda c: c.update(rectifier={"kind": "magic"}),
-            r"rectifier\.kind must be one of 'compact', 'unet', 'paper', 's.*; got 'magic'",
+            "rectifier: kind must be one of compact, unet, paper, s.*; got 'magic'",
         ),
-        (lambda c: c.update(rectifier={"width": 4}), r"rectifier\.kind must be given"),
+        (lambda c: c.update(rectifier={"width": 4}), "rectifier: kind must be one of .*; got none"),
         (lambda c: c.update(rectifier={"kind": "compact", "depth": 4}), r"rectifier\.depth: unknown setting"),
         (
             lambda c: c.update(rectifier={"kind": "sharpening", "gain": float("inf")}),

@@ -47,7 +47,7 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # a damaged file breaks the parser in a dozen ways
+        except Exception:  # a damaged file can raise almost any error in the parser
             with contextlib.suppress(OSError):
                 self.flush()
             return None

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, mod
 class Config(BaseModel):
     """Settings that cannot change after they were checked; also the command line's flags and the saved JSON.
 
-    - **Types are meant.** "64", 64.0 and True are no integers, "yes" is no bool, a string is no path. What says the
-      same thing is taken: an integer where a float is due, a list where a tuple is due, a NumPy number as Python's, a
-      dict as the section that it describes.
+    - **Types are strict.** "64", 64.0 and True are no integers, "yes" is no bool, a string is no path. Equal values of
+      another type are taken: an integer where a float is due, a list where a tuple is due, a NumPy number as Python's,
+      a dict as the section that it describes.
     - **Every setting acts.** One that can have no effect beside the others must have its default; a class lists its own
       in `without_effect`.
     - **Changes are checked.** `replace` and `model_copy` run every check of every level again.
@@ -78,7 +78,7 @@ class Config(BaseModel):
             config = cls.model_validate_json(text, context=_TAKE_IDLE)
         except ValidationError as error:
             raise ValueError(first_error(error, _parsed(text))) from None
-        # A round may leave others without effect.
+        # A setting that becomes its default may leave others without effect, hence another round.
         while idle := dict(_idle_everywhere(config, "")):
             config = config._with(idle, _TAKE_IDLE)
         return config
@@ -127,7 +127,7 @@ class _Idle(NamedTuple):
 
 
 def _idle(config: Config) -> Iterator[_Idle]:
-    """Find what the settings themselves, and not those inside of them, list as being without effect."""
+    """Find the settings without effect that these settings list themselves; sections inside list their own."""
     for path, reason in config.without_effect():
         *way, name = path.split(".")
         holder: Any = config
@@ -196,7 +196,7 @@ def _changed(value: Any, changes: Mapping[tuple[str, ...], Any], place: tuple[st
 
 
 def _unknown(path: tuple[str, ...], parts: Mapping[str, Any], here: str, whole: Config) -> str:
-    """Say that there is no such path, and which ones come nearest to it."""
+    """Return the message for a path that does not exist, with the nearest ones."""
     wanted, known = ".".join(path), list(_paths(whole, ""))
     by_name: dict[str, list[str]] = {}
     for name in known:

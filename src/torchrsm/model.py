@@ -45,7 +45,7 @@ class ModelConfig(Config):
     rectifier: AnyRectifierConfig | None = None
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List what needs a layer above, or a border: of the stack, or of a rectifier around frames of odd size."""
+        """List the settings that need a layer above, or a border."""
         yield f"layers.{len(self.layers) - 1}.pool", "no layer stands above"
         if len(self.layers) == 1:
             yield "fresh_feedback", "there is one layer"

@@ -1,4 +1,4 @@
-"""The contract that every system of the result table obeys: predict, then observe.
+"""The contract that every system keeps: predict, then observe.
 
 The signatures carry the guarantees. `predict` takes no frame, so a prediction cannot see the frame it predicts; a state
 is a value without a gradient graph, so no history can be carried; free running is not a mode but
@@ -102,7 +102,7 @@ def restart(state: StateT, fresh: StateT, starts: Tensor) -> StateT:
     Returns:
         ``fresh`` where ``starts``, ``state`` elsewhere. ``state`` itself when nothing starts.
     """
-    # To ask a tensor of another device would wait for all its work; there every state is chosen anew.
+    # Reading a tensor of another device would wait for all its work, so there every state is chosen anew.
     if starts.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(starts.any()):
         return state
     return where(starts, fresh, state)
@@ -160,7 +160,7 @@ def check_frame(frame: Any, like: Tensor) -> Tensor:
 
 
 def _brief(value: Any) -> str:
-    """Describe a value in at most a line: a tensor or an array by its kind and shape."""
+    """Describe a value in one line: a tensor or an array by its kind and shape."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__module__}.{type(value).__name__} of shape {list(value.shape)}, {value.dtype}"
     text = repr(value)

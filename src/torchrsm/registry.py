@@ -1,4 +1,4 @@
-"""Registries: settings name a thing by its ``kind``, and a table says which settings and which class belong to it."""
+"""Registries: tables of settings and classes, in which the ``kind`` of the settings names an entry."""
 
 from __future__ import annotations
 

@@ -20,15 +20,15 @@ from torchrsm.runs.fitting import for_watching
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.streams import StreamBatch
 
-_MEMORY = 200  # frames, over which what is usual is remembered
-_SETTLING = 20  # frames before anything is called surprising
+_MEMORY = 200  # the number of last frames that decide what is usual
+_SETTLING = 20  # the number of frames before any can be surprising
 _LEAST_DEVIATION = 0.1  # of the logarithm of the error
-_LEAST_ERROR = 1e-5  # for each element: below it a prediction is taken as right, a picture as still
+_LEAST_ERROR = 1e-5  # for each element; a smaller error counts as none, a smaller change as a still picture
 _HALF_WAY = 0.5
 
 
 class Surprise(NamedTuple):
-    """What one frame was like.
+    """How well one frame was predicted, and how unusual that is.
 
     Attributes:
         frame: its number, from 0.
@@ -78,7 +78,7 @@ class Watcher:
 
     @property
     def model(self) -> VideoPredictor:
-        """What has learned so far."""
+        """The model as it has learned so far."""
         return self._learner.model
 
     def see(self, frame: Tensor | NDArray[Any], start: bool = False) -> Surprise:
@@ -153,7 +153,7 @@ class Usual:
         deviation = self.deviation
         off = level - self.mean if self._count else 0.0
         surprise = abs(off) / deviation if self._count >= _SETTLING else 0.0
-        # An outlier is no new usual: it counts as three deviations at most.
+        # An outlier counts as three deviations at most, so that it does not become what is usual.
         held = max(-3 * deviation, min(3 * deviation, off)) if self._count >= _SETTLING else off
         rate = max(1 / _MEMORY, 1 / (self._count + 1))
         self.mean = level if not self._count else self.mean + rate * held

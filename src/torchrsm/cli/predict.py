@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
-from collections.abc import Iterator
+import math
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -61,23 +64,26 @@ class PredictCommand(Config):
 
 
 class _Errors:
-    """What is known of each frame that was read: its number in its clip, and two squared errors.
+    """What is known of each frame that was read, in 24 bytes: its number in its clip, and two squared errors.
 
-    An error is None for the first frame of a clip, and for the first after frames that are missing.
+    An error is NaN for the first frame of a clip, and for the first after frames that are missing.
     """
 
     def __init__(self) -> None:
-        self.numbers: list[int] = []
-        self.predicted: list[float | None] = []
-        self.copied: list[float | None] = []  # of repeating the frame before
+        self.numbers = array("q")
+        self.predicted = array("d")
+        self.copied = array("d")  # of repeating the frame before
         self.frames: list[int] = []  # of each clip
+        self._sums = [0, 0.0, 0.0]
 
-    def note(self, number: int, predicted: float | None, copied: float | None) -> None:
+    def note(self, number: int, predicted: float, copied: float) -> None:
         """Note what is known of the next frame of the last clip."""
         self.numbers.append(number)
         self.predicted.append(predicted)
         self.copied.append(copied)
         self.frames[-1] += 1
+        if not math.isnan(predicted):
+            self._sums = [self._sums[0] + 1, self._sums[1] + predicted, self._sums[2] + copied]
 
     def means(self) -> tuple[float, float]:
         """Return both means over the frames that have an error.
@@ -85,10 +91,23 @@ class _Errors:
         Raises:
             ValueError: no frame has one.
         """
-        both = [(a, b) for a, b in zip(self.predicted, self.copied, strict=True) if a is not None and b is not None]
-        if not both:
+        count, predicted, copied = self._sums
+        if not count:
             raise ValueError(f"a clip must have 2 frames or more to predict one; got {max(self.frames, default=0)}")
-        return sum(a for a, _ in both) / len(both), sum(b for _, b in both) / len(both)
+        return predicted / count, copied / count
+
+    def to_json(self, model: str, video: str, names: Sequence[str]) -> bytes:
+        """Return all of it as JSON, one number after the other: of a film of hours there are many."""
+        clips = [{"name": name, "frames": n} for name, n in zip(names, self.frames, strict=True)]
+        text = io.StringIO()
+        text.write(json.dumps({"model": model, "video": video, "clips": clips})[:-1])
+        for name, values in (("numbers", self.numbers), ("errors", self.predicted), ("copy_errors", self.copied)):
+            text.write(f', "{name}": [')
+            for place, value in enumerate(values):
+                text.write(f"{', ' if place else ''}{'null' if math.isnan(value) else value}")
+            text.write("]")
+        text.write("}\n")
+        return text.getvalue().encode()
 
 
 def predict(arguments: list[str]) -> None:
@@ -109,15 +128,8 @@ def predict(arguments: list[str]) -> None:
     write_film(pictures, command.out, command.frames_per_second)
     mean, mean_copied = errors.means()
     if command.json_file is not None:
-        said = {
-            "model": command.model,
-            "video": str(command.video),
-            "clips": [{"name": name, "frames": n} for (name, _), n in zip(clips.readers, errors.frames, strict=True)],
-            "numbers": errors.numbers,
-            "errors": errors.predicted,
-            "copy_errors": errors.copied,
-        }
-        write_atomically(command.json_file, (json.dumps(said) + "\n").encode())
+        names = [name for name, _ in clips.readers]
+        write_atomically(command.json_file, errors.to_json(command.model, str(command.video), names))
     print(f"{sum(errors.frames)} frames of {printable(command.video)}: squared error {mean:.4g} a frame", end="")
     print(f", {mean_copied:.4g} for the frame before: {printable(command.out)}")
 
@@ -147,9 +159,10 @@ def _compared(
             with torch.no_grad():
                 prediction = predictor.predict(state)
                 state = predictor.observe(frame, prediction, state)
-            predicted = None if begins else float(frame_squared_error(prediction.frame, frame))
-            copied = None if begins else float(frame_squared_error(before, frame))
+            predicted = math.nan if begins else float(frame_squared_error(prediction.frame, frame))
+            copied = math.nan if begins else float(frame_squared_error(before, frame))
             errors.note(shown.number, predicted, copied)
-            yield comparison.picture(frame[0], [prediction.frame[0]], (predicted, copied))
+            shown_errors = (None, None) if begins else (predicted, copied)
+            yield comparison.picture(frame[0], [prediction.frame[0]], shown_errors)
             before = frame
     errors.means()  # nothing to show is an error, before the film takes the place of a former one

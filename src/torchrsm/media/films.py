@@ -204,16 +204,15 @@ class Comparison:
             if dreamt and (at == 0 or not self._dreamt[at - 1]):
                 draw.line((left + at * step, top, left + at * step, bottom), fill=_DREAMING)
         for number in range(len(self._curves)):
-            before: tuple[float, float] | None = None
-            for at, errors in enumerate(self._errors):
+            curve: list[tuple[float, float]] = []  # from gap to gap
+            for at, errors in enumerate([*self._errors, (None,) * len(self._curves)]):
                 error = errors[number]
-                if error is None or error <= 0:
-                    before = None
-                    continue
-                point = (left + at * step, bottom - (bottom - top) * (math.log(error) - low) / span)
-                colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
-                draw.line((*(before or point), *point), fill=colour, width=2)
-                before = point
+                if error is not None and error > 0:
+                    curve.append((left + at * step, bottom - (bottom - top) * (math.log(error) - low) / span))
+                elif curve:
+                    colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
+                    draw.line(curve if len(curve) > 1 else 2 * curve, fill=colour, width=2)
+                    curve = []
 
 
 def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: float = 20.0) -> None:

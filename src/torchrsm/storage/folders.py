@@ -79,7 +79,8 @@ def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[Config
     if header.get("format") != FORMAT:
         raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")
     try:
-        with _Allowance(tensors), torch.random.fork_rng(devices=()):  # what new weights draw is nobody's business
+        # New weights are drawn only to be overwritten, so the draw must leave the generator as it was.
+        with _Allowance(tensors), torch.random.fork_rng(devices=()):
             model = build(config)
     except OverflowError as error:
         raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error
@@ -97,8 +98,8 @@ def _settings_file(folder: Path) -> Path:
 class _Allowance(TorchFunctionMode):
     """Stops a model from being built before it takes much more memory, or time, than the weights of a file need.
 
-    A size in settings may be anything, and to build a model is to allocate it. Whether the weights fit exactly is
-    checked afterwards; the allowance is wide, so that a model which is only a little off gets that better message.
+    A size in settings may be anything, and building a model allocates it. The exact fit of the weights is checked
+    afterwards. The allowance is wide, so a model that is only a little off gets the better message of that check.
     """
 
     _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)

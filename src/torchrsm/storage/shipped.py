@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CONFIG_FILE = "config.json"  # what makes a folder a model's
+CONFIG_FILE = "config.json"  # the file that makes a folder a model folder
 
 
 def models_folder(package: Path) -> Path:

@@ -104,7 +104,7 @@ class VideoConfig(StreamConfig):
 
 
 LEAST_FRAMES = 3
-"""Least frames of a clip to learn from: the first is never predicted, and a single prediction teaches nothing."""
+"""Fewest frames of a clip to learn from: the first is never predicted, and one prediction teaches nothing."""
 
 
 def _balls(config: BouncingBallsConfig, batch_size: int, seed: int) -> Stream:
@@ -131,7 +131,7 @@ To score on a stream of a new kind, a line in `torchrsm.streams.splits.HELD_OUT`
 
 
 def _with_kind(given: Any) -> Any:
-    """Take settings from before there were other sources than balls."""
+    """Read settings from before there were other sources than balls, which name no kind."""
     return {"kind": "balls", **given} if isinstance(given, dict) else given
 
 
