@@ -35,7 +35,7 @@ PACKAGE = Path("src") / "torchrsm"
 ARGUED = Path(__file__).with_name("mutation_argued.toml")
 NOT_COPIED = (".git", ".venv", "runs", "dist", "__pycache__", ".*_cache", ".hypothesis")
 # What the package and its tests import; loaded once, before the process is forked for each mutant.
-PRELOADED = ["torch", "numba", "scipy.ndimage", "scipy.optimize", "pydantic", "pytest", "hypothesis", "safetensors"]
+PRELOADED = ["torch", "numba", "scipy.ndimage", "scipy.optimize", "pydantic", "safetensors.torch", "pytest"]
 
 _METHOD = ["invariants/test_laws.py", "golden/test_golden.py"]
 _ENGINES = ["rsm/test_functional.py", "rsm/test_engines.py", "rsm/test_layer.py", "rsm/test_oracle.py", *_METHOD]
