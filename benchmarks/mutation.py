@@ -21,6 +21,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +34,6 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path("src") / "torchrsm"
 ARGUED = Path(__file__).with_name("mutation_argued.toml")
-NOT_COPIED = (".git", ".venv", "runs", "dist", "__pycache__", ".*_cache", ".hypothesis")
 # What the package and its tests import; loaded once, before the process is forked for each mutant.
 PRELOADED = ["torch", "numba", "scipy.ndimage", "scipy.optimize", "pydantic", "safetensors.torch", "pytest"]
 
@@ -53,7 +53,14 @@ TESTS = {
     "model.py": ["test_model.py", "test_predictor.py", *_METHOD],
     "watching.py": ["test_watching.py"],
     "rsm/functional.py": _ENGINES,
-    "rsm/layer.py": ["rsm/test_layer.py", "rsm/test_stack.py", "rsm/test_oracle.py", "test_model.py", *_METHOD],
+    "rsm/layer.py": [
+        "rsm/test_layer.py",
+        "rsm/test_dropout.py",
+        "rsm/test_stack.py",
+        "rsm/test_oracle.py",
+        "test_model.py",
+        *_METHOD,
+    ],
     "rsm/stack.py": ["rsm/test_stack.py", "test_model.py", *_METHOD],
     "rsm/kernels/compiled.py": _ENGINES,
     "rsm/kernels/cpu.py": _ENGINES,
@@ -415,6 +422,15 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(rows)
 
 
+def copy_tree(target: Path) -> None:
+    """Copy the working tree, without what Git ignores."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if (ROOT / name).is_file():  # a file that was removed is still listed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
 def measured(chosen: list[Mutant], seconds: float) -> list[Outcome]:
     """Try mutants one after the other in a copy of the tree, whose tests must pass as they are.
 
@@ -424,7 +440,7 @@ def measured(chosen: list[Mutant], seconds: float) -> list[Outcome]:
     reasons, outcomes = argued(), []
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree, scratch = Path(folder) / "tree", Path(folder) / "scratch"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        copy_tree(tree)
         (scratch / "numba").mkdir(parents=True)
         tests = [test for module in dict.fromkeys(m.module for m in chosen) for test in TESTS[module]]
         failed = try_tests(tree, scratch, tests, 10 * seconds)
