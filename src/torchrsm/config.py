@@ -64,6 +64,10 @@ class Config(BaseModel):
         """Do what `replace` does with ``update``; pydantic's own method checks nothing. Settings need no deep copy."""
         return self.replace(**update) if update else super().model_copy(deep=deep)
 
+    def copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # type: ignore[override]
+        """Do what `model_copy` does, under pydantic's former name."""
+        return self.model_copy(update=update, deep=deep)
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read settings that were saved.
