@@ -248,7 +248,8 @@ def first_error(error: ValidationError, given: Any = None) -> str:
     if kind == "missing":
         return f"{place} must be given"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        place = ".".join([place] * bool(place) + [context["discriminator"].strip("'")])
+        name = context["discriminator"].strip("'")
+        place = f"{place}.{name}" if place else name
         if "tag" not in context:
             return f"{place} must be given"
         return f"{place} must be one of {context['expected_tags']}; got {context['tag']!r}"
