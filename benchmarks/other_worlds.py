@@ -5,8 +5,9 @@
     python benchmarks/other_worlds.py video --video clip.mp4 --height 48 --systems balls --minutes 5 --out runs/worlds \
         --json benchmarks/results/world-video.json
 
-Worlds: digits-32 and digits-64 (Moving MNIST, two digits; test digits of their own) and video (the last tenth is the
-test). The error of repeating the frame before stands beside. Runs that are in the folder are not trained again.
+Worlds: digits-32 and digits-64 (Moving MNIST, two digits; test digits of their own) and video (the last fifth, of which
+nothing is learned and on which nothing is chosen). The error of repeating the frame before stands beside. Runs that are
+in the folder are not trained again.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
+import contextlib
 import json
+import os
 import re
+import signal
 
 import pytest
 from pydantic import ValidationError
@@ -12,13 +15,13 @@ from torchrsm.runs.bench import (
     Results,
     Row,
     Seed,
-    bench,
     measuring,
     peak_mebibytes,
     read_results,
     table,
     verdict,
 )
+from torchrsm.runs.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from torchrsm.runs.presets import preset
 from torchrsm.runs.trainer import Trainer
 
@@ -118,25 +121,28 @@ def test_what_is_there_is_not_done_again_and_more_can_be_added(finished, tmp_pat
     assert one == again  # the table is of all that the folder holds
 
 
-def test_an_interrupted_bench_goes_on_where_it_was(tmp_path, monkeypatch):
-    work = Trainer.run
+def test_an_interrupted_bench_goes_on_where_it_was(tmp_path):
+    """Interrupted as by Ctrl-C at the first record, which is the end of the first phase."""
 
-    def interrupted(trainer, report):
-        if trainer.step == 0:
-            trainer.config = trainer.config.replace(training=trainer.config.training.replace(minutes=0.01))
-            work(trainer, report)
-            raise KeyboardInterrupt
-        resumed.append(trainer.step)
-        return work(trainer, report)
+    @contextlib.contextmanager
+    def interrupting(name):
+        yield lambda record: os.kill(os.getpid(), signal.SIGINT)
 
-    resumed = []
-    monkeypatch.setattr(bench.Trainer, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Bench(small(systems=("balls",)), tmp_path / "out").run(reporting)
-    assert not list((tmp_path / "out" / "scores").iterdir())
-    outcome = Bench(small(systems=("balls",)), tmp_path / "out").run(reporting)
-    assert resumed
-    assert resumed[0] > 0
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt, match="the checkpoint is saved"):
+        Bench(small(systems=("balls",)), folder).run(interrupting)
+    assert not list((folder / "scores").iterdir())
+    stopped = load_checkpoint(folder / "runs" / "balls-seed-0" / CHECKPOINT_FILE)[1]
+    assert 0 < stopped["seconds"] < 1.2
+    records = []
+
+    @contextlib.contextmanager
+    def noting(name):
+        yield records.append
+
+    outcome = Bench(small(systems=("balls",)), folder).run(noting)
+    assert records[0].step > stopped["step"]
+    assert records[0].seconds > stopped["seconds"]
     assert outcome.rows[0].seeds[0].minutes >= 0.02
 
 

@@ -15,6 +15,7 @@ from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
+from torchrsm.scoring.metrics import FRAME_SCORES, FrameScore
 from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, simulator_tracked_error
 from torchrsm.scoring.sequences import imagine, predict_sequences
 from torchrsm.streams import splits
@@ -626,3 +627,27 @@ def test_rollout_scores_in_table_and_json():
     assert all(len(line) <= 120 for line in both.table().splitlines())
     assert NextFrameScores.model_validate_json(both.to_json()) == both
     assert json.loads(both.to_json())["rollout"]["physics"]["tracked"][0]["step"] == 1
+
+
+def test_a_line_adds_a_measure_to_every_evaluation(monkeypatch):
+    def brightest_error(prediction, frame):
+        return (prediction - frame).abs().amax((-3, -2, -1)).double()
+
+    frames = torch.rand(2, 4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    before = Evaluator(frames).evaluate(CopyLast()).to_json()
+    monkeypatch.setitem(FRAME_SCORES, "brightest_error", FrameScore("brightest error", brightest_error))
+    scores = Evaluator(frames).evaluate(CopyLast())
+    expected = (frames[:, :-1] - frames[:, 1:]).abs().amax((2, 3, 4)).double().mean(1).mean()
+    assert scores.frame_scores["brightest_error"].mean == pytest.approx(float(expected))
+    assert "brightest error                 2..4" in scores.table()
+    written = json.loads(scores.to_json())
+    assert set(written) == {*json.loads(before), "brightest_error"}
+    assert NextFrameScores.model_validate_json(scores.to_json()) == scores
+    # What was written before there was the measure can still be read.
+    assert NextFrameScores.model_validate_json(before).peak_signal_noise_ratio == scores.peak_signal_noise_ratio
+
+
+def test_measures_that_frames_are_too_small_for_are_left_out():
+    scores = Evaluator(torch.rand(1, 3, 1, 8, 8), similarity=False).evaluate(CopyLast())
+    assert scores.structural_similarity is None
+    assert json.loads(scores.to_json())["structural_similarity"] is None

@@ -11,16 +11,16 @@ from torchrsm.media.films import write_mp4
 from torchrsm.runs.presets import PRESETS
 from torchrsm.streams import BouncingBalls, ClipStream, DamagedFilmWarning, MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.settings import (
+    AnyStreamConfig,
     BouncingBallsConfig,
     MovingMNISTConfig,
-    StreamConfig,
     VideoConfig,
     frame_shape,
     make_stream,
 )
 from torchrsm.streams.splits import held_out_frames
 
-SOURCE = TypeAdapter(StreamConfig)
+SOURCE = TypeAdapter(AnyStreamConfig)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class ConstantVelocity(SequenceModel):
     def initial_state(self, shape: tuple[int, int, int, int]) -> ConstantVelocityState:
         """Return black frames: no ball has been seen."""
         self.check_shape(shape)
-        return ConstantVelocityState(torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device))
+        return ConstantVelocityState(self.like.new_zeros(shape), self.like.new_zeros(shape))
 
     def predict(self, state: ConstantVelocityState) -> Predicted:
         """Move the balls of the last frame on by as much as they moved before it."""

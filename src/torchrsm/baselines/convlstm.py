@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.baselines.lstm import UNSEEN, Memory, inputs_of, remember
+from torchrsm.baselines.lstm import UNSEEN, Memory, emptied, inputs_of, remember
 from torchrsm.baselines.sequence_model import (
     BaselineConfig,
     Lesson,
@@ -146,8 +146,7 @@ class ConvLSTMLayer(nn.Module):
         from_below = self.from_below(inputs).chunk(len(starts))
         memories = []
         for gates, start in zip(from_below, starts, strict=True):
-            if start.any():
-                memory = Memory(*(part.masked_fill(start[:, None, None, None], 0) for part in memory))
+            memory = emptied(memory, start)
             memory = remember(gates + self.from_itself(memory.hidden), memory.cell)
             memories.append(memory)
         return memories

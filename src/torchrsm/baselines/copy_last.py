@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, SequenceModel
@@ -31,7 +30,7 @@ class CopyLast(SequenceModel):
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> CopyLastState:
         """Return black frames: nothing has been seen."""
-        return CopyLastState(torch.zeros(check_shape(shape), device=self.device))
+        return CopyLastState(self.like.new_zeros(check_shape(shape)))
 
     def predict(self, state: CopyLastState) -> Predicted:
         """Predict the last frame seen."""

@@ -69,6 +69,16 @@ class LSTMState(NamedTuple):
     layers: tuple[Memory, ...]
 
 
+def emptied(memory: Memory, start: Tensor) -> Memory:
+    """Return a memory, ``[b, ...]`` each part, with nothing in it for the streams in which a sequence starts, ``[b]``.
+
+    On the CPU it is first asked whether any does; on another device to ask would be to wait for all its work.
+    """
+    if start.device.type == "cpu" and not start.any():
+        return memory
+    return Memory(*(part.masked_fill(start.view(-1, *[1] * (part.dim() - 1)), 0) for part in memory))
+
+
 def remember(gates: Tensor, cell: Tensor) -> Memory:
     """Return the memory after a step of long short-term memory.
 
@@ -143,8 +153,7 @@ class LSTM(SequenceModel):
             from_below = F.linear(values, layer.weight_ih, layer.bias_ih)
             outputs = []
             for gates, start in zip(from_below, starts, strict=True):
-                if start.any():
-                    memory = Memory(*(part.masked_fill(start[:, None], 0) for part in memory))
+                memory = emptied(memory, start)
                 memory = remember(gates + F.linear(memory.hidden, layer.weight_hh, layer.bias_hh), memory.cell)
                 outputs.append(memory.hidden)
             values = torch.stack(outputs)

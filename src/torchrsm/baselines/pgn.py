@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchrsm.baselines.lstm import UNSEEN, Memory, inputs_of, remember
+from torchrsm.baselines.lstm import UNSEEN, Memory, emptied, inputs_of, remember
 from torchrsm.baselines.sequence_model import (
     BaselineConfig,
     Lesson,
@@ -146,8 +146,7 @@ class Recurrence(nn.Module):
         """
         cell, outputs = self.cell, []
         for gates, start in zip(F.linear(vectors, cell.weight_ih, cell.bias_ih), starts, strict=True):
-            if start.any():
-                memory = Memory(*(part.masked_fill(start[:, None], 0) for part in memory))
+            memory = emptied(memory, start)
             memory = remember(gates + F.linear(memory.hidden, cell.weight_hh, cell.bias_hh), memory.cell)
             outputs.append(memory.hidden)
         return torch.stack(outputs), memory

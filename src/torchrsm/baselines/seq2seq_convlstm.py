@@ -146,13 +146,12 @@ class Seq2SeqConvLSTM(SequenceModel):
         frames, starts = window
         if len(frames) < self.shortest_window:
             raise ValueError(f"window must be longer than decode_every {self.config.decode_every}; got {len(frames)}")
-        points = torch.arange(
-            self.config.decode_every - 1, len(frames) - 1, self.config.decode_every, device=frames.device
-        )
+        numbers = range(self.config.decode_every - 1, len(frames) - 1, self.config.decode_every)
+        points = torch.arange(numbers.start, numbers.stop, numbers.step, device=frames.device)
         _, steps = self.encoder((2 * frames - 1).flatten(0, 1), state.layers, starts)
         memories = tuple(
             Memory(*(torch.cat(parts) for parts in zip(*layer, strict=True)))
-            for layer in zip(*(steps[point] for point in points.tolist()), strict=True)
+            for layer in zip(*(steps[number] for number in numbers), strict=True)
         )
         loss, first = self._decoded(window, points, memories)
         predicted, scored = torch.zeros_like(frames), torch.zeros_like(starts)
@@ -178,8 +177,7 @@ class Seq2SeqConvLSTM(SequenceModel):
             points: ``[points]``, of the last frame that was read before a decoder starts.
             memories: of the encoder then, ``[points * b, ...]``.
         """
-        last = int(points[0])
-        steps = min(self.horizon, len(window.frames) - 1 - last)
+        steps = min(self.horizon, len(window.frames) - self.config.decode_every)
         error, decoded = self._error(
             self.decoder, window, points, memories, 1 + torch.arange(steps, device=points.device)
         )
@@ -244,7 +242,7 @@ class Seq2SeqConvLSTMMultiDecoder(Seq2SeqConvLSTM):
 
     def _decoded(self, window: Window, points: Tensor, memories: tuple[Memory, ...]) -> tuple[Tensor, Tensor]:
         loss, first = super()._decoded(window, points, memories)
-        steps = min(self.horizon, int(points[-1]) + 1)
+        steps = min(self.horizon, len(points) * self.config.decode_every)
         error, _ = self._error(self.reconstructor, window, points, memories, -torch.arange(steps, device=points.device))
         return loss + self.config.reconstruction_weight * error, first
 

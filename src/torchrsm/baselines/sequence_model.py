@@ -95,10 +95,9 @@ class SequenceModel(nn.Module):
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
     @property
-    def device(self) -> torch.device:
-        """Where the model is, and where its states are made."""
-        place: Tensor = self.get_buffer("_place")
-        return place.device
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device of the model, for states to be made from."""
+        return self.get_buffer("_place")
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> Any:
         """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.

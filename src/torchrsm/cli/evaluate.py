@@ -29,7 +29,7 @@ from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     load_frames,
 )
-from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, VideoConfig
+from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig, VideoConfig
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, held_out_frames
 from torchrsm.systems import load
 
@@ -119,14 +119,14 @@ def evaluate(arguments: list[str]) -> None:
             print(f"{name}: {target}")
 
 
-def _stream(name_or_folder: str) -> AnyStreamConfig:
+def _stream(name_or_folder: str) -> StreamConfig:
     """Return what a model learned from, where it has a run that says so, else bouncing balls."""
     if not (Path(name_or_folder) / RUN_FILE).is_file():
         return BouncingBallsConfig()
     return found(load_run_config(name_or_folder).stream, name_or_folder)
 
 
-def _unseen_frames(command: EvaluateCommand, stream: AnyStreamConfig) -> Tensor:
+def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
     """Return what the model never learned from."""
     if not isinstance(stream, BouncingBallsConfig) and command.rollout_steps:
         raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")

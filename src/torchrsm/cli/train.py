@@ -21,7 +21,7 @@ from torchrsm.runs.record import Record
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.runs.trainer import Trainer
 from torchrsm.streams.paths import printable
-from torchrsm.streams.settings import AnyStreamConfig, MovingMNISTConfig, VideoConfig, frame_shape
+from torchrsm.streams.settings import MovingMNISTConfig, StreamConfig, VideoConfig, frame_shape
 
 
 class _TrainCommand(Config):
@@ -140,7 +140,7 @@ def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str,
 def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaselineCommand:
     """Parse the flags of a run that learns from a video or from digits, its settings made to fit the frames."""
     rest, system = taken(arguments, "--system", "balls")
-    stream: AnyStreamConfig = MovingMNISTConfig()
+    stream: StreamConfig = MovingMNISTConfig()
     name = f"train {world}"
     if world == "video":
         film, rest = _film(rest)

@@ -18,6 +18,7 @@ Normalisation = Literal["sample", "location", "none"]
 Activation = Literal["sigmoid", "identity"]
 
 EPSILON = 1e-11
+"""Added to a divisor that may be 0; a type that cannot hold it adds its own least number."""
 
 
 class Cells(NamedTuple):
@@ -136,10 +137,11 @@ def normalise(s: Tensor, over: Normalisation) -> Tensor:
     ``sample`` divides by the sum over the whole sample, as published: the more locations, the smaller each value.
     ``location`` divides by the sum of absolute values of each location, which does not depend on the frame's size.
     """
+    epsilon = max(EPSILON, torch.finfo(s.dtype).tiny)
     if over == "sample":
-        return s / (s.sum((1, 2, 3), keepdim=True) + EPSILON)
+        return s / (s.sum((1, 2, 3), keepdim=True) + epsilon)
     if over == "location":
-        return s / (s.abs().sum(-1, keepdim=True) + EPSILON)
+        return s / (s.abs().sum(-1, keepdim=True) + epsilon)
     return s
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from torchrsm.runs.settings import AnyRunConfig
-from torchrsm.streams.settings import AnyStreamConfig, VideoConfig
+from torchrsm.streams.settings import StreamConfig, VideoConfig
 
 
 def with_absolute_path(run: AnyRunConfig) -> AnyRunConfig:
@@ -17,7 +17,7 @@ def with_absolute_path(run: AnyRunConfig) -> AnyRunConfig:
     return run.replace(stream=stream)
 
 
-def found(stream: AnyStreamConfig, folder: Path | str) -> AnyStreamConfig:
+def found(stream: StreamConfig, folder: Path | str) -> StreamConfig:
     """Return what a run learns from, with the path at which its film is now.
 
     Args:

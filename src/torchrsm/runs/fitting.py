@@ -11,13 +11,13 @@ from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.runs.presets import balls_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
-from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, VideoConfig
+from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig, VideoConfig
 
 _PASSAGES = 4  # through a video, which are learned from side by side
 _NEARBY = 16  # pixels: systems halve frames at most four times, or fold patches of them
 
 
-def fit(run: AnyRunConfig, shape: tuple[int, int, int], stream: AnyStreamConfig) -> AnyRunConfig:
+def fit(run: AnyRunConfig, shape: tuple[int, int, int], stream: StreamConfig) -> AnyRunConfig:
     """Return a run that learns from another stream, its settings made sensible for that.
 
     Args:
@@ -31,7 +31,7 @@ def fit(run: AnyRunConfig, shape: tuple[int, int, int], stream: AnyStreamConfig)
     return sized(adapted(run, stream), shape)
 
 
-def adapted(run: AnyRunConfig, stream: AnyStreamConfig) -> AnyRunConfig:
+def adapted(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
     """Return a run that learns from another stream, whatever the size of its frames.
 
     RSM loses the settings that are tuned to bouncing balls: it reads inputs near 0, and no stream dreams. Its rectifier

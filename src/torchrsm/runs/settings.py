@@ -18,7 +18,7 @@ from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.model import ModelConfig, VideoPredictor
-from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig
+from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig
 from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
 
 RUN_FILE = "run.json"
@@ -96,7 +96,7 @@ class RunConfig(Config):
     learning: LearningConfig
     rectifying: RectifyingConfig | None = None
     stack_from: str | None = None
-    stream: StreamConfig = BouncingBallsConfig()
+    stream: AnyStreamConfig = BouncingBallsConfig()
     training: _Training
 
     @property
@@ -169,7 +169,7 @@ class BaselineRunConfig(Config):
     name: _Name
     model: AnyBaselineConfig
     learning: SequenceLearningConfig = SequenceLearningConfig()
-    stream: StreamConfig = BouncingBallsConfig()
+    stream: AnyStreamConfig = BouncingBallsConfig()
     training: _Training
 
     @property

@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from torchrsm.predictor import Predictor
@@ -19,9 +26,6 @@ from torchrsm.scoring.metrics import Summary
 from torchrsm.scoring.rollouts import RolloutScores
 from torchrsm.scoring.sequences import check_sequences, predict_sequences
 from torchrsm.streams.splits import frames_sha256
-
-PERFECT_DECIBELS = 100.0
-"""The most decibels that a frame counts for (a root mean squared error of 1e-5), so that every mean is finite."""
 
 _SummaryField = Annotated[Summary, PlainSerializer(lambda summary: summary._asdict())]
 
@@ -48,8 +52,8 @@ class NextFrameScores(BaseModel):
         frame_squared_error: squared error summed over the pixels of a frame, see `metrics.frame_squared_error`.
         raw_frame_squared_error: the same before the rectifier; None for a predictor that makes its frame in one step.
         by_frame: mean `frame_squared_error` over sequences at each frame; the first is frame 1, never scored: None.
-        peak_signal_noise_ratio: decibels, ``all_predictable``; a frame counts for `PERFECT_DECIBELS` at most.
-        structural_similarity: -1..1, ``all_predictable``; None if not asked for.
+        frame_scores: the measures of `metrics.FRAME_SCORES`, ``all_predictable``, by their name; None for one that
+            frames of this size do not allow. In JSON they stand beside the other fields, under their own names.
         batch_size: sequences predicted side by side.
         frames_per_second: frames predicted and observed per second at that batch size; scoring is not counted.
         training: how the model was trained, where that is known.
@@ -64,12 +68,38 @@ class NextFrameScores(BaseModel):
     frame_squared_error: WindowScores
     raw_frame_squared_error: WindowScores | None = None
     by_frame: tuple[float | None, ...]
-    peak_signal_noise_ratio: _SummaryField
-    structural_similarity: _SummaryField | None
+    frame_scores: dict[str, _SummaryField | None]
     batch_size: int
     frames_per_second: float
     training: dict[str, str | int | float] | None = None
     rollout: RolloutScores | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_frame_scores(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "frame_scores" in given:
+            return given
+        found = {name: given[name] for name in metrics.FRAME_SCORES if name in given}
+        return {name: value for name, value in given.items() if name not in found} | {"frame_scores": found}
+
+    @model_serializer(mode="wrap")
+    def _spread_frame_scores(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        spread: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            spread |= value if name == "frame_scores" else {name: value}
+        return spread
+
+    @property
+    def peak_signal_noise_ratio(self) -> Summary:
+        """Decibels, ``all_predictable``; a frame counts for `metrics.PERFECT_DECIBELS` at most."""
+        decibels = self.frame_scores["peak_signal_noise_ratio"]
+        assert decibels is not None  # frames of any size allow it
+        return decibels
+
+    @property
+    def structural_similarity(self) -> Summary | None:
+        """From -1 to 1, ``all_predictable``; None for frames below 11 x 11 pixels, or if it was not asked for."""
+        return self.frame_scores.get("structural_similarity")
 
     def to_json(self) -> str:
         """Return the scores as JSON text; ``NextFrameScores.model_validate_json`` reads it back."""
@@ -84,8 +114,7 @@ class NextFrameScores(BaseModel):
             ("squared error, after_2", 3, error.after_2),
             ("squared error, after_10", 11, error.after_10),
             *([("raw squared error", 2, raw.all_predictable)] if raw is not None else []),
-            ("peak signal to noise, dB", 2, self.peak_signal_noise_ratio),
-            ("structural similarity", 2, self.structural_similarity),
+            *((metrics.FRAME_SCORES[name].title, 2, summary) for name, summary in self.frame_scores.items()),
         ]
         lines = [
             f"{self.model}: {self.sequences} sequences of {last} frames, mean ± sd over sequences",
@@ -118,7 +147,7 @@ class Evaluator:
         Args:
             frames: ``[n, t, channels, height, width]`` floating point in 0..1, t >= 2, on the predictor's device.
             batch_size: sequences predicted side by side, >= 1. Changes speed and memory only.
-            similarity: also measure `metrics.structural_similarity`, for which a frame needs 11x11 pixels.
+            similarity: also measure `metrics.structural_similarity`, which is slow and needs frames of 11 x 11 pixels.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -146,7 +175,8 @@ class Evaluator:
         """
         predict_sequences(predictor, self.frames[: self.batch_size, :2])  # the first prediction may compile kernels
         seconds = 0.0
-        errors, raw_errors, decibels, similarities = [], [], [], []
+        errors, raw_errors = [], []
+        others: dict[str, list[Tensor]] = {name: [] for name in self._measured()}
         for start in range(0, len(self.frames), self.batch_size):
             batch = self.frames[start : start + self.batch_size]
             predicted = predict_sequences(predictor, batch)
@@ -154,9 +184,8 @@ class Evaluator:
             # One sequence at a time: sums of the same shape, hence the same bits, at any batch size.
             for prediction, truth in zip(predicted.frames[:, 1:], batch[:, 1:], strict=True):
                 errors.append(metrics.frame_squared_error(prediction, truth))
-                decibels.append(metrics.peak_signal_noise_ratio(prediction, truth).clamp(max=PERFECT_DECIBELS))
-                if self.similarity:
-                    similarities.append(metrics.structural_similarity(prediction, truth))
+                for name, values in others.items():
+                    values.append(metrics.FRAME_SCORES[name].measure(prediction, truth))
             if predicted.raw is not None:
                 pairs = zip(predicted.raw[:, 1:], batch[:, 1:], strict=True)
                 raw_errors += [metrics.frame_squared_error(prediction, truth) for prediction, truth in pairs]
@@ -168,11 +197,19 @@ class Evaluator:
             frame_squared_error=_windows(error),
             raw_frame_squared_error=_windows(torch.stack(raw_errors)) if raw_errors else None,
             by_frame=(None, *error.mean(dim=0).tolist()),
-            peak_signal_noise_ratio=metrics.summarise(torch.stack(decibels).mean(dim=1)),
-            structural_similarity=metrics.summarise(torch.stack(similarities).mean(dim=1)) if similarities else None,
+            frame_scores={
+                name: metrics.summarise(torch.stack(others[name]).mean(dim=1)) if name in others else None
+                for name in metrics.FRAME_SCORES
+            },
             batch_size=self.batch_size,
             frames_per_second=self.frames.shape[0] * self.frames.shape[1] / seconds,
         )
+
+    def _measured(self) -> list[str]:
+        """Return the names of the measures that these frames allow and that were asked for."""
+        side = min(self.frames.shape[-2:])
+        asked = [name for name in metrics.FRAME_SCORES if self.similarity or name != "structural_similarity"]
+        return [name for name in asked if side >= metrics.FRAME_SCORES[name].smallest_side]
 
 
 def _windows(error: Tensor) -> WindowScores:

@@ -6,6 +6,7 @@ otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +124,35 @@ def check_similarity_window(height: int, width: int) -> None:
             f"structural similarity needs frames of at least {SIMILARITY_WINDOW}x{SIMILARITY_WINDOW} pixels "
             f"(its window), received {height}x{width}"
         )
+
+
+class FrameScore(NamedTuple):
+    """A measure that `torchrsm.Evaluator` takes of every predicted frame beside the squared error.
+
+    Attributes:
+        title: its name and unit, as the table prints it, at most 31 characters.
+        measure: from predicted and true frames ``[..., channels, height, width]`` to finite numbers ``[...]``.
+        smallest_side: frames with a side below it cannot be measured.
+    """
+
+    title: str
+    measure: Callable[[Tensor, Tensor], Tensor]
+    smallest_side: int = 1
+
+
+PERFECT_DECIBELS = 100.0
+"""The most decibels that a frame counts for (a root mean squared error of 1e-5), so that every mean is finite."""
+
+
+def _bounded_decibels(prediction: Tensor, frame: Tensor) -> Tensor:
+    return peak_signal_noise_ratio(prediction, frame).clamp(max=PERFECT_DECIBELS)
+
+
+FRAME_SCORES: dict[str, FrameScore] = {
+    "peak_signal_noise_ratio": FrameScore("peak signal to noise, dB", _bounded_decibels),
+    "structural_similarity": FrameScore("structural similarity", structural_similarity, SIMILARITY_WINDOW),
+}
+"""The measures beside the squared error, by their name in the JSON of an evaluation: a line here adds one."""
 
 
 def _check_shapes(prediction: Tensor, frame: Tensor) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from torchrsm.streams.bouncing_balls import bouncing_ball_sequences
 from torchrsm.streams.moving_mnist import moving_mnist_sequences
 from torchrsm.streams.settings import (
-    AnyStreamConfig,
     BouncingBallsConfig,
     MovingMNISTConfig,
+    StreamConfig,
     VideoConfig,
     learned_frames,
     open_videos,
@@ -69,7 +70,7 @@ def frames_sha256(frames: Tensor) -> str:
     return hashlib.sha256(values.astype("<f4", copy=False).data).hexdigest()
 
 
-def held_out_frames(config: AnyStreamConfig, split: Split = "test", sequences: int = 200) -> Tensor:
+def held_out_frames(config: StreamConfig, split: Split = "test", sequences: int = 200) -> Tensor:
     """Return what a run that learns from ``config`` never sees, to score it on.
 
     Of bouncing balls the fixed sequences, whatever balls the run learns from; of digits sequences with digits of their
@@ -88,23 +89,30 @@ def held_out_frames(config: AnyStreamConfig, split: Split = "test", sequences: i
     Raises:
         ValueError: the split is unknown; or a video is too short, or too much of it is held out to be in memory.
     """
-    if isinstance(config, BouncingBallsConfig):
-        return bouncing_ball_frames(split, sequences)
-    if isinstance(config, MovingMNISTConfig):
-        return moving_mnist_sequences(
-            sequences,
-            seed=0,
-            digits=config.digits,
-            resolution=config.resolution,
-            sequence_length=config.sequence_length,
-            split=split,
-        )
+    if config.kind not in HELD_OUT:
+        raise ValueError(f"frames are held out of streams of the kinds {', '.join(HELD_OUT)}; got {config.kind!r}")
+    return HELD_OUT[config.kind](config, split, sequences)
+
+
+def _other_balls(config: BouncingBallsConfig, split: Split, sequences: int) -> Tensor:
+    return bouncing_ball_frames(split, sequences)
+
+
+def _other_digits(config: MovingMNISTConfig, split: Split, sequences: int) -> Tensor:
+    return moving_mnist_sequences(
+        sequences,
+        seed=0,
+        digits=config.digits,
+        resolution=config.resolution,
+        sequence_length=config.sequence_length,
+        split=split,
+    )
+
+
+def _end_of_videos(config: VideoConfig, split: Split, sequences: int) -> Tensor:
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, received {split!r}")
-    return _end_of_videos(config, split)
 
-
-def _end_of_videos(config: VideoConfig, split: Split) -> Tensor:
     def part(frames: int) -> tuple[int, int]:
         learned = learned_frames(config, frames)
         middle = learned + (frames - learned) // 2
@@ -118,3 +126,11 @@ def _end_of_videos(config: VideoConfig, split: Split) -> Tensor:
             raise ValueError(f"{setting} must leave 2 frames in a row of each clip, received {len(end)}: {name}")
     length = min(len(end) for end in ends)
     return torch.from_numpy(np.stack([end[:length] for end in ends])).float() / 255
+
+
+HELD_OUT: dict[str, Callable[[Any, Split, int], Tensor]] = {
+    "balls": _other_balls,
+    "digits": _other_digits,
+    "video": _end_of_videos,
+}
+"""What is held out of each kind of stream, from its settings, the split and how many sequences there shall be."""

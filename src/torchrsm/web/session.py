@@ -24,7 +24,7 @@ from torchrsm.runs.settings import RunConfig
 from torchrsm.scoring import physics
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.streams import ClipStream, Stream
-from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, MovingMNISTConfig, VideoConfig, make_stream
+from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, StreamConfig, VideoConfig, make_stream
 from torchrsm.web.library import Library
 from torchrsm.web.messages import (
     Advance,
@@ -343,14 +343,14 @@ class Session:
         self.playing = True
         self._before = None
 
-    def _learned_from(self, shape: tuple[int, int, int]) -> AnyStreamConfig:
+    def _learned_from(self, shape: tuple[int, int, int]) -> StreamConfig:
         if isinstance(self.source, BallsSource):
             return BouncingBallsConfig(balls=self.source.balls, resolution=RESOLUTION)
         if isinstance(self.source, DigitsSource):
             return MovingMNISTConfig(resolution=shape[1])
         return VideoConfig(path=self.source.video)
 
-    def _stream(self, config: AnyStreamConfig) -> Stream:
+    def _stream(self, config: StreamConfig) -> Stream:
         if isinstance(config, VideoConfig):
             frames = self.library.video(config.path)
             assert self._world is not None
