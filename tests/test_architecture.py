@@ -141,3 +141,9 @@ def test_the_page_lists_every_file_once():
     listed = [name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)]
     files = {str(file.relative_to(SOURCE)) for file in SOURCE.rglob("*.py") if defines_something(file)}
     assert sorted(listed) == sorted(files)
+
+
+def test_functions_are_compiled_in_one_way():
+    """Which needs no place on disk; see `torchrsm.compiling`."""
+    using = {name for name, file in MODULES.items() if re.search(r"^\s*(from|import) numba", file.read_text(), re.M)}
+    assert using == {"torchrsm.compiling"}

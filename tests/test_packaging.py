@@ -1,10 +1,15 @@
+import ast
 import importlib.metadata
 import importlib.resources
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 import torchrsm
 from torchrsm.storage.shipped import models_folder
@@ -63,3 +68,40 @@ def test_imports_are_light():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
     assert done.stderr == ""
+
+
+def test_type_checkers_see_the_names_that_are_imported_when_used():
+    """They are listed three times: for type checkers, for the import, and for all who ask what is public."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in checked.body for alias in node.names}
+    homes = {name: "torchrsm.scoring" if name == "physics" else "torchrsm" for name in ("physics", "streams")}
+    assert seen == {**homes, **{name: module for module, names in torchrsm._NAMES.items() for name in names}}
+    assert sorted(seen) == sorted(torchrsm.__all__)
+
+
+def test_every_name_can_be_imported_at_once_and_no_other():
+    program = "from torchrsm import *; import torchrsm; assert set(torchrsm.__all__) <= set(dir()) & set(dir(torchrsm))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(AttributeError, match="module 'torchrsm' has no attribute 'Trainr'"):
+        _ = torchrsm.Trainr
+
+
+def test_it_runs_where_nothing_can_be_written(tmp_path):
+    """From an installation that is read-only, for a user without a home, in a system without temporary files."""
+    package = tmp_path / "installed" / "torchrsm"
+    for file in SOURCE.rglob("*.py"):
+        copy = package / file.relative_to(SOURCE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+        (copy.parent / "__pycache__").touch()  # a folder of this name cannot be made
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME"), "/dev/null")
+    program = (
+        "import tempfile; tempfile.tempdir = '/dev/null'; import torchrsm, torchrsm.rsm.kernels; "
+        "print(torchrsm.__file__, float(torchrsm.streams.bouncing_ball_sequences(range(1), seed=0).frames.sum()) > 0)"
+    )
+    environment = {**os.environ, **nowhere, "PYTHONPATH": str(package.parent)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == (f"{package / '__init__.py'} True\n", "")

@@ -1,5 +1,9 @@
+import pytest
+
 from torchrsm import PRESETS, load
+from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.cli import main
+from torchrsm.storage.shipped import MODELS_FOLDER, shipped_models
 
 
 def test_presets_are_listed_with_what_they_are(capsys):
@@ -27,3 +31,27 @@ def test_info_says_nothing_of_a_run_with_broken_settings(tmp_path, run, refused)
     load(run).save(tmp_path)
     (tmp_path / "run.json").write_text("{}")
     assert refused("info", tmp_path, says=[f"{tmp_path}/run.json: name must be given"]) == ""
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *WITHOUT_WEIGHTS, *shipped_models()])
+def test_info_knows_every_name(capsys, name):
+    assert main(["info", name]) == 0
+    assert capsys.readouterr().out.splitlines()[0].removeprefix(str(MODELS_FOLDER) + "/").startswith(f"{name}: ")
+
+
+def test_info_says_what_needs_no_weights_and_how_a_preset_is_trained(capsys):
+    assert main(["info", "copy-last"]) == 0
+    assert main(["info", "simvp"]) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "copy-last: copy-last, any size, no weights"
+    assert second == "simvp: simvp, 1 channel(s), 30 x 30, 86,417 weights"
+    assert third == "  run: preset simvp, budget 15 minutes, batch 8, seed 0"
+
+
+def test_a_name_that_nobody_knows_lists_all(refused):
+    refused("info", "bals", says=["shipped by name: balls", "baselines: copy-last", "presets: balls, balls-1l"])
+
+
+def test_evaluate_refuses_what_has_no_effect(refused):
+    refused("evaluate", "copy-last", "--prime", 10, says=["prime needs rollout_steps >= 1; got 0 with prime 10"])
+    refused("evaluate", "copy-last", "--layout", "nthw", says=["layout is that of frames from a file"])

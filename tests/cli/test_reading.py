@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_films import film, pictures
+from small_films import damaged, film, pictures, textured
 
 from torchrsm import VideoConfig, load
 from torchrsm.cli import main
@@ -176,31 +176,62 @@ def test_how_a_model_reads_is_that_of_its_run_or_its_weights(run):
     assert size_for(load(run), str(run)) == FrameSize(1, 12, 12)
 
 
-def test_a_dream_reads_no_more_than_it_needs(tmp_path):
-    path = film(tmp_path / "film.mp4", pictures(30))
+def test_a_dream_reads_no_more_than_it_needs(tmp_path, capsys):
+    path = film(tmp_path / "film.ts", textured(60), coding={"g": "1"})
+    path.write_bytes(path.read_bytes()[: 3 * path.stat().st_size // 4])  # its end is missing
     out = tmp_path / "d.npz"
     assert commanded("dream", "copy-last", "--prime-from", path, "--prime", 4, "--steps", 3, "--out", out) == 0
     with np.load(out) as arrays:
         assert arrays["prime"].shape[1] == 4
         assert arrays["truth"].shape[1] == 3
+    assert capsys.readouterr().err == ""
+    assert commanded("predict", "copy-last", path, "--out", tmp_path / "o.mp4") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1 frame is damaged or missing" in line
+
+
+@pytest.mark.parametrize("command", ["predict", "watch"])
+def test_frames_after_a_gap_keep_their_numbers_and_are_not_compared_with_those_before(tmp_path, capsys, command):
+    path = damaged(film(tmp_path / "a.mov", textured(60), codec="png", pixels="rgb24", coding={"g": "1"}), 20, 29)
+    numbers = tmp_path / "numbers.json"
+    if command == "predict":
+        assert commanded("predict", "copy-last", path, "--out", tmp_path / "o.mp4", "--json", numbers) == 0
+        said = json.loads(numbers.read_text())
+        found = [*zip(said["numbers"], said["errors"], said["copy_errors"], strict=True)]
+    else:
+        assert commanded("watch", path, "--height", 8) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["seconds"] for line in lines] == [round(line["frame"] / 30, 3) for line in lines]
+        found = [(line["frame"], line["error"], line["copy_error"]) for line in lines]
+    assert [number for number, *_ in found] == [*range(20), *range(30, 60)]
+    assert [number for number, *errors in found if errors == [None, None]] == [0, 30]
 
 
 # Names
 
 
-@pytest.mark.parametrize("name", ["-x.mp4", "--out", "no extension", "caf\udce9.mp4", "two\nlines.mp4", "naïve ±.mp4"])
-def test_any_name_is_trained_on_evaluated_and_predicted(tmp_path, name, monkeypatch, capfd):
+@pytest.mark.parametrize("name", ["--out", "no extension", "two\nlines.mp4", "naïve ±.mp4"])
+def test_any_name_can_be_read(tmp_path, name, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "plain.mp4", pictures(4, 16, 20))
+    Path("plain.mp4").rename(name)
+    assert main(["predict", "copy-last", "--out", "o.mp4", "--json", "e.json", "--", name]) == 0
+    assert main(["predict", "copy-last", f"./{name}", "--out", "o.mp4"]) == 0
+    assert Path(json.loads(Path("e.json").read_text())["video"]) == Path(name)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["-x.mp4", "caf\udce9.mp4"])
+def test_odd_names_are_trained_on_evaluated_and_predicted(tmp_path, name, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     film(tmp_path / "plain.mp4", pictures(40, 16, 20))
     Path("plain.mp4").rename(name)
     small = ["--steps", "1", "--threads", "1", "--batch-size", "1", "--stream.height", "16"]
     assert main(["train", "video", "--out", "run", *small, "--system", "balls-1l", "--", name]) == 0
     assert load_run_config("run").stream.path == str(tmp_path / name)
-    assert main(["evaluate", "run", "--json", "scores.json"]) == 0
-    assert main(["predict", "run", "--out", "o.mp4", "--json", "e.json", "--", name]) == 0
-    assert main(["predict", "run", f"./{name}", "--out", "o.mp4"]) == 0
+    assert main(["evaluate", "run"]) == 0
+    assert main(["predict", "run", "--out", "o.mp4", "--frames", "3", "--", name]) == 0
     assert main(["watch", "--frames", "2", "--height", "16", "--", name]) == 0
-    assert Path(json.loads(Path("e.json").read_text())["video"]) == Path(name)
     assert "Traceback" not in capfd.readouterr().err
 
 

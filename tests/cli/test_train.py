@@ -11,6 +11,7 @@ from tests.cli.tiny_run import train
 
 from torchrsm import TEST_SEED, load, preset
 from torchrsm.cli import main
+from torchrsm.runs.lock import locked
 from torchrsm.runs.settings import flatten_settings, load_run_config
 from torchrsm.runs.trainer import METRICS_FILE
 
@@ -185,3 +186,60 @@ def test_an_unwritable_folder_is_refused(tmp_path, refused):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         refused("train", "tiny", "--out", folder, "--steps", 1, says=[f"cannot make the folder {folder}: "])
+
+
+def test_a_run_goes_on_by_its_folder_alone(tmp_path, run, capsys):
+    assert train(tmp_path / "run", "--model.layers.0.groups", "14", steps=4) == 0
+    capsys.readouterr()
+    for name in ([], ["tiny"]):  # the settings need not be said again
+        assert main(["train", *name, "--resume", "--out", str(tmp_path / "run")]) == 0
+        assert f"resuming {tmp_path / 'run'} at step 4\n" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_extended(tmp_path, capsys):
+    assert train(tmp_path / "run", steps=10) == 0
+    assert main(["train", "--out", str(tmp_path / "run"), "--resume", "--steps=20"]) == 0
+    assert load_run_config(tmp_path / "run").training.steps == 20
+    lines = (tmp_path / "run" / METRICS_FILE).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20]
+
+
+def test_a_run_of_minutes_is_extended_by_minutes(tmp_path, refused):
+    folder = str(tmp_path / "run")
+    assert main(["train", "tiny", "--out", folder, "--minutes", "0.002", "--threads", "1"]) == 0
+    assert main(["train", "--out", folder, "--resume", "--minutes", "0.004"]) == 0
+    assert load_run_config(folder).training.minutes == 0.004
+    refused("train", "--out", folder, "--resume", "--minutes", "0.003", says=["can go on for more, not for 0.003"])
+    refused("train", "--out", folder, "--resume", "--steps", "9", says=["a longer budget must be one of minutes, too"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--resume"], "missing --out DIR"),
+        (["--resume", "--out", "nothing"], "nothing holds no run: it has no run.json"),
+        (["balls", "--resume", "--out", "run"], "run was begun with tiny; it cannot go on with balls"),
+        (["digits", "--resume", "--out", "run"], "run was begun with balls; it cannot go on with digits"),
+        (["video", "a.mp4", "--resume", "--out", "run"], "run was begun with balls; it cannot go on with video"),
+        (["--resume", "--out", "run", "--seed", "3"], "run was begun with training.seed = 0; it cannot go on with 3"),
+        (["nothing", "--resume", "--out", "run"], "preset must be one of"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(run, refused, monkeypatch, arguments, says):
+    monkeypatch.chdir(run.parent)
+    refused("train", *arguments, says=[says])
+
+
+def test_two_processes_do_not_write_one_run(tmp_path, refused):
+    assert train(tmp_path / "run", steps=1) == 0
+    with locked(tmp_path / "run"):
+        says = [f"{tmp_path / 'run'} is being written by process {os.getpid()}, this one"]
+        refused("train", "--resume", "--out", tmp_path / "run", "--steps", 2, says=says)
+    assert train(tmp_path / "run", "--resume", steps=2) == 0
+
+
+def test_a_model_is_not_overwritten_by_a_run(tmp_path, run, refused):
+    load(run).save(tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    refused("train", "tiny", "--out", tmp_path / "model", says=["holds a model; choose another folder"])
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
