@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = Path("src") / "torchrsm"
 ARGUED = Path(__file__).with_name("mutation_argued.toml")
 # What the package and its tests import; loaded once, before the process is forked for each mutant.
 PRELOADED = ["torch", "numba", "scipy.ndimage", "scipy.optimize", "pydantic", "safetensors.torch", "pytest"]
@@ -268,9 +267,14 @@ class Places(ast.NodeVisitor):
         self._constant = before
 
 
-def mutants(module: str) -> list[Mutant]:
+def package(tree: Path) -> Path:
+    """Return the package of a tree."""
+    return tree / "src" / "torchrsm"
+
+
+def mutants(tree: Path, module: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of the source."""
-    source = (ROOT / PACKAGE / module).read_text()
+    source = (package(tree) / module).read_text()
     lines = source.splitlines(keepends=True)
     begins = [0]
     for line in lines:
@@ -293,14 +297,14 @@ def mutants(module: str) -> list[Mutant]:
     return found
 
 
-def drawn(modules: list[str], count: int, seed: int) -> list[Mutant]:
+def drawn(tree: Path, modules: list[str], count: int, seed: int) -> list[Mutant]:
     """Draw one mutant of each module in turn, until there are enough or none is left.
 
     Within a module each operator has its turn, so that the many constants do not crowd out the rest.
     """
     left = {}
     for module in modules:
-        shuffled = mutants(module)
+        shuffled = mutants(tree, module)
         random.Random(f"{seed} {module}").shuffle(shuffled)
         operators = [mutant.operator for mutant in shuffled]
         turns = [operators[:number].count(operator) for number, operator in enumerate(operators)]
@@ -313,7 +317,7 @@ def drawn(modules: list[str], count: int, seed: int) -> list[Mutant]:
     return sorted(chosen, key=lambda mutant: (modules.index(mutant.module), mutant.start))
 
 
-def argued() -> Reasons:
+def argued(tree: Path) -> Reasons:
     """Return the reasons why changes make no difference, by module, line and changed line.
 
     Raises:
@@ -322,7 +326,7 @@ def argued() -> Reasons:
     reasons: Reasons = {}
     for entry in tomllib.loads(ARGUED.read_text())["argued"] if ARGUED.exists() else []:
         key = entry["module"], entry["line"], entry["becomes"]
-        if key not in {(m.module, m.line, m.becomes) for m in mutants(entry["module"])}:
+        if key not in {(m.module, m.line, m.becomes) for m in mutants(tree, entry["module"])}:
             raise ValueError(f"{ARGUED.name}: {key} is not a mutant (any more)")
         reasons[key] = entry["reason"]
     return reasons
@@ -390,7 +394,7 @@ def tried(
     mutant: Mutant, tree: Path, scratch: Path, seconds: float, reasons: dict[tuple[str, str, str], str]
 ) -> Outcome:
     """Make a change in the tree, run the tests of its module, take the change back."""
-    file = tree / PACKAGE / mutant.module
+    file = package(tree) / mutant.module
     source, stamp = file.read_text(), file.stat()
     machine_code = scratch / "numba"
     compiles = "import compiled" in source  # its machine code would replace that of the module as it is
@@ -431,19 +435,19 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def measured(chosen: list[Mutant], seconds: float) -> list[Outcome]:
-    """Try mutants one after the other in a copy of the tree, whose tests must pass as they are.
+def measured(modules: list[str], count: int, seed: int, seconds: float) -> list[Outcome]:
+    """Draw mutants and try them one after the other in a copy of the tree, whose tests must pass as they are.
 
     Raises:
         RuntimeError: a test fails without any change.
     """
-    reasons, outcomes = argued(), []
+    outcomes = []
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree, scratch = Path(folder) / "tree", Path(folder) / "scratch"
         copy_tree(tree)
         (scratch / "numba").mkdir(parents=True)
-        tests = [test for module in dict.fromkeys(m.module for m in chosen) for test in TESTS[module]]
-        failed = try_tests(tree, scratch, tests, 10 * seconds)
+        reasons, chosen = argued(tree), drawn(tree, modules, count, seed)
+        failed = try_tests(tree, scratch, [test for module in modules for test in TESTS[module]], 10 * seconds)
         if failed is not None:
             print((scratch / "output.txt").read_text()[-4000:], file=sys.stderr)
             raise RuntimeError(f"without any change, a test fails: {failed}")
@@ -466,7 +470,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the outcome of each mutant goes here")
     arguments = parser.parse_args()
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    outcomes = measured(drawn(arguments.modules, arguments.mutants, arguments.seed), arguments.seconds)
+    outcomes = measured(arguments.modules, arguments.mutants, arguments.seed, arguments.seconds)
     print(table(outcomes))
     if arguments.json is not None:
         rows = []
