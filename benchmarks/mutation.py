@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import hashlib
+import itertools
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -300,21 +302,23 @@ def mutants(tree: Path, module: str) -> list[Mutant]:
 def drawn(tree: Path, modules: list[str], count: int, seed: int) -> list[Mutant]:
     """Draw one mutant of each module in turn, until there are enough or none is left.
 
-    Within a module each operator has its turn, so that the many constants do not crowd out the rest.
+    Within a module each operator has its turn, so that the many constants do not crowd out the rest. A mutant's place
+    in the draw depends on its own line, so that an edit elsewhere changes little.
     """
-    left = {}
+
+    def place(mutant: Mutant) -> bytes:
+        return hashlib.sha256(f"{seed} {mutant.module} {mutant.line} {mutant.becomes}".encode()).digest()
+
+    waiting = {}
     for module in modules:
-        shuffled = mutants(tree, module)
-        random.Random(f"{seed} {module}").shuffle(shuffled)
-        operators = [mutant.operator for mutant in shuffled]
-        turns = [operators[:number].count(operator) for number, operator in enumerate(operators)]
-        left[module] = [shuffled[number] for number in sorted(range(len(turns)), key=turns.__getitem__, reverse=True)]
-    chosen: list[Mutant] = []
-    while len(chosen) < count and any(left.values()):
-        for module in modules:
-            if left[module] and len(chosen) < count:
-                chosen.append(left[module].pop())
-    return sorted(chosen, key=lambda mutant: (modules.index(mutant.module), mutant.start))
+        turns: Counter[str] = Counter()
+        ranked = []
+        for mutant in sorted(mutants(tree, module), key=place):
+            turns[mutant.operator] += 1
+            ranked.append((turns[mutant.operator], place(mutant), mutant))
+        waiting[module] = [mutant for _, _, mutant in sorted(ranked, key=lambda entry: entry[:2])]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*waiting.values()))
+    return [mutant for mutant in rounds if mutant is not None][:count]
 
 
 def argued(tree: Path) -> Reasons:
@@ -418,7 +422,7 @@ def tried(
 def table(outcomes: list[Outcome]) -> str:
     """Return a Markdown table: what became of the mutants of each module."""
     rows = ["| module | mutants | killed | survived | argued |", "|---|---|---|---|---|"]
-    modules = list(dict.fromkeys(outcome.mutant.module for outcome in outcomes))
+    modules = [module for module in TESTS if any(outcome.mutant.module == module for outcome in outcomes)]
     for name in [*modules, "all"]:
         verdicts = [outcome.verdict for outcome in outcomes if name in (outcome.mutant.module, "all")]
         counts = [len(verdicts), *(verdicts.count(verdict) for verdict in ("killed", "survived", "argued"))]
