@@ -95,7 +95,7 @@ def clips_for(size: FrameSize, path: Path | str, layout: str | None = None) -> C
             frames_per_second=size.frames_per_second,
             layout=layout,
         )
-    return Clips(readers, ", ".join([as_read(path, _shape([reader for _, reader in readers])), *cut]))
+    return Clips(readers, ", ".join([as_read(path, shape_of(readers)), *cut]))
 
 
 def _crops(size: FrameSize, path: Path | str, layout: str | None) -> dict[Path | str, Crop]:
@@ -141,10 +141,10 @@ def as_read(path: Path | str, shape: Sequence[object]) -> str:
     return f"{printable(path)} is read as {axes} = [{', '.join(str(size) for size in shape)}]"
 
 
-def _shape(readers: Sequence[Reader]) -> list[object]:
+def shape_of(readers: Sequence[tuple[str, Reader]]) -> list[object]:
     """Return how many clips there are, of how many frames, of what shape, as far as their headers tell."""
-    counts = [reader.frame_count for reader in readers]
+    counts = [reader.frame_count for _, reader in readers]
     known = sorted({count for count in counts if count is not None})
     frames = "?" if None in counts or not known else f"{known[0]}" + (f"..{known[-1]}" if len(known) > 1 else "")
-    sizes = zip(*(reader.frame_shape for reader in readers), strict=True)
+    sizes = zip(*(reader.frame_shape for _, reader in readers), strict=True)
     return [len(readers), frames, *("/".join(str(size) for size in dict.fromkeys(one)) for one in sizes)]
