@@ -225,9 +225,9 @@ def test_a_section_is_replaced_by_settings_or_by_a_dict():
 )
 def test_a_bad_change_is_refused_in_one_line(changes, message):
     run = preset("balls")
-    for change in (lambda: run.replace(**changes), lambda: run.model_copy(update=changes)):
+    for change in (run.replace, lambda **changes: run.model_copy(update=changes), lambda **c: run.copy(update=c)):
         with refused(message) as caught:
-            change()
+            change(**changes)
         assert "\n" not in str(caught.value)
     assert run == preset("balls")
 

@@ -36,7 +36,7 @@ def test_a_baseline_remembers_where_it_is(name):
     shape = (2, config.channels, config.height, config.width)
     state = model.initial_state(shape)
     assert devices(state) == {META}
-    assert model.device == META
+    assert model.like.device == META
     if name in LOOKS_AT_VALUES:
         return
     prediction = model.predict(state)

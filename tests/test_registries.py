@@ -104,7 +104,7 @@ class Fading(SequenceModel):
 
     def initial_state(self, shape):
         self.check_shape(shape)
-        return FadingState(torch.zeros(shape, device=self.device))
+        return FadingState(self.like.new_zeros(shape))
 
     def predict(self, state):
         return Predicted((self.gain * state.frame).clamp(0, 1))

@@ -64,6 +64,10 @@ class Config(BaseModel):
         """Do what `replace` does with ``update``; pydantic's own method checks nothing. Settings need no deep copy."""
         return self.replace(**update) if update else super().model_copy(deep=deep)
 
+    def copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # type: ignore[override]
+        """Do what `model_copy` does, under pydantic's former name."""
+        return self.model_copy(update=update, deep=deep)
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read settings that were saved.
@@ -244,7 +248,8 @@ def first_error(error: ValidationError, given: Any = None) -> str:
     if kind == "missing":
         return f"{place} must be given"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        place = ".".join([place] * bool(place) + [context["discriminator"].strip("'")])
+        name = context["discriminator"].strip("'")
+        place = f"{place}.{name}" if place else name
         if "tag" not in context:
             return f"{place} must be given"
         return f"{place} must be one of {context['expected_tags']}; got {context['tag']!r}"

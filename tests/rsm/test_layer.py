@@ -219,6 +219,14 @@ def test_reads_cells_of_a_layer_below():
 # --- Frequency of wins ------------------------------------------------------------------------------------------------
 
 
+def test_a_connected_decoder_takes_a_stride_beyond_the_kernel():
+    """It reaches every element from everywhere, whatever the encoder skips."""
+    settings = {"groups": 4, "active_groups": 2, "kernel_size": 2, "stride": 3}
+    assert LayerConfig(**settings, decoder="fully_connected").stride == 3
+    with pytest.raises(ValidationError, match="kernel_size must be >= stride = 3"):
+        LayerConfig(**settings)
+
+
 def test_update_duty_is_a_running_frequency():
     layer = build(boost=1.0, inhibition_decay=None, boost_decay=0.75)
     index = torch.tensor([[[[0, 5]], [[0, 7]]]], dtype=torch.int32)  # two locations, two winners each

@@ -47,6 +47,7 @@ CASES = {
     "input frames and trace": Case((layer(input_frames=2, input_decay=0.7, input_threshold=0.3),), (6, 6)),
     "threshold": Case((layer(input_decay=0.7, input_threshold=0.5),), (7, 7)),
     "fresh feedback": Case((layer(pool=2, cells_per_group=2), layer(pool=2), layer(stride=1)), (9, 12), 1, True),
+    "fully connected, stride beyond kernel": Case((layer(decoder="fully_connected", stride=3, kernel_size=2),), (8, 8)),
     "fully connected": Case((layer(decoder="fully_connected", activation="sigmoid", cells_per_group=2),), (5, 4)),
     "margin": Case((layer(margin=2, decoder_kernel_size=5),), (9, 8)),
     "three layers": Case(

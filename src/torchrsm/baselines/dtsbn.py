@@ -303,10 +303,10 @@ class DTSBN(SequenceModel):
     def _statistics(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance of the signal with ``signal`` taken in; kept while training only."""
         mean, variance = signal.mean(), signal.var(correction=0)
-        if self.signal_mean != 0 or self.signal_variance != 0:  # something has been seen
-            momentum = self.config.signal_momentum
-            mean = torch.lerp(mean, self.signal_mean, momentum)
-            variance = torch.lerp(variance, self.signal_variance, momentum)
+        seen = (self.signal_mean != 0) | (self.signal_variance != 0)
+        momentum = self.config.signal_momentum
+        mean = torch.where(seen, torch.lerp(mean, self.signal_mean, momentum), mean)
+        variance = torch.where(seen, torch.lerp(variance, self.signal_variance, momentum), variance)
         if self.training:
             self.signal_mean.copy_(mean)
             self.signal_variance.copy_(variance)
