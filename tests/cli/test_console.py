@@ -154,11 +154,11 @@ def test_a_reader_that_leaves_ends_a_command_quietly(folder, capsys, arguments):
 
 def test_what_a_training_learned_is_kept_when_the_reader_leaves(tmp_path, capsys):
     with reader_that_left():
-        assert train(tmp_path / "run", steps=400) == 141
+        assert train(tmp_path / "run", steps=40) == 141
     assert capsys.readouterr().err == ""
     assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
     assert f"resuming {tmp_path / 'run'} at step 10\n" in capsys.readouterr().out
-    assert load_run_config(tmp_path / "run").training.steps == 400
+    assert load_run_config(tmp_path / "run").training.steps == 40
 
 
 def test_python_does_not_complain_of_the_pipe_at_its_end():

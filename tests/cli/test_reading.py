@@ -112,6 +112,7 @@ def test_what_is_too_short_is_refused(tmp_path, refused, frames):
 def test_a_system_reads_the_nearest_size_that_it_can(wide, tmp_path, capsys):
     folder = learned(wide, tmp_path / "run", "--system", "simvp", "--stream.height", 48)
     output = capsys.readouterr().out
+    assert f"{wide} is read as [clips, frames, channels, height, width] = [1, 12, 1, 48, 84]\n" in output
     assert "frames are read as 48 x 84 (height x width): simvp cannot read 48 x 85\n" in output
     stream = load_run_config(folder).stream
     assert (stream.height, stream.width) == (48, 84)

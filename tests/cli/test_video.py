@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from torchrsm import load
 from torchrsm.cli import main
@@ -153,3 +154,27 @@ def test_bad_input_is_one_clear_line(run, film, tmp_path, capsys):
 
 def test_a_camera_that_is_not_there(capsys):
     assert "/dev/video63" in refused(capsys, "watch", "63")
+
+
+def test_pictures_that_do_not_tell_their_white_are_read_as_the_flag_says(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        levels = np.full((16, 16), 1000 + 500 * number, np.uint16)
+        Image.fromarray(levels).save(folder / f"{number}.png")
+    arguments = ["predict", "copy-last", str(folder), "--out", str(tmp_path / "film.mp4")]
+    assert main(arguments) == 2
+    assert "white" in capsys.readouterr().err
+    assert main([*arguments, "--white", "4095", "--json", str(tmp_path / "errors.json")]) == 0
+    (first, *others) = json.loads((tmp_path / "errors.json").read_text())["copy_errors"]
+    assert first is None
+    assert others == pytest.approx([64 * 64 * (500 / 4095) ** 2] * 3, rel=0.1)  # in steps of 1 / 255
+    assert main(["watch", str(folder), "--white", "4095"]) == 0
+    assert main(["dream", "copy-last", "--out", str(tmp_path / "x.npz"), "--white", "4095"]) == 2
+    assert "white is that of pictures to prime on" in capsys.readouterr().err
+
+
+def test_the_rate_of_a_film_is_for_films(tmp_path, capsys):
+    for name in ("x.png", "x.npz"):
+        assert main(["dream", "copy-last", "--out", str(tmp_path / name), "--frames-per-second", "10"]) == 2
+        assert "frames_per_second is that of a film; got 10 with out" in capsys.readouterr().err

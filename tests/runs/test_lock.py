@@ -51,6 +51,7 @@ def test_another_process_is_named_and_leaves_nothing_in_the_way_when_it_is_kille
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_that_was_forked_does_not_keep_the_lock(tmp_path):
     fork = multiprocessing.get_context("fork")
     go_on = fork.Event()

@@ -50,6 +50,7 @@ class DreamCommand(Config):
         sequences: how many, the first ones; None for one, or for all of a file.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1 to prime on; else bouncing balls.
         layout: what each axis of an array is, where their shape does not tell: letters of ntchw (n: sequence).
+        white: which value of a pixel is white, for pictures of more than 8 bits to prime on that do not tell.
         prime_from: a video to prime on, read at the size that the model has learned from.
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
@@ -63,6 +64,7 @@ class DreamCommand(Config):
     sequences: Annotated[int | None, Field(ge=1)] = None
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     layout: str | None = None
+    white: Annotated[float | None, Field(gt=0)] = None
     prime_from: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -79,6 +81,12 @@ class DreamCommand(Config):
         given = self.frames or self.prime_from
         if self.layout is not None and given is None:
             raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without any")
+        if self.white is not None and self.prime_from is None:
+            raise ValueError(f"white is that of pictures to prime on; got {self.white:g} without prime_from")
+        if self.frames_per_second != 20.0 and self.out.suffix.lower() not in FILM_SUFFIXES:
+            raise ValueError(
+                f"frames_per_second is that of a film; got {self.frames_per_second:g} with out {str(self.out)!r}"
+            )
         if given is not None and self.seed is not None:
             raise ValueError(f"seed is for bouncing balls, it cannot go with frames; got {self.seed} with {given}")
         slowest, fastest = GIF_RATES
@@ -125,7 +133,7 @@ def dream(arguments: list[str]) -> None:
 def _frames_to_prime_on(command: DreamCommand, predictor: VideoPredictor | SequenceModel) -> tuple[Tensor, str]:
     """Return sequences, as far as they are known, and what they are."""
     if command.prime_from is not None:
-        clips = clips_for(size_for(predictor, command.model), command.prime_from, command.layout)
+        clips = clips_for(size_for(predictor, command.model, command.white), command.prime_from, command.layout)
         return _beginnings(command, clips), printable(command.prime_from)
     if command.frames is not None:
         given = open_frames(command.frames, command.layout)

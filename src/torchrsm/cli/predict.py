@@ -41,6 +41,7 @@ class PredictCommand(Config):
         video: a film, a folder of films or of pictures, or .npz or .npy of frames.
         out: the film, .mp4: truth, prediction and overlay side by side, and the error as it runs along.
         layout: what each axis of an array is, where its shape does not tell: letters of ntchw (n: sequence).
+        white: which value of a pixel is white, for pictures of more than 8 bits that do not tell.
         clip: the number of one clip, from 1; None for all.
         frames: at most so many of each clip; None for all.
         json_file: write the errors here.
@@ -51,6 +52,7 @@ class PredictCommand(Config):
     video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     out: Annotated[Path, tyro.conf.arg(metavar="FILM")]
     layout: str | None = None
+    white: Annotated[float | None, Field(gt=0)] = None
     clip: Annotated[int | None, Field(ge=1)] = None
     frames: Annotated[int | None, Field(ge=2)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -115,7 +117,7 @@ def predict(arguments: list[str]) -> None:
     command = parse(PredictCommand, arguments, "predict")
     check_outputs({"out": command.out, "json": command.json_file}, [command.model, command.video])
     predictor = load(command.model)
-    clips = clips_for(size_for(predictor, command.model), command.video, command.layout)
+    clips = clips_for(size_for(predictor, command.model, command.white), command.video, command.layout)
     if command.clip is not None:
         clips = _one(clips, command.clip, command.video)
     shapes = dict.fromkeys(reader.frame_shape for _, reader in clips.readers)

@@ -31,6 +31,7 @@ class FrameSize(NamedTuple):
         width: pixels; None for as the height asks.
         crop: what the run that trained the model cut out first.
         frames_per_second: of that run; None for those of the film.
+        white: which value of a pixel of more than 8 bits is white; None for what the pictures tell.
     """
 
     channels: int
@@ -38,6 +39,7 @@ class FrameSize(NamedTuple):
     width: int | None
     crop: Crop = None
     frames_per_second: float | None = None
+    white: float | None = None
 
 
 class Clips(NamedTuple):
@@ -52,15 +54,26 @@ class Clips(NamedTuple):
     description: str
 
 
-def size_for(model: VideoPredictor | SequenceModel, name_or_folder: str) -> FrameSize:
-    """Return how a model reads pictures: at the size of its weights, else as in its run, else 64 pixels high."""
+def size_for(model: VideoPredictor | SequenceModel, name_or_folder: str, white: float | None = None) -> FrameSize:
+    """Return how a model reads pictures: at the size of its weights, else as in its run, else 64 pixels high.
+
+    Args:
+        model: what reads.
+        name_or_folder: the name it was loaded by.
+        white: takes the place of that of its run.
+    """
+    size = _size_for(model, name_or_folder)
+    return size if white is None else size._replace(white=white)
+
+
+def _size_for(model: VideoPredictor | SequenceModel, name_or_folder: str) -> FrameSize:
     config = model.config
     own = (None, None) if isinstance(model, CopyLast) else (config.height, config.width)
     has_run = (Path(name_or_folder) / RUN_FILE).is_file()
     stream = load_run_config(name_or_folder).stream if has_run else None
     if isinstance(stream, VideoConfig):
         height, width = (stream.height, stream.width) if own[0] is None else own
-        return FrameSize(config.channels, height, width, stream.crop, stream.frames_per_second)
+        return FrameSize(config.channels, height, width, stream.crop, stream.frames_per_second, stream.white)
     if own[0] is not None:
         return FrameSize(config.channels, *own)
     return FrameSize(config.channels, _DEFAULT_HEIGHT if stream is None else frame_shape(stream)[1], None)
@@ -94,8 +107,9 @@ def clips_for(size: FrameSize, path: Path | str, layout: str | None = None) -> C
             channels=size.channels,
             frames_per_second=size.frames_per_second,
             layout=layout,
+            white=size.white,
         )
-    return Clips(readers, ", ".join([as_read(path, _shape([reader for _, reader in readers])), *cut]))
+    return Clips(readers, ", ".join([as_read(path, shape_of(readers)), *cut]))
 
 
 def _crops(size: FrameSize, path: Path | str, layout: str | None) -> dict[Path | str, Crop]:
@@ -103,7 +117,13 @@ def _crops(size: FrameSize, path: Path | str, layout: str | None) -> dict[Path |
     if size.crop is not None or size.height is None or size.width is None:
         return {path: size.crop}
     try:
-        whole = open_clips(path, channels=size.channels, frames_per_second=size.frames_per_second, layout=layout)
+        whole = open_clips(
+            path,
+            channels=size.channels,
+            frames_per_second=size.frames_per_second,
+            layout=layout,
+            white=size.white,
+        )
     except ValueError:  # pictures of several shapes: each is given the size alone
         return {path: None}
     crops: dict[Path | str, Crop] = {}
@@ -141,10 +161,10 @@ def as_read(path: Path | str, shape: Sequence[object]) -> str:
     return f"{printable(path)} is read as {axes} = [{', '.join(str(size) for size in shape)}]"
 
 
-def _shape(readers: Sequence[Reader]) -> list[object]:
+def shape_of(readers: Sequence[tuple[str, Reader]]) -> list[object]:
     """Return how many clips there are, of how many frames, of what shape, as far as their headers tell."""
-    counts = [reader.frame_count for reader in readers]
+    counts = [reader.frame_count for _, reader in readers]
     known = sorted({count for count in counts if count is not None})
     frames = "?" if None in counts or not known else f"{known[0]}" + (f"..{known[-1]}" if len(known) > 1 else "")
-    sizes = zip(*(reader.frame_shape for reader in readers), strict=True)
+    sizes = zip(*(reader.frame_shape for _, reader in readers), strict=True)
     return [len(readers), frames, *("/".join(str(size) for size in dict.fromkeys(one)) for one in sizes)]

@@ -13,6 +13,7 @@ import tyro
 from torchrsm.cli.outputs import check_output_folder, same_place
 from torchrsm.cli.parsing import parse, taken
 from torchrsm.cli.progress import reporting
+from torchrsm.cli.reading import as_read, shape_of
 from torchrsm.config import Config
 from torchrsm.runs.film import found
 from torchrsm.runs.fitting import adapted, nearest_shape, on_stack_of, sized
@@ -20,8 +21,7 @@ from torchrsm.runs.presets import PRESETS, preset
 from torchrsm.runs.record import Record
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.runs.trainer import Trainer
-from torchrsm.streams.paths import printable
-from torchrsm.streams.settings import MovingMNISTConfig, StreamConfig, VideoConfig, frame_shape
+from torchrsm.streams.settings import MovingMNISTConfig, StreamConfig, VideoConfig, frame_shape, open_videos
 
 
 class _TrainCommand(Config):
@@ -54,12 +54,12 @@ def train(arguments: list[str]) -> None:
     """Train a system in a folder, from nothing or from its last checkpoint on."""
     name, command = _parsed(arguments)
     writer_type = _summary_writer() if command.tensorboard else None
-    stream = command.run.stream
+    stream = found(command.run.stream, command.out)
     film = stream.path if isinstance(stream, VideoConfig) else None
     check_output_folder(command.out, [film, getattr(command.run, "stack_from", None)])
+    if isinstance(stream, VideoConfig):
+        print(as_read(stream.path, shape_of(open_videos(stream))))
     trainer = Trainer(command.run, command.out, resume=command.resume)
-    if film is not None:
-        print(f"{printable(film)} is read as [channels, height, width] = {list(trainer.stream.frame_shape)}")
     if command.resume:
         print(f"resuming {command.out} at step {trainer.step:,}")
     with reporting(name) as report, _tensorboard(writer_type, trainer) as write:

@@ -33,6 +33,7 @@ class WatchCommand(Config):
         height, width: to which frames are reduced; None for as the other one asks.
         channels: 1 for grey, 3 for colour.
         layout: what each axis of an array is, where its shape does not tell: letters of ntchw (n: sequence).
+        white: which value of a pixel is white, for pictures of more than 8 bits that do not tell.
         threshold: surprise from which a frame is an anomaly.
         frames: stop after so many; None for the end of the video.
         seed: of the weights.
@@ -43,6 +44,7 @@ class WatchCommand(Config):
     width: Annotated[int | None, Field(ge=8, le=512)] = None
     channels: Literal[1, 3] = 1
     layout: str | None = None
+    white: Annotated[float | None, Field(gt=0)] = None
     threshold: Annotated[float, Field(gt=0)] = 4.0
     frames: Annotated[int | None, Field(ge=2)] = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -82,7 +84,8 @@ def _frames(command: WatchCommand) -> Iterator[tuple[str | None, NumberedFrame]]
             levels = (batch.frames[0] * 255).round().to(torch.uint8).numpy()
             yield None, NumberedFrame(number, None, levels, False)
         return
-    clips = clips_for(FrameSize(command.channels, command.height, command.width), command.video, command.layout)
+    size = FrameSize(command.channels, command.height, command.width, white=command.white)
+    clips = clips_for(size, command.video, command.layout)
     print(f"torchrsm: {clips.description}", file=sys.stderr)  # the output is for programs
     for name, reader in clips.readers:
         for shown in numbered_frames(reader):

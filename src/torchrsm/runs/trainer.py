@@ -10,6 +10,7 @@ A run is a folder::
     checkpoint.safetensors   all that it takes to go on: weights, optimisers, states, position in the stream, randomness
     metrics.jsonl            errors, one line every `log_steps` steps; the same for the same seed and number of threads
     timing.jsonl             seconds of training at the same steps
+    .lock                    while a process writes the run: its number
 """
 
 from __future__ import annotations
