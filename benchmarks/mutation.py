@@ -3,9 +3,9 @@
 Each change (a mutant) is made in a copy of the tree, where the tests of its module run until the first one fails. A
 mutant that none of them kills is a survivor: a test is missing, or the change makes no difference. Those that make no
 difference are argued, one sentence each, in ``mutation_argued.toml`` beside this file. The mutants are drawn with a
-seed, one from each module in turn.
+seed, as many from each module.
 
-python benchmarks/mutation.py [--modules ...] [--mutants 100] [--seed 0] [--json benchmarks/results/mutation.json]
+python benchmarks/mutation.py [--modules ...] [--each 3] [--seed 0] [--json benchmarks/results/mutation.json]
 """
 
 # ruff: noqa: D102
@@ -16,7 +16,6 @@ import argparse
 import ast
 import contextlib
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -44,13 +43,14 @@ _RECTIFIERS = ["rectifiers/test_rectifiers.py", "learning/test_learning.py", "go
 _PHYSICS = ["scoring/test_physics.py"]
 _STREAMS = ["streams/test_stream.py", "streams/test_bouncing_balls.py", "streams/test_clips.py"]
 
+Row = dict[str, Any]  # an outcome in the result file
 Reasons = dict[tuple[str, str, str], str]  # by module, line and changed line
 
 # The tests that are run for each module, the quickest to notice first.
 TESTS = {
     "state.py": ["test_state.py", "storage/test_tensors.py", "rsm/test_layer.py"],
     "predictor.py": ["test_predictor.py", "test_model.py", "invariants/test_guards.py"],
-    "model.py": ["test_model.py", "test_predictor.py", *_METHOD],
+    "model.py": ["test_model.py", "test_predictor.py", *_METHOD, "test_every_setting_acts.py"],
     "watching.py": ["test_watching.py"],
     "rsm/functional.py": _ENGINES,
     "rsm/layer.py": [
@@ -86,7 +86,12 @@ TESTS = {
     "streams/bouncing_balls.py": ["streams/test_bouncing_balls.py", *_STREAMS],
     "streams/clips.py": ["streams/test_clips.py", *_STREAMS, "streams/test_moving_mnist.py"],
     "streams/stream.py": [*_STREAMS, "streams/test_transforms.py"],
-    "streams/splits.py": ["streams/test_settings.py", *_STREAMS, "scoring/test_evaluation.py"],
+    "streams/splits.py": [
+        "streams/test_splits.py",
+        "streams/test_settings.py",
+        *_STREAMS,
+        "scoring/test_evaluation.py",
+    ],
     "runs/trainer.py": ["runs/test_trainer.py"],
 }
 
@@ -296,26 +301,22 @@ def mutants(tree: Path, module: str) -> list[Mutant]:
     return found
 
 
-def drawn(tree: Path, modules: list[str], count: int, seed: int) -> list[Mutant]:
-    """Draw one mutant of each module in turn, until there are enough or none is left.
+def drawn(tree: Path, module: str, count: int, seed: int) -> list[Mutant]:
+    """Draw mutants of a module.
 
-    Within a module each operator has its turn, so that the many constants do not crowd out the rest. A mutant's place
-    in the draw depends on its own line, so that an edit elsewhere changes little.
+    Each operator has its turn, so that the many constants do not crowd out the rest. A mutant's place in the draw
+    depends on its own line, so that an edit elsewhere changes little.
     """
 
     def place(mutant: Mutant) -> bytes:
         return hashlib.sha256(f"{seed} {mutant.module} {mutant.line} {mutant.becomes}".encode()).digest()
 
-    waiting = {}
-    for module in modules:
-        turns: Counter[str] = Counter()
-        ranked = []
-        for mutant in sorted(mutants(tree, module), key=place):
-            turns[mutant.operator] += 1
-            ranked.append((turns[mutant.operator], place(mutant), mutant))
-        waiting[module] = [mutant for _, _, mutant in sorted(ranked, key=lambda entry: entry[:2])]
-    rounds = itertools.chain.from_iterable(itertools.zip_longest(*waiting.values()))
-    return [mutant for mutant in rounds if mutant is not None][:count]
+    turns: Counter[str] = Counter()
+    ranked = []
+    for mutant in sorted(mutants(tree, module), key=place):
+        turns[mutant.operator] += 1
+        ranked.append((turns[mutant.operator], place(mutant), mutant))
+    return [mutant for _, _, mutant in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
 def argued(tree: Path) -> Reasons:
@@ -416,15 +417,32 @@ def tried(
     return Outcome(mutant, verdict, reason if verdict == "argued" else by, round(time.monotonic() - began, 1))
 
 
-def table(outcomes: list[Outcome]) -> str:
+def table(rows: list[Row]) -> str:
     """Return a Markdown table: what became of the mutants of each module."""
-    rows = ["| module | mutants | killed | survived | argued |", "|---|---|---|---|---|"]
-    modules = [module for module in TESTS if any(outcome.mutant.module == module for outcome in outcomes)]
+    lines = ["| module | mutants | killed | survived | argued |", "|---|---|---|---|---|"]
+    modules = dict.fromkeys(row["module"] for row in rows)
     for name in [*modules, "all"]:
-        verdicts = [outcome.verdict for outcome in outcomes if name in (outcome.mutant.module, "all")]
+        verdicts = [row["verdict"] for row in rows if name in (row["module"], "all")]
         counts = [len(verdicts), *(verdicts.count(verdict) for verdict in ("killed", "survived", "argued"))]
-        rows.append(f"| {name if name == 'all' else f'`{name}`'} | {' | '.join(map(str, counts))} |")
-    return "\n".join(rows)
+        lines.append(f"| {name if name == 'all' else f'`{name}`'} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
+def row_of(outcome: Outcome) -> Row:
+    """Return what is kept of an outcome."""
+    mutant = outcome.mutant
+    place = {"module": mutant.module, "number": mutant.number, "operator": mutant.operator}
+    change = {"line": mutant.line, "becomes": mutant.becomes}
+    return {**place, **change, "verdict": outcome.verdict, "by": outcome.by, "seconds": outcome.seconds}
+
+
+def joined(file: Path, drawn_by: dict[str, int], rows: list[Row]) -> list[Row]:
+    """Return rows together with those that a file holds of other modules, if these were drawn in the same way."""
+    before: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    kept = [] if {name: before.get(name) for name in drawn_by} != drawn_by else before["mutants"]
+    new = {row["module"] for row in rows}
+    every = [*rows, *(row for row in kept if row["module"] not in new)]
+    return sorted(every, key=lambda row: list(TESTS).index(row["module"]))
 
 
 def copy_tree(target: Path) -> None:
@@ -436,7 +454,7 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def measured(modules: list[str], count: int, seed: int, seconds: float) -> list[Outcome]:
+def measured(modules: list[str], each: int, seed: int, seconds: float) -> list[Outcome]:
     """Draw mutants and try them one after the other in a copy of the tree, whose tests must pass as they are.
 
     Raises:
@@ -447,7 +465,8 @@ def measured(modules: list[str], count: int, seed: int, seconds: float) -> list[
         tree, scratch = Path(folder) / "tree", Path(folder) / "scratch"
         copy_tree(tree)
         (scratch / "numba").mkdir(parents=True)
-        reasons, chosen = argued(tree), drawn(tree, modules, count, seed)
+        reasons = argued(tree)
+        chosen = [mutant for module in modules for mutant in drawn(tree, module, each, seed)]
         failed = try_tests(tree, scratch, [test for module in modules for test in TESTS[module]], 10 * seconds)
         if failed is not None:
             print((scratch / "output.txt").read_text()[-4000:], file=sys.stderr)
@@ -465,22 +484,19 @@ def measured(modules: list[str], count: int, seed: int, seconds: float) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modules", nargs="+", choices=list(TESTS), default=list(TESTS), metavar="MODULE")
-    parser.add_argument("--mutants", type=int, default=100)
+    parser.add_argument("--each", type=int, default=3, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=300, help="time limit for the tests of one mutant")
-    parser.add_argument("--json", type=Path, help="the outcome of each mutant goes here")
+    parser.add_argument("--json", type=Path, help="where each outcome goes; what it holds of other modules is kept")
     arguments = parser.parse_args()
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    outcomes = measured(arguments.modules, arguments.mutants, arguments.seed, arguments.seconds)
-    print(table(outcomes))
+    rows = [row_of(one) for one in measured(arguments.modules, arguments.each, arguments.seed, arguments.seconds)]
     if arguments.json is not None:
-        rows = []
-        for outcome in outcomes:
-            row = {**outcome.mutant._asdict(), "verdict": outcome.verdict, "by": outcome.by, "seconds": outcome.seconds}
-            rows.append({name: value for name, value in row.items() if name not in ("start", "end", "text")})
-        result = {"seed": arguments.seed, "modules": arguments.modules, "mutants": rows}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(any(outcome.verdict == "survived" for outcome in outcomes))
+        drawn_by = {"seed": arguments.seed, "each": arguments.each}
+        rows = joined(arguments.json, drawn_by, rows)
+        arguments.json.write_text(json.dumps({**drawn_by, "mutants": rows}, indent=1) + "\n")
+    print(table(rows))
+    sys.exit(any(row["verdict"] == "survived" for row in rows))
 
 
 if __name__ == "__main__":

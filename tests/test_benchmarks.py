@@ -118,9 +118,19 @@ def test_a_mutation_run_changes_one_place_at_a_time(tmp_path: Path) -> None:
         assert [number for number, pair in enumerate(zip(before, after, strict=True), 1) if len(set(pair)) > 1] == [
             mutant.number
         ]
-    drawn = module.drawn(tmp_path, ["small.py"], 7, 0)
+    drawn = module.drawn(tmp_path, "small.py", 7, 0)
     assert len({mutant.operator for mutant in drawn}) == 7
-    assert drawn == module.drawn(tmp_path, ["small.py"], 7, 0) != module.drawn(tmp_path, ["small.py"], 7, 1)
+    assert drawn == module.drawn(tmp_path, "small.py", 7, 0) != module.drawn(tmp_path, "small.py", 7, 1)
+
+
+def test_a_mutation_run_keeps_what_it_found_in_other_modules(tmp_path: Path) -> None:
+    module = benchmark("mutation")
+    file, first, last = tmp_path / "mutation.json", {"module": "state.py"}, {"module": "model.py"}
+    file.write_text(json.dumps({"seed": 0, "each": 3, "mutants": [{**first, "verdict": "survived"}, last]}))
+    again = [{**first, "verdict": "killed"}]
+    assert module.joined(file, {"seed": 0, "each": 3}, again) == [*again, last]
+    assert module.joined(file, {"seed": 1, "each": 3}, again) == again
+    assert module.joined(tmp_path / "new.json", {"seed": 0, "each": 3}, again) == again
 
 
 def test_a_mutation_run_knows_its_files() -> None:

@@ -265,6 +265,22 @@ def test_boost_spreads_the_wins():
     assert used[1] >= 10
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda cells: cells._replace(index=cells.index.long()),
+        lambda cells: cells._replace(index=cells.index[..., :1]),
+        lambda cells: cells._replace(value=cells.value[:, 1:]),
+        lambda cells: cells._replace(value=cells.value.double()),
+    ],
+)
+def test_cells_of_another_type_or_shape_are_refused(engine, spoil):
+    layer = build(engine=engine)
+    state = watch(layer)
+    with pytest.raises(ValueError, match=r"the last cells must be torch\.\w+ \[2, 4, 4, 2\] on cpu; got torch\.\w+ \["):
+        layer.predict(state._replace(cells=spoil(state.cells)))
+
+
 def test_a_margin_must_leave_something_to_predict():
     layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", margin=2), 1)
     with pytest.raises(ValueError, match="margin must leave something of an input of 4 x 9; got 2"):

@@ -284,6 +284,12 @@ def test_bounces_are_found_at_their_transition(within):
     np.testing.assert_array_equal(physics.bounces(tracks), expected)
 
 
+@pytest.mark.parametrize(("speed", "found"), [(1.5, 1), (1.9, 1), (2.1, 0), (6.0, 0)])
+def test_a_bounce_is_a_change_of_a_tenth_of_the_world_s_speed(speed, found):
+    tracks = with_bounce([[0.5, 0.0]] * 3, [[0.5, 0.2], [0.5, 0.0], [0.5, 0.0]], at=4, within=1.0)
+    assert np.nansum(physics.bounces(tracks, WorldGeometry(speed=speed))) == found
+
+
 def test_two_bounces_in_a_row_are_two():
     steps = np.array(
         [[0.6, 0.5], [0.6, 0.5], [0.6, 0], [0.6, -0.5], [0, -0.5], [-0.6, -0.5], [-0.6, -0.5], [-0.6, -0.5]]

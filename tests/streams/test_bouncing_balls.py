@@ -309,6 +309,8 @@ def test_places_crowds(settings):
             lambda: simulate_balls(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), 0),
             "frames must be an integer of at least 1",
         ),
+        (lambda: simulate_balls(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), 5, radius=5), "below 5, received 5"),
+        (lambda: render_balls(np.zeros((1, 2)), radius=0), "radius must be a number above 0 and below 5, received 0"),
         (lambda: render_balls(np.zeros(3)), r"positions must be \[..., balls, 2\], received \[3\]"),
         (lambda: render_balls(np.full((1, 2), np.inf)), "positions must be finite"),
         (
