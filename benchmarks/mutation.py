@@ -29,9 +29,8 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 ARGUED = Path(__file__).with_name("mutation_argued.toml")
@@ -40,7 +39,7 @@ PRELOADED = ["torch", "numba", "scipy.ndimage", "scipy.optimize", "pydantic", "s
 
 _METHOD = ["invariants/test_laws.py", "golden/test_golden.py"]
 _ENGINES = ["rsm/test_functional.py", "rsm/test_engines.py", "rsm/test_layer.py", "rsm/test_oracle.py", *_METHOD]
-_LEARNING = ["learning/test_learning.py", "golden/test_golden.py", "golden/test_recipe.py"]
+_LEARNING = ["learning/test_learning.py", "runs/test_presets.py", "golden/test_golden.py", "golden/test_recipe.py"]
 _RECTIFIERS = ["rectifiers/test_rectifiers.py", "learning/test_learning.py", "golden/test_recipe.py"]
 _PHYSICS = ["scoring/test_physics.py"]
 _STREAMS = ["streams/test_stream.py", "streams/test_bouncing_balls.py", "streams/test_clips.py"]
@@ -109,8 +108,7 @@ _COMPUTED = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorD
 _TURNED = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "amin": "amax", "amax": "amin"}
 
 
-@dataclass(frozen=True)
-class Mutant:
+class Mutant(NamedTuple):
     """One change: the characters from ``start`` to ``end`` of a file are replaced.
 
     Attributes:
@@ -133,8 +131,7 @@ class Mutant:
         return source[: self.start] + self.text + source[self.end :]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the tests made of a mutant: ``killed`` by a test or by the time limit, ``argued`` or ``survived``."""
 
     mutant: Mutant
@@ -479,7 +476,7 @@ def main() -> None:
     if arguments.json is not None:
         rows = []
         for outcome in outcomes:
-            row = {**asdict(outcome.mutant), "verdict": outcome.verdict, "by": outcome.by, "seconds": outcome.seconds}
+            row = {**outcome.mutant._asdict(), "verdict": outcome.verdict, "by": outcome.by, "seconds": outcome.seconds}
             rows.append({name: value for name, value in row.items() if name not in ("start", "end", "text")})
         result = {"seed": arguments.seed, "modules": arguments.modules, "mutants": rows}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

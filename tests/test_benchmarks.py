@@ -79,3 +79,52 @@ def test_the_card_says_what_the_shipped_model_sees() -> None:
         paragraph.split()
     )
     assert f"\n\n{paragraph}\n\n" in (ROOT / "models" / "balls" / "card.md").read_text()
+
+
+SMALL = """import math
+
+LIMIT: int = 3
+
+
+def kept(values: list[int], least: float = 0.5) -> bool:
+    \"\"\"Say 1 or 2 things.\"\"\"
+    if not values or values[0] < least:
+        raise ValueError(f"values must be > {least + 1}")
+    return max(values) == LIMIT
+"""
+
+
+def test_a_mutation_run_changes_one_place_at_a_time(tmp_path: Path) -> None:
+    module = benchmark("mutation")
+    file = tmp_path / "src" / "torchrsm" / "small.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(SMALL)
+    found = module.mutants(tmp_path, "small.py")
+    assert {(mutant.operator, mutant.number, mutant.becomes) for mutant in found} == {
+        ("constant", 3, "LIMIT: int = 4"),
+        ("default", 6, "def kept(values: list[int], least: float = 0.25) -> bool:"),
+        ("boolean", 8, "if ((not values) and (values[0] < least)):"),
+        ("sign", 8, "if (values) or values[0] < least:"),
+        ("index", 8, "if not values or values[1] < least:"),
+        ("comparison", 8, "if not values or (values[0] <= least):"),
+        ("comparison", 8, "if not values or (values[0] >= least):"),
+        ("statement", 9, "pass"),
+        ("return", 10, "return not (max(values) == LIMIT)"),
+        ("comparison", 10, "return (max(values) != LIMIT)"),
+        ("extremum", 10, "return min(values) == LIMIT"),
+    }
+    for mutant in found:
+        before, after = SMALL.splitlines(), mutant.applied(SMALL).splitlines()
+        assert [number for number, pair in enumerate(zip(before, after, strict=True), 1) if len(set(pair)) > 1] == [
+            mutant.number
+        ]
+    drawn = module.drawn(tmp_path, ["small.py"], 7, 0)
+    assert len({mutant.operator for mutant in drawn}) == 7
+    assert drawn == module.drawn(tmp_path, ["small.py"], 7, 0) != module.drawn(tmp_path, ["small.py"], 7, 1)
+
+
+def test_a_mutation_run_knows_its_files() -> None:
+    module = benchmark("mutation")
+    for name, tests in module.TESTS.items():
+        assert (ROOT / "src" / "torchrsm" / name).is_file()
+        assert all((ROOT / "tests" / test).is_file() for test in tests), name

@@ -1,10 +1,11 @@
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
-from torchrsm.predictor import restart, rollout
+from torchrsm.predictor import check_frame, predict_next, restart, rollout
 
 
 class State(NamedTuple):
@@ -104,7 +105,45 @@ def test_a_rollout_goes_on_from_where_it_ended():
     assert all(map(torch.equal, end, same_end))
 
 
+def test_a_rollout_of_one_step_is_the_next_frame():
+    start = (torch.rand(2, 1, 3, 3), torch.zeros(2))
+    frames, end = rollout(Fading(), start, 1)
+    assert torch.equal(frames, 0.5 * start[0][:, None])
+    assert end[1].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("steps", [0, -3])
 def test_rollout_refuses_no_steps(steps):
     with pytest.raises(ValueError, match=f"steps must be >= 1; got {steps}"):
         rollout(Fading(), (torch.zeros(1, 1, 2, 2), torch.zeros(1)), steps)
+
+
+# --- Predictions of frames that come ----------------------------------------------------------------------------------
+
+
+def test_each_frame_is_predicted_from_those_before_it():
+    video = torch.rand(2, 3, 1, 4, 5)
+    assert torch.equal(predict_next(Fading(), video), 0.5 * video)
+
+
+# --- Frames -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frame", "told"),
+    [
+        (SimpleNamespace(shape=(2, 3)), r"namespace\(shape=\(2, 3\)\)"),
+        (SimpleNamespace(dtype="float"), r"namespace\(dtype='float'\)"),
+        (np.zeros((2, 3)), r"numpy.ndarray of shape \[2, 3\], float64"),
+        ([0.0] * 100, r"\[0\.0, .*\.\.\."),
+    ],
+)
+def test_what_is_no_tensor_is_told_in_one_short_line(frame, told):
+    with pytest.raises(ValueError, match=rf"^frame must be a torch.Tensor; got {told}$") as caught:
+        check_frame(frame, torch.zeros(1))
+    assert len(str(caught.value)) <= 120
+
+
+def test_frames_of_0_and_1_are_in_range():
+    frame = torch.tensor([0.0, 1.0])
+    assert check_frame(frame, frame) is frame

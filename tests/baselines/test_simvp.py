@@ -17,15 +17,14 @@ SMALL = {
     "spatial_channels": 8,
     "temporal_channels": 16,
     "temporal_blocks": 2,
-    "kernel_sizes": (3, 5),
-    "groups": 2,
 }
+INCEPTION = {"translator": "inception", "kernel_sizes": (3, 5), "groups": 2}
 VARIANTS = [
     {},
-    {"translator": "inception"},
+    INCEPTION,
     {"residual": False},
     {"horizon": 3},
-    {"horizon": 3, "translator": "inception", "temporal_blocks": 4, "spatial_blocks": 3},
+    {**INCEPTION, "horizon": 3, "temporal_blocks": 4, "spatial_blocks": 3},
 ]
 
 
@@ -262,7 +261,7 @@ def test_gradient_reaches_every_weight_and_no_state(settings):
 
 @pytest.mark.parametrize("translator", ["plain", "inception"])
 def test_learns_the_motion_of_a_ball(translator):
-    sizes = {"channels": 1, "height": 12, "width": 12, "translator": translator}
+    sizes = {"channels": 1, "height": 12, "width": 12, **(INCEPTION if translator == "inception" else {})}
     predictor = model(**sizes).train()
     stream = BouncingBalls(4, balls=1, resolution=12, sequence_length=20, seed=5)
     batches = [next(stream) for _ in range(12)]

@@ -100,3 +100,11 @@ def test_layers_that_depend_on_the_size_need_it():
 @pytest.mark.parametrize("engine", ["fused", "reference"])
 def test_all_layers_use_the_same_engine(engine):
     assert {m.engine for m in RSMStack(LAYERS, 1, frame_grid=Grid(8, 8), engine=engine).layers} == {engine}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_states_of_another_number_of_layers_are_refused(count):
+    alike = RSMStack((layer(stride=1),) * 3, 6, frame_grid=Grid(5, 4))
+    states = alike.initial_state(2, Grid(5, 4))
+    with pytest.raises(ValueError, match="argument 2 is (shorter|longer) than argument 1"):
+        alike.predict((states * 2)[:count])
