@@ -54,6 +54,10 @@ def stirred(generator):
 SHAPES = [(2, 1, 12, 12), (3, 1, 7, 10), (2, 3, 9, 5), (1, 2, 1, 1)]
 
 
+def test_frames_have_no_border_unless_it_is_given():
+    assert InputSizes(1, LAYER_CELLS, 2) == InputSizes(1, LAYER_CELLS, 2, pad=0, pad_value=0.5)
+
+
 # --- Compact ----------------------------------------------------------------------------------------------------------
 
 
