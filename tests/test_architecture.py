@@ -11,6 +11,7 @@ PAGE = (ROOT / "docs" / "science" / "architecture.md").read_text()
 
 # Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
 ORDER = (
+    ("private_folder",),
     ("compiling", "config", "registry", "state"),
     ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),

@@ -1,5 +1,7 @@
 import contextlib
 import importlib.util
+import os
+import pwd
 import resource
 import tempfile
 
@@ -88,6 +90,21 @@ def test_a_link_to_a_folder_is_not_used(tmp_path, twice):
     name.rename(tmp_path / "elsewhere")
     name.symlink_to(tmp_path / "elsewhere")
     assert hits(compiled()(twice)) == hits(compiled()(twice)) == 0
+
+
+def test_without_a_home_no_folder_of_a_strange_name_is_made(tmp_path, twice, monkeypatch):
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    assert hits(compiled()(twice)) == 0
+    assert hits(compiled()(twice)) == 1
+    assert private(tmp_path).is_dir()
+    assert not (tmp_path / "~").exists()
+    assert "HOME" not in os.environ
 
 
 def test_without_any_place_each_process_compiles(tmp_path, twice):

@@ -380,7 +380,7 @@ def test_a_model_of_an_earlier_version_loads(tmp_path):
 
 
 def test_the_shipped_model_has_nothing_without_effect():
-    text = Path(torchrsm.__file__).parents[2].joinpath("models", "balls", "config.json").read_text()
+    text = Path(__file__).parents[1].joinpath("models", "balls", "config.json").read_text()
     assert ModelConfig.model_validate_json(text) == ModelConfig.from_json(text)
 
 

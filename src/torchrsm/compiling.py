@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.caching import FunctionCache
+
+from torchrsm.private_folder import private_folder
 
 _config: Any = numba.config  # the place for the cache is a variable of it
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -59,7 +59,7 @@ class _Cache(FunctionCache):
 
 def _cache(function: Callable[..., Any]) -> _Cache | None:
     """Return the cache of a function in the first place that can be written, None if there is none."""
-    for place in (contextlib.nullcontext, _in_temporary_folder):
+    for place in (_where_numba_looks, _in_temporary_folder):
         # RuntimeError: Numba's "no locator available".
         with contextlib.suppress(RuntimeError, OSError), place():
             return _Cache(function)
@@ -67,28 +67,32 @@ def _cache(function: Callable[..., Any]) -> _Cache | None:
 
 
 @contextlib.contextmanager
-def _in_temporary_folder() -> Iterator[None]:
-    """Let Numba choose a private folder of the user below that for temporary files.
+def _where_numba_looks() -> Iterator[None]:
+    """Let Numba choose a place; for a user without a home it would make a folder named ``~`` in the working folder."""
+    before = os.environ.get("HOME")
+    if Path(os.path.expanduser("~")).is_absolute():  # where there is none, `Path.home` raises
+        yield
+        return
+    os.environ["HOME"] = os.devnull  # no folder can be made below it
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        if before is not None:
+            os.environ["HOME"] = before
 
-    Machine code is run, so a folder that another user could have made or can write to is not taken.
+
+@contextlib.contextmanager
+def _in_temporary_folder() -> Iterator[None]:
+    """Let Numba choose the private folder of the user.
 
     Raises:
         OSError: there is no such folder.
     """
-    folder = Path(tempfile.gettempdir()) / f"torchrsm-{_user()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or (
-        hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o077)
-    ):
-        raise PermissionError(f"{folder} must be a folder of this user alone")
+    folder = private_folder()
     before = _config.CACHE_DIR
     _config.CACHE_DIR = str(folder)
     try:
         yield
     finally:
         _config.CACHE_DIR = before
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")

@@ -1,5 +1,7 @@
 import math
+import os
 import resource
+import tempfile
 
 import numpy as np
 import pytest
@@ -425,3 +427,16 @@ def test_memory_is_plotted_against_length(tmp_path):
     for nothing in ({}, {"flat": {}}):
         with pytest.raises(ValueError, match="peaks must hold at least one, received none"):
             plots.plot_memory(nothing, target)
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "writable"])
+def test_matplotlib_keeps_its_files_where_they_can_be_written(tmp_path, monkeypatch, home):
+    for name in ("writable", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("MPLCONFIGDIR", "")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    plots.plot_memory({"balls": {1: 1.0}}, tmp_path / "plot.png")
+    private = [str(folder / "matplotlib") for folder in (tmp_path / "temporary").iterdir()]
+    assert private == ([os.environ["MPLCONFIGDIR"]] if home == "/dev/null" else [])

@@ -25,7 +25,7 @@ def prepared() -> Iterator[None]:
 
     A character that the encoding has not is replaced by one or two that look alike, such as ``+-`` for ``±``, or else
     by its escape, such as ``\xff`` for a byte of a file name that is no UTF-8. A stream that was closed takes all and
-    shows nothing. A warning is one line.
+    shows nothing. A warning is one line; that a package uses what another will drop is not said.
     """
     codecs.register_error(READABLE, _replaced)
     with contextlib.ExitStack() as end:
@@ -39,6 +39,7 @@ def prepared() -> Iterator[None]:
                 stream.reconfigure(errors=READABLE)
         end.enter_context(warnings.catch_warnings())
         warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
         warnings.showwarning = _say
         yield
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchrsm.media.pictures import write_png
+from torchrsm.private_folder import private_folder
 from torchrsm.scoring.physics import PhysicsSummary
 
 _REFERENCE = "copy-last"
@@ -27,11 +30,9 @@ def plot_error_by_frame(scores: Mapping[str, Sequence[float | None]], path: str 
         ValueError: there is no model, a model has no positive error, or the name of the file does not end in ".png".
         OSError: as `save_image`.
     """
-    from matplotlib.figure import Figure
-
     if not scores:
         raise ValueError("scores must hold at least one model, received none")
-    figure = Figure(figsize=(8, 4.5), dpi=140, layout="constrained")
+    figure = _figure((8, 4.5), 140)
     axes = figure.add_subplot()
     for name, by_frame in scores.items():
         errors = np.array([np.nan if error is None else error for error in by_frame], dtype=np.float64)
@@ -69,15 +70,14 @@ def plot_by_step(panels: Sequence[Panel], path: str | Path) -> None:
         ValueError: there is no panel, or the name of the file does not end in ".png".
         OSError: as `save_image`.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     if not panels:
         raise ValueError("panels must hold at least one, received none")
     last_step = max((len(line) for panel in panels for line in panel.lines.values()), default=1)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), dpi=130, layout="constrained")
+    figure = _figure((4.2 * columns, 2.9 * rows), 130)
+    from matplotlib.ticker import MaxNLocator  # not above: `_figure` says first where Matplotlib keeps its files
+
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, number)
         for name, line in panel.lines.items():
@@ -131,11 +131,9 @@ def plot_error_by_minute(
         ValueError: there is no curve, one has no or unequal values, or the name does not end in ".png".
         OSError: as `save_image`.
     """
-    from matplotlib.figure import Figure
-
     if not curves:
         raise ValueError("curves must hold at least one, received none")
-    figure = Figure(figsize=(8, 4.5), dpi=140, layout="constrained")
+    figure = _figure((8, 4.5), 140)
     axes = figure.add_subplot()
     for number, (name, (minutes, errors)) in enumerate(curves.items()):
         if len(minutes) != len(errors) or not len(minutes) or not min(errors) > 0:
@@ -164,11 +162,9 @@ def plot_memory(peaks: Mapping[str, Mapping[int, float]], path: str | Path) -> N
         ValueError: there is nothing to plot, or the name does not end in ".png".
         OSError: as `save_image`.
     """
-    from matplotlib.figure import Figure
-
     if not any(peaks.values()):
         raise ValueError("peaks must hold at least one, received none")
-    figure = Figure(figsize=(8, 4.5), dpi=140, layout="constrained")
+    figure = _figure((8, 4.5), 140)
     axes = figure.add_subplot()
     for number, (name, by_length) in enumerate(peaks.items()):
         style: dict[str, Any] = {"linestyle": ("-", "--")[number // 10 % 2], "linewidth": 1.8, "marker": "o"}
@@ -184,6 +180,32 @@ def plot_memory(peaks: Mapping[str, Mapping[int, float]], path: str | Path) -> N
     _plain(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     write_png(Path(path), lambda file: figure.savefig(file, format="png"))
+
+
+def _figure(size: tuple[float, float], dpi: int) -> Any:
+    """Return an empty Matplotlib figure.
+
+    Matplotlib keeps a list of fonts in the user's home, complains where that cannot be written, and fails where there
+    is no home; there, the private folder of the user takes its place.
+
+    Args:
+        size: width and height, inches.
+        dpi: pixels an inch.
+    """
+    if not os.environ.get("MPLCONFIGDIR") and not _can_be_made(os.environ.get("XDG_CONFIG_HOME") or "~/.config"):
+        with contextlib.suppress(OSError):  # then Matplotlib makes a new list each time
+            os.environ["MPLCONFIGDIR"] = str(private_folder() / "matplotlib")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=dpi, layout="constrained")
+
+
+def _can_be_made(folder: str) -> bool:
+    """Say whether a folder exists and can be written, or can be made."""
+    place = os.path.expanduser(folder)
+    while os.path.isabs(place) and not os.path.exists(place):
+        place = os.path.dirname(place)
+    return os.path.isabs(place) and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
 
 
 def _of_errors(axes: Any, against: str) -> None:
