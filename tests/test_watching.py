@@ -191,3 +191,20 @@ def test_the_first_frames_set_what_is_usual_whatever_they_are():
     usual, surprises = usual_after([math.e**-2] * 10 + [math.e**-4] * 10)
     assert surprises == [0.0] * 20
     assert usual.mean == pytest.approx(-3)
+
+
+def test_surprise_is_its_formula():
+    """Mean and mean square of the logarithm, each frame weighing 1 / n until 1 / 200; 20 frames before any surprise."""
+    errors = np.exp(np.random.default_rng(2).normal(-3, 1, 260))
+    errors[[40, 120, 230]] = 50, 0, 1e-9
+    usual, mean, square = Usual(), 0.0, 0.0
+    for number, error in enumerate(errors, 1):
+        level, deviation, weight = math.log(max(error, 1e-5)), max(math.sqrt(square), 0.1), max(1 / number, 1 / 200)
+        off = level - mean if number > 1 else 0.0
+        assert usual.deviation == pytest.approx(deviation)
+        assert usual.surprise(error) == pytest.approx(abs(off) / deviation if number > 20 else 0), number
+        if number > 20:
+            off = min(max(off, -3 * deviation), 3 * deviation)
+        mean = mean + weight * off if number > 1 else level
+        square = (1 - weight) * square + weight * off**2
+        assert usual.mean == pytest.approx(mean)

@@ -65,7 +65,13 @@ def test_settings_cannot_change():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"active_groups": 4}, {"boost": 1.0, "inhibition_decay": None}, {"kernel_size": 2}]
+    "settings",
+    [
+        {"active_groups": 4},
+        {"boost": 1.0, "inhibition_decay": None},
+        {"kernel_size": 2},
+        {"decoder_kernel_size": 1, "stride": 1},
+    ],
 )
 def test_accepts_settings_at_the_edge(settings):
     LayerConfig(**{**MINIMAL, **settings})
