@@ -167,3 +167,21 @@ def test_a_frame_without_a_prediction_is_not_scored():
         batch = StreamBatch(frame, start, torch.zeros(4, dtype=torch.int64))
         scored.append(int(learner.teach([batch], 0.1).scored))
     assert scored == [0, 3, 4]
+
+
+def test_what_learns_follows_the_shares_to_the_end_of_the_run():
+    points = (0.0, 0.3, 0.5, 0.8, 1.0)
+    alone = OnlineLearner(
+        ModelConfig(layers=(LayerConfig(groups=4, active_groups=2, output_bias="channel"),)),
+        LearningConfig(),
+        None,
+        True,
+        (1, 1, SIZE, SIZE),
+    )
+    assert [alone.phase(point) for point in points] == ["stack"] * 5
+    both, learning, rectifying = learner_of(share=0.75, stack_share=0.5)
+    assert [both.phase(point) for point in points] == ["stack", "both", "rectifier", "rectifier", "rectifier"]
+    one_after_the_other, *_ = learner_of(share=0.5, stack_share=None)
+    assert [one_after_the_other.phase(point) for point in points] == ["stack"] * 2 + ["rectifier"] * 3
+    kept = OnlineLearner(both.model.config, learning, rectifying, False, (1, 1, SIZE, SIZE))
+    assert kept.phase(0.0) == kept.phase(1.0) == "rectifier"
