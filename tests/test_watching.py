@@ -196,7 +196,7 @@ def test_the_first_frames_set_what_is_usual_whatever_they_are():
 def test_surprise_is_its_formula():
     """Mean and mean square of the logarithm, each frame weighing 1 / n until 1 / 200; 20 frames before any surprise."""
     errors = np.exp(np.random.default_rng(2).normal(-3, 1, 260))
-    errors[[40, 120, 230]] = 50, 0, 1e-9
+    errors[[19, 20, 120, 230]] = 50, 1e6, 0, 1e-9
     usual, mean, square = Usual(), 0.0, 0.0
     for number, error in enumerate(errors, 1):
         level, deviation, weight = math.log(max(error, 1e-5)), max(math.sqrt(square), 0.1), max(1 / number, 1 / 200)
