@@ -35,6 +35,8 @@ def test_a_run_learns_records_and_leaves_a_model(tmp_path):
     assert all(len(line["losses"]) == 2 for line in lines)
     timing = [json.loads(line) for line in (tmp_path / "run" / TIMING_FILE).read_text().splitlines()]
     assert [line["step"] for line in timing] == [line["step"] for line in lines]
+    frames = 10 * tiny_run().training.batch_size  # of a record
+    assert sum(frames / record.frames_per_second for record in seen) == pytest.approx(seen[-1].seconds)
     assert seen[-1].progress == 1.0
     assert not model.training
     loaded = load(tmp_path / "run")
