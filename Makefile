@@ -57,7 +57,7 @@ test: $(STAMP) browser ## check style and types, run the tests with their covera
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov --cov-fail-under=90
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=90
 
 clean: ## delete the environment and all caches; runs are kept
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage dist
