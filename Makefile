@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 MINUTES ?= 15
+TRY ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
@@ -12,7 +13,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo train serve test browser clean
+.PHONY: help install demo train serve test browser versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +59,9 @@ test: $(STAMP) browser ## check style and types, run the tests with their covera
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=90
+
+versions: ## try the oldest and the newest Python and packages that pyproject.toml allows (TRY=--help lists the options)
+	$(PYTHON) benchmarks/versions.py $(TRY)
 
 clean: ## delete the environment and all caches; runs are kept
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage dist
