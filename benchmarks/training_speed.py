@@ -1,11 +1,14 @@
-"""Training speed of a preset in this checkout beside another one, in turn, in processes of their own.
+"""Training speed of a preset in this checkout beside another one: two processes that take turns of a few updates.
 
     git worktree add ../before COMMIT
     python benchmarks/training_speed.py --against ../before --json benchmarks/results/training_speed.json
 
-Each process trains the same few steps of `balls` on one thread, once for each phase of learning (the stack alone, stack
-and rectifier, the rectifier alone), and reports frames a second without the time of starting and compiling.
+For each phase of learning (the stack alone, stack and rectifier, the rectifier alone) both checkouts train on one thread.
+While one takes its turn the other waits, so that what else happens on the machine meets both alike. A turn is measured
+in processor time; the ratio is that of two turns, one after the other.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -16,87 +19,120 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PHASES: dict[str, dict[str, float | None]] = {
+    "stack": {"share": 0.000001, "stack_share": None},
+    "both": {"share": 0.999999, "stack_share": 0.999998},
+    "rectifier": {"share": 0.999999, "stack_share": 0.000002},
+}
+WARM_UP = 2  # turns that are not counted
 
-# Runs in either checkout: it knows public names alone, and settings as both read them.
+# Runs in either checkout: it uses public names alone, and settings that both read. After each turn the run waits in its
+# report until it is told to go on.
 CHILD = """
 import json, sys, tempfile, time
 import torchrsm
-from pathlib import Path
 
-steps, preset = int(sys.argv[1]), sys.argv[2]
-made = {}
-phases = {"stack": (0.0, None), "both": (0.999999, 0.999998), "rectifier": (0.999999, 0.000002)}
-for phase, (share, stack_share) in phases.items():
-    run = torchrsm.preset(preset)
-    settings = json.loads(run.model_dump_json())
-    settings["rectifying"] |= {"share": share, "stack_share": stack_share}
-    if phase == "stack":
-        settings["rectifying"] = {"share": 0.0}
-    settings["training"] |= {"steps": steps, "minutes": None, "threads": 1, "log_steps": 10 * steps}
-    run = torchrsm.RunConfig.model_validate_json(json.dumps(settings))
-    seen = []
-    for short in (True, False):  # the first run compiles and warms up
-        with tempfile.TemporaryDirectory() as folder:
-            if short:
-                fewer = json.loads(run.model_dump_json())
-                fewer["training"]["steps"] = 3
-                torchrsm.Trainer(torchrsm.RunConfig.model_validate_json(json.dumps(fewer)), folder).run()
-            else:
-                trainer = torchrsm.Trainer(run, folder)
-                start = time.process_time()
-                trainer.run(seen.append)
-                made[phase] = steps * run.training.batch_size / (time.process_time() - start)
-print(json.dumps(made))
+preset, changes, updates, turns = json.loads(sys.argv[1])
+settings = json.loads(torchrsm.preset(preset).model_dump_json())
+settings["rectifying"] |= changes
+settings["training"] |= {"steps": updates * turns, "minutes": None, "threads": 1, "log_steps": updates}
+run = torchrsm.RunConfig.model_validate_json(json.dumps(settings))
+begun = None
+
+def report(record):
+    global begun
+    if begun is not None:
+        print(json.dumps(updates * run.training.batch_size / (time.process_time() - begun)), flush=True)
+    sys.stdin.readline()
+    begun = time.process_time()
+
+with tempfile.TemporaryDirectory() as folder:
+    trainer = torchrsm.Trainer(run, folder)
+    print(json.dumps("ready"), flush=True)
+    sys.stdin.readline()
+    begun = time.process_time()
+    trainer.run(report)
 """
 
 
-def frames_per_second(checkout: Path, steps: int, preset: str) -> dict[str, float]:
-    """Return frames a second of processor time by phase."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
-    command = [sys.executable, "-c", CHILD, str(steps), preset]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+class Runner:
+    """A training in a checkout, which goes on a turn at a time."""
+
+    def __init__(self, checkout: Path, preset: str, phase: str, updates: int, turns: int) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+        settings = json.dumps([preset, PHASES[phase], updates, turns])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, settings],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._read()
+
+    def turn(self) -> float:
+        """Let it take its next updates and return the frames that it learned from in a second."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def stop(self) -> None:
+        """End the training."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a training has failed; its message is above")
+        return json.loads(line)
+
+
+def compare(against: Path, preset: str, phase: str, updates: int, turns: int) -> dict[str, float | list[float]]:
+    """Return the median speeds in frames a second, and the quartiles of the ratio, of one phase."""
+    runners = {
+        name: Runner(path, preset, phase, updates, turns + 1) for name, path in (("here", ROOT), ("against", against))
+    }
+    speeds: dict[str, list[float]] = {"here": [], "against": []}
+    try:
+        for number in range(turns):
+            for name in ("here", "against") if number % 2 == 0 else ("against", "here"):
+                speeds[name].append(runners[name].turn())
+    finally:
+        for runner in runners.values():
+            runner.stop()
+    here, there = (speeds[name][WARM_UP:] for name in ("here", "against"))
+    ratios = [a / b for a, b in zip(here, there, strict=True)]
+    return {
+        "here": statistics.median(here),
+        "against": statistics.median(there),
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, required=True, help="another checkout")
     parser.add_argument("--preset", default="balls")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=10, help="of a turn")
+    parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    rounds = []
-    for number in range(arguments.rounds):
-        order = [("here", ROOT), ("against", arguments.against.resolve())]
-        measured = {
-            name: frames_per_second(checkout, arguments.steps, arguments.preset)
-            for name, checkout in (order if number % 2 == 0 else reversed(order))
-        }
-        rounds.append(measured)
-        print(f"round {number + 1}: " + "; ".join(f"{name} {rates}" for name, rates in measured.items()), flush=True)
-    ratios = {
-        phase: [one["here"][phase] / one["against"][phase] for one in rounds]
-        for phase in ("stack", "both", "rectifier")
-    }
-    result = {
-        "preset": arguments.preset,
-        "steps": arguments.steps,
-        "frames_per_second": {
-            name: {phase: statistics.median(one[name][phase] for one in rounds) for phase in ratios}
-            for name in ("here", "against")
-        },
-        "ratio": {
-            phase: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-            for phase, values in ratios.items()
-        },
-    }
-    for phase, ratio in result["ratio"].items():
-        print(f"{phase}: ratio {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    options = parser.parse_args()
+    result: dict[str, object] = {"preset": options.preset, "updates": options.updates, "turns": options.turns}
+    for phase in PHASES:
+        found = compare(options.against.resolve(), options.preset, phase, options.updates, options.turns)
+        low, high = found["ratio_quartiles"]
+        print(
+            f"{phase}: {found['here']:.0f} frames/s here, {found['against']:.0f} there, "
+            f"ratio {found['ratio']:.3f} (quartiles {low:.3f} to {high:.3f})",
+            flush=True,
+        )
+        result[phase] = found
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
