@@ -38,6 +38,11 @@ def test_a_constant_rate_stays():
     assert {LearningConfig().rate_factor(p) for p in (0.0, 0.3, 1.0)} == {1.0}
 
 
+def test_what_is_not_said_is_as_published():
+    said = LearningConfig()
+    assert (said.learning_rates, said.schedule, said.betas, said.epsilon) == ((5e-4,), "constant", (0.9, 0.999), 1e-8)
+
+
 def test_cosine_warms_up_and_comes_down():
     config = LearningConfig(schedule="cosine", warmup_share=0.2, final_share=0.1)
     assert config.rate_factor(0.0) == config.rate_factor(1e-4) == 1e-3  # the first step is not lost
