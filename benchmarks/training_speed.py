@@ -3,9 +3,9 @@
     git worktree add ../before COMMIT
     python benchmarks/training_speed.py --against ../before --json benchmarks/results/training_speed.json
 
-For each phase of learning (the stack alone, stack and rectifier, the rectifier alone) both checkouts train on one thread.
-While one takes its turn the other waits, so that what else happens on the machine meets both alike. A turn is measured
-in processor time; the ratio is that of two turns, one after the other.
+For each phase of learning (the stack alone, stack and rectifier, the rectifier alone) both checkouts train on one
+thread. While one takes its turn the other waits, so that what else happens on the machine meets both alike. A turn is
+measured in processor time; the ratio is that of two turns, one after the other.
 """
 
 from __future__ import annotations
