@@ -161,7 +161,7 @@ def check_frame(frame: Any, like: Tensor) -> Tensor:
 
 def _brief(value: Any) -> str:
     """Describe a value in one line: a tensor or an array by its kind and shape."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
         return f"{type(value).__module__}.{type(value).__name__} of shape {list(value.shape)}, {value.dtype}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -23,6 +23,7 @@ BAD_FRAMES = {
     "infinite": (lambda frame: frame / 0, "finite and in 0..1; got values from"),
     "NumPy": (lambda frame: frame.numpy(), "must be a torch.Tensor; got numpy.ndarray of shape"),
     "None": (lambda frame: None, "must be a torch.Tensor; got None"),
+    "a class": (lambda frame: torch.Tensor, "must be a torch.Tensor; got <class 'torch.Tensor'>"),
     "another device": (lambda frame: frame.to("meta"), "on the device cpu of the model; got meta"),
 }
 
