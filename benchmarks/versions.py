@@ -23,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -328,6 +329,7 @@ def main() -> int:
     parser.add_argument("--versions", nargs="+", choices=["oldest", "newest"], default=["oldest", "newest"])
     parser.add_argument("--torch", help="the newest torch to try; without it the newest that there is")
     chosen = parser.parse_args(arguments[:cut])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the environments are deleted then, too
     columns, absent = [], []
     with tempfile.TemporaryDirectory(prefix="torchrsm-versions-") as folder:
         bench = Bench(Path(folder), chosen.torch, arguments[cut + 1 :])

@@ -44,12 +44,13 @@ class Manners:
             await self._app(scope, receive, send)
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        reason = self._reason(headers)
-        if reason is not None:
+        refusal = self._refusal(scope["path"], headers)
+        if refusal is not None:
+            status, reason = refusal
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": POLICY, "reason": reason})
             else:
-                await error_response(403, reason)(scope, receive, send)
+                await error_response(status, reason)(scope, receive, send)
             return
 
         async def with_headers(message: Any) -> None:
@@ -61,12 +62,15 @@ class Manners:
 
         await self._app(scope, receive, with_headers)
 
-    def _reason(self, headers: Mapping[str, str]) -> str | None:
+    def _refusal(self, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        """Return the status and the reason of a refusal; None if the request is served."""
+        if "\0" in path:  # no file has such a name, and the system's calls fail on it
+            return 400, "an address has no null character"
         host, origin = headers.get("host", "").lower(), headers.get("origin")
         if self._hosts is not None and host not in self._hosts:
-            return "this host is not served here"
+            return 403, "this host is not served here"
         if origin is not None and _authority(origin) != host:
-            return "this origin may not use the server"
+            return 403, "this origin may not use the server"
         return None
 
 
