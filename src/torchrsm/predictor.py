@@ -170,11 +170,13 @@ def _brief(value: Any) -> str:
 @contextmanager
 def evaluation_mode(predictor: Any) -> Iterator[None]:
     """Put a module and all its parts in evaluation mode, then each part back as it was (some may have been frozen)."""
-    parts = list(predictor.modules()) if isinstance(predictor, torch.nn.Module) else []
+    if not isinstance(predictor, torch.nn.Module):
+        yield
+        return
+    parts = list(predictor.modules())
     before = [part.training for part in parts]
     try:
-        if isinstance(predictor, torch.nn.Module):
-            predictor.eval()
+        predictor.eval()
         yield
     finally:
         for part, training in zip(parts, before, strict=True):

@@ -25,8 +25,8 @@ from torchrsm.baselines.lstm import UNSEEN, Memory
 from torchrsm.baselines.sequence_model import Lesson, Predicted, SequenceModel, Window, mean_squared_error
 
 
-class Seq2SeqConvLSTMConfig(StackConfig):
-    """Settings of the `Seq2SeqConvLSTM`; the defaults are the published ones.
+class _DecodingConfig(StackConfig):
+    """When decoders start, and how many frames they are asked for.
 
     Attributes:
         horizon: frames that a decoder is asked for while it learns.
@@ -35,7 +35,6 @@ class Seq2SeqConvLSTMConfig(StackConfig):
             are done, up to ``horizon``; None asks for all from the beginning.
     """
 
-    kind: Literal["seq2seq-convlstm"] = "seq2seq-convlstm"
     horizon: int = Field(default=8, gt=0)
     decode_every: int = Field(default=8, gt=0)
     curriculum_updates: int | None = Field(default=None, gt=0)
@@ -44,6 +43,16 @@ class Seq2SeqConvLSTMConfig(StackConfig):
         """List the curriculum where there is nothing more to ask for."""
         if self.horizon == 1:
             yield "curriculum_updates", "horizon is 1"
+
+
+class Seq2SeqConvLSTMConfig(_DecodingConfig):
+    """Settings of the `Seq2SeqConvLSTM`; the defaults are the published ones.
+
+    Attributes:
+        horizon, decode_every, curriculum_updates: when a decoder starts, and how many frames it is asked for.
+    """
+
+    kind: Literal["seq2seq-convlstm"] = "seq2seq-convlstm"
 
     @model_validator(mode="after")
     def _ends_in_a_frame(self) -> Self:
@@ -55,24 +64,17 @@ class Seq2SeqConvLSTMConfig(StackConfig):
         return self
 
 
-class Seq2SeqConvLSTMMultiDecoderConfig(StackConfig):
+class Seq2SeqConvLSTMMultiDecoderConfig(_DecodingConfig):
     """Settings of the `Seq2SeqConvLSTMMultiDecoder`; the defaults are the published ones.
 
     Attributes:
-        horizon, decode_every, curriculum_updates: see `Seq2SeqConvLSTMConfig`.
+        horizon, decode_every, curriculum_updates: when the decoders start, and how many frames they are asked for.
         reconstruction_weight: of the loss of the decoder that tells what was seen.
     """
 
     kind: Literal["seq2seq-convlstm-multi-decoder"] = "seq2seq-convlstm-multi-decoder"
-    horizon: int = Field(default=8, gt=0)
-    decode_every: int = Field(default=8, gt=0)
     curriculum_updates: int | None = Field(default=3750, gt=0)
     reconstruction_weight: float = Field(default=1.0, ge=0)
-
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List the curriculum where there is nothing more to ask for."""
-        if self.horizon == 1:
-            yield "curriculum_updates", "horizon is 1"
 
 
 class Seq2SeqState(NamedTuple):

@@ -12,12 +12,11 @@ from torch.nn import functional as F
 
 from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig, Sees
 from torchrsm.rectifiers.parts import (
-    CELL_DEVIATION,
+    CellWeights,
     bordered,
     convolution,
     from_zero,
     inside,
-    project_cells,
     safe_logit,
 )
 from torchrsm.rsm.functional import Cells
@@ -55,14 +54,7 @@ class CompactGenerator(Rectifier):
         self.pad, self.pad_value = sizes.pad, sizes.pad_value
         channels, width = sizes.channels, config.width
         self.head = convolution(4 * channels, width)
-        # A row for each cell: the product with a sparse map of cells is the sum of its winners' rows.
-        self.cells = nn.ParameterList(
-            [
-                nn.Parameter(CELL_DEVIATION * torch.randn(count, width))
-                for count in sizes.layer_cells
-                if config.sees_cells
-            ]
-        )
+        self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), convolution(width, width), nn.SiLU(), from_zero(convolution(width, width)))
             for _ in range(config.blocks)
@@ -88,8 +80,7 @@ class CompactGenerator(Rectifier):
         """
         padded = bordered(raw, self.pad, self.pad_value)
         x = self.head(F.pixel_unshuffle(padded, 2).contiguous(memory_format=torch.channels_last))
-        for weight, layer in zip(self.cells, cells, strict=bool(self.cells)):
-            x = x + project_cells(weight, layer, x.shape[-2:])
+        x = self.cells.added_to(x, cells)
         for block in self.blocks:
             x = x + block(x)
         change = F.pixel_shuffle(self.tail(x), 2)

@@ -44,8 +44,29 @@ def from_zero(layer: _Layer) -> _Layer:
     return layer
 
 
+class CellWeights(nn.ParameterList):
+    """The weights with which the winners of each layer are added to a map, ``[cells, width]`` for each layer.
+
+    Args:
+        layer_cells: cells of a location of each layer that is seen; none for a network that sees no winners.
+        width: channels of the map.
+    """
+
+    def __init__(self, layer_cells: Sequence[int], width: int) -> None:
+        super().__init__([nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells])
+
+    def added_to(self, x: Tensor, cells: Sequence[Cells]) -> Tensor:
+        """Return a map ``[b, width, h, w]`` with the winners of each layer added; as it is if none are seen."""
+        for weight, layer in zip(self, cells, strict=bool(self)):
+            x = x + project_cells(weight, layer, x.shape[-2:])
+        return x
+
+
 def project_cells(weight: Tensor, cells: Cells, size: Sequence[int]) -> Tensor:
-    """Multiply cells ``[b, h, w, k]`` by ``weight [n, channels]``; the result is a map ``[b, channels, *size]``."""
+    """Multiply cells ``[b, h, w, k]`` by ``weight [n, channels]``; the result is a map ``[b, channels, *size]``.
+
+    The product with a sparse map of cells is the sum of its winners' rows.
+    """
     b, h, w, k = cells.index.shape
     none = cells.index < 0
     index = cells.index.masked_fill(none, 0).view(-1, k)  # an entry that names no cell has the value 0

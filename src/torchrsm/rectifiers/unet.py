@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig, Sees
 from torchrsm.rectifiers.parts import (
-    CELL_DEVIATION,
     LEAKY_SLOPE,
+    CellWeights,
     bordered,
     convolution,
     from_zero,
     inside,
-    project_cells,
     safe_logit,
 )
 from torchrsm.rsm.functional import Cells
@@ -83,13 +82,7 @@ class UNetGenerator(Rectifier):
         features, width = config.features, config.width
         self.read = _Normed(sizes.channels + sizes.seen_channels, features)
         self.down = _Normed(features, width, 2)
-        self.cells = nn.ParameterList(
-            [
-                nn.Parameter(CELL_DEVIATION * torch.randn(count, width))
-                for count in sizes.layer_cells
-                if config.sees_cells
-            ]
-        )
+        self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.GroupNorm(1, width),
@@ -125,9 +118,7 @@ class UNetGenerator(Rectifier):
         seen = F.pad(seen, (0, width - seen.shape[-1], 0, height - seen.shape[-2]), value=self.pad_value)
         both = 2 * torch.cat((padded, seen), 1) - 1  # so the zeros around a convolution differ from black pixels
         first = self.read(both.contiguous(memory_format=torch.channels_last))
-        x = self.down(first)
-        for weight, layer in zip(self.cells, cells, strict=bool(self.cells)):
-            x = x + project_cells(weight, layer, x.shape[-2:])
+        x = self.cells.added_to(self.down(first), cells)
         for block in self.blocks:
             x = x + block(x)
         change = inside(self.tail(self.draw(torch.cat((self.up(x), first), 1))), self.pad, raw)

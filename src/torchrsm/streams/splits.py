@@ -36,10 +36,14 @@ FRAMES_IN_A_SEQUENCE = 100
 """Frames of each fixed sequence."""
 
 
-def split_seed(split: Split, sequences: int) -> int:
-    """Return the seed of the fixed sequences, after a check of both."""
+def _check_split(split: str) -> None:
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, received {split!r}")
+
+
+def split_seed(split: Split, sequences: int) -> int:
+    """Return the seed of the fixed sequences, after a check of both."""
+    _check_split(split)
     if sequences < 1:
         raise ValueError(f"sequences must be >= 1, received {sequences}")
     return TEST_SEED if split == "test" else VALIDATION_SEED
@@ -110,8 +114,7 @@ def _other_digits(config: MovingMNISTConfig, split: Split, sequences: int) -> Te
 
 
 def _end_of_videos(config: VideoConfig, split: Split, sequences: int) -> Tensor:
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, received {split!r}")
+    _check_split(split)
 
     def part(frames: int) -> tuple[int, int]:
         learned = learned_frames(config, frames)

@@ -202,7 +202,7 @@ def load_clips(
     Warns:
         DamagedFilmWarning: frames of a film are missing.
     """
-    low, high = _require_part(part)
+    part_of, setting = _by_shares(part)
     max_bytes = require_integer("max_bytes", max_bytes, 1)
     readers = open_clips(
         path,
@@ -214,10 +214,7 @@ def load_clips(
         layout=layout,
         white=white,
     )
-    films = load_parts(
-        readers, lambda count: (round(low * count), round(high * count)), max_bytes, f"part {low:g}..{high:g}"
-    )
-    return [stretch for film in films for stretch in film]
+    return [stretch for film in load_parts(readers, part_of, max_bytes, setting) for stretch in film]
 
 
 def store_clips(readers: Sequence[tuple[str, Reader]], part: Part, max_bytes: int) -> list[Clip]:
@@ -232,10 +229,8 @@ def store_clips(readers: Sequence[tuple[str, Reader]], part: Part, max_bytes: in
         ValueError: an argument is outside its range, or the frames are of unequal shapes.
         OSError: the disk is full.
     """
-    low, high = _require_part(part)
-    return store_parts(
-        readers, lambda count: (round(low * count), round(high * count)), max_bytes, f"part {low:g}..{high:g}"
-    )
+    part_of, setting = _by_shares(part)
+    return store_parts(readers, part_of, max_bytes, setting)
 
 
 def store_parts(readers: Sequence[tuple[str, Reader]], part: PartOf, max_bytes: int, setting: str) -> list[Clip]:
@@ -417,12 +412,14 @@ def _too_large(names: Sequence[str], expected: int | None, max_bytes: int) -> st
     )
 
 
-def _require_part(part: Part) -> Part:
+def _by_shares(part: Part) -> tuple[PartOf, str]:
+    """Return what a part given as shares is of a clip of any length, and its name for messages."""
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise ValueError(f"part must be (from, to), received {part!r}")
     for share in part:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"part must be shares in 0..1, received {part!r}")
-    if not part[0] < part[1]:
+    low, high = part
+    if not low < high:
         raise ValueError(f"part must end after it begins, received {part!r}")
-    return (part[0], part[1])
+    return lambda count: (round(low * count), round(high * count)), f"part {low:g}..{high:g}"
