@@ -87,12 +87,12 @@ def spoiled(value):
     [
         (spoiled(1.5), ["within 0..1", "maximum 1.5", "sequence 1, time 2, channel 0, row 3, column 4"]),
         (spoiled(-0.5), ["within 0..1", "minimum -0.5", "sequence 1, time 2, channel 0, row 3, column 4"]),
-        (spoiled(np.nan), ["must be finite, received nan at sequence 1, time 2, channel 0, row 3, column 4"]),
-        (spoiled(np.inf), ["must be finite, received inf at sequence 1, time 2"]),
+        (spoiled(np.nan), ["must be finite; got nan at sequence 1, time 2, channel 0, row 3, column 4"]),
+        (spoiled(np.inf), ["must be finite; got inf at sequence 1, time 2"]),
         (np.zeros((3, 12, 12), np.float32), ["has the shape [3, 12, 12], which may", "--layout"]),
         (np.zeros((0, 3, 12, 12), np.float32), ["must not be empty", "[0, 3, 12, 12]"]),
-        (np.zeros((2, 5, 12, 12), int), ["floating-point in 0..1 or uint8 or bool, received int64"]),
-        (np.zeros((2, 1, 1, 12, 12), np.float32), ["sequences must have >= 2 frames", "received 1"]),
+        (np.zeros((2, 5, 12, 12), int), ["floating-point in 0..1 or uint8 or bool; got int64"]),
+        (np.zeros((2, 1, 1, 12, 12), np.float32), ["sequences must have >= 2 frames", "got 1"]),
         (np.zeros((2, 5, 16, 20), np.float32), ["frames of 12 x 12; got 16 x 20"]),
         (np.zeros((2, 3, 3, 12, 12), np.float32), ["frames of 1 channels; got 3"]),
     ],
@@ -120,9 +120,9 @@ def test_files_that_hold_no_frames_are_refused(tmp_path, refused):
         np.save(file, np.array([Intruder(tmp_path / "ran")], object), allow_pickle=True)
     for name, says in (
         ("text.npz", "complete .npy or .npz file"),
-        ("two.npz", "one array, or one named 'frames', received ['a', 'b']"),
+        ("two.npz", "one array, or one named 'frames'; got ['a', 'b']"),
         ("pickle.npy", "without pickled objects"),
-        (".", "received a folder"),
+        (".", "got a folder"),
     ):
         refused("evaluate", "copy-last", "--frames", tmp_path / name, says=[tmp_path / name, says])
     assert not (tmp_path / "ran").exists()

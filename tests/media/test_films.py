@@ -103,10 +103,10 @@ def test_sequences_are_stacked_and_colours_kept():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prime": 7}, r"truth must have 1 sequences of prime = 7 to 6 frames, received 1 of 6"),
-        ({"known": 1, "prime": 2}, r"prime = 2 to 6 frames, received 1 of 1"),
-        ({"t": 0, "known": 0, "prime": 0}, r"received \[1, 0, 1, 10, 12\] and \[1, 0, 1, 10, 12\]"),
-        ({"frame_pixels": 15}, r"frame_pixels must be >= 16, received 15"),
+        ({"prime": 7}, r"truth must have 1 sequences of prime = 7 to 6 frames; got 1 of 6"),
+        ({"known": 1, "prime": 2}, r"prime = 2 to 6 frames; got 1 of 1"),
+        ({"t": 0, "known": 0, "prime": 0}, r"got \[1, 0, 1, 10, 12\] and \[1, 0, 1, 10, 12\]"),
+        ({"frame_pixels": 15}, r"frame_pixels must be >= 16; got 15"),
     ],
 )
 def test_refuses_what_does_not_go_together(settings, message):
@@ -117,10 +117,10 @@ def test_refuses_what_does_not_go_together(settings, message):
 @pytest.mark.parametrize(
     ("truth", "shown", "message"),
     [
-        ((1, 4, 1, 8, 8), (4, 1, 8, 8), r"the same frames, received \[1, 4, 1, 8, 8\] and \[4, 1, 8, 8\]"),
-        ((1, 4, 1, 8, 8), (1, 4, 1, 8, 9), r"the same frames, received \[1, 4, 1, 8, 8\] and \[1, 4, 1, 8, 9\]"),
-        ((1, 4, 1, 8, 8), (1, 4, 3, 8, 8), r"the same frames, received \[1, 4, 1, 8, 8\] and \[1, 4, 3, 8, 8\]"),
-        ((3, 4, 1, 8, 8), (2, 4, 1, 8, 8), r"truth must have 2 sequences .*, received 3 of 4"),
+        ((1, 4, 1, 8, 8), (4, 1, 8, 8), r"the same frames; got \[1, 4, 1, 8, 8\] and \[4, 1, 8, 8\]"),
+        ((1, 4, 1, 8, 8), (1, 4, 1, 8, 9), r"the same frames; got \[1, 4, 1, 8, 8\] and \[1, 4, 1, 8, 9\]"),
+        ((1, 4, 1, 8, 8), (1, 4, 3, 8, 8), r"the same frames; got \[1, 4, 1, 8, 8\] and \[1, 4, 3, 8, 8\]"),
+        ((3, 4, 1, 8, 8), (2, 4, 1, 8, 8), r"truth must have 2 sequences .*; got 3 of 4"),
     ],
 )
 def test_refuses_sequences_of_other_shapes(truth, shown, message):
@@ -184,27 +184,27 @@ def test_a_gif_lasts_hundredths_of_a_second(tmp_path, rate, milliseconds):
 @pytest.mark.parametrize(
     ("name", "frames", "rate", "message"),
     [
-        ("film.avi", np.zeros((1, 4, 4, 3), np.uint8), 20, r"must end in \.mp4 or \.gif, received '.*film\.avi'"),
+        ("film.avi", np.zeros((1, 4, 4, 3), np.uint8), 20, r"must end in \.mp4 or \.gif; got '.*film\.avi'"),
         (
             "film.mp4",
             np.zeros((1, 4, 4), np.uint8),
             20,
-            r"uint8 \[time, height, width, 3\], received uint8 \[1, 4, 4\]",
+            r"uint8 \[time, height, width, 3\]; got uint8 \[1, 4, 4\]",
         ),
-        ("film.mp4", np.zeros((1, 4, 4, 3)), 20, r"received float64 \[1, 4, 4, 3\]"),
-        ("film.mp4", np.zeros((0, 4, 4, 3), np.uint8), 20, r"received uint8 \[0, 4, 4, 3\]"),
+        ("film.mp4", np.zeros((1, 4, 4, 3)), 20, r"got float64 \[1, 4, 4, 3\]"),
+        ("film.mp4", np.zeros((0, 4, 4, 3), np.uint8), 20, r"got uint8 \[0, 4, 4, 3\]"),
         (
             "film.mp4",
             np.zeros((1, 4, 4, 3), np.uint8),
             0,
-            r"frames_per_second must be in 0\.001\.\.1000, received 0",
+            r"frames_per_second must be in 0\.001\.\.1000; got 0",
         ),
-        ("film.mp4", np.zeros((1, 4, 4, 3), np.uint8), float("nan"), r"in 0\.001\.\.1000, received nan"),
-        ("film.mp4", np.zeros((1, 4, 4, 3), np.uint8), 1001, r"in 0\.001\.\.1000, received 1001"),
-        ("film.gif", np.zeros((1, 4, 4, 3), np.uint8), 60, r"of a GIF must be in 1\.\.50, received 60"),
-        ("film.gif", np.zeros((1, 4, 4, 3), np.uint8), 0.5, r"of a GIF must be in 1\.\.50, received 0\.5"),
-        ("film.mp4", np.zeros((1, 1, 4, 3), np.uint8), 20, r"MP4 must be 2 x 2 or larger, received 1 x 4"),
-        ("film", np.zeros((1, 4, 4, 3), np.uint8), 20, r"must end in \.mp4 or \.gif, received '.*film'"),
+        ("film.mp4", np.zeros((1, 4, 4, 3), np.uint8), float("nan"), r"in 0\.001\.\.1000; got nan"),
+        ("film.mp4", np.zeros((1, 4, 4, 3), np.uint8), 1001, r"in 0\.001\.\.1000; got 1001"),
+        ("film.gif", np.zeros((1, 4, 4, 3), np.uint8), 60, r"of a GIF must be in 1\.\.50; got 60"),
+        ("film.gif", np.zeros((1, 4, 4, 3), np.uint8), 0.5, r"of a GIF must be in 1\.\.50; got 0\.5"),
+        ("film.mp4", np.zeros((1, 1, 4, 3), np.uint8), 20, r"MP4 must be 2 x 2 or larger; got 1 x 4"),
+        ("film", np.zeros((1, 4, 4, 3), np.uint8), 20, r"must end in \.mp4 or \.gif; got '.*film'"),
     ],
 )
 def test_refuses_what_is_no_film(tmp_path, name, frames, rate, message):

@@ -43,15 +43,15 @@ def test_overlay_of_channels_is_that_of_their_mean_and_values_are_clipped():
 @pytest.mark.parametrize("draw", [overlay, lambda prediction, truth: strip(truth, prediction)])
 def test_drawing_refuses_bad_frames(draw):
     frames = torch.zeros(4, 1, 6, 6)
-    with pytest.raises(ValueError, match=r"the same shape .*, received \[4, 1, 6, 6\] and \[4, 1, 6, 5\]"):
+    with pytest.raises(ValueError, match=r"the same shape .*; got \[4, 1, 6, 6\] and \[4, 1, 6, 5\]"):
         draw(frames, frames[..., :5])
-    with pytest.raises(ValueError, match=r"the same shape .*, received \[6, 6\] and \[6, 6\]"):
+    with pytest.raises(ValueError, match=r"the same shape .*; got \[6, 6\] and \[6, 6\]"):
         draw(frames[0, 0], frames[0, 0])
     bad = frames.clone()
     bad[1, 0, 2, 2] = math.nan
-    with pytest.raises(ValueError, match="prediction must be finite, received 1 NaN or infinite of 144 values"):
+    with pytest.raises(ValueError, match="prediction must be finite; got 1 NaN or infinite of 144 values"):
         draw(bad, frames)
-    with pytest.raises(ValueError, match="truth must be finite, received 1 NaN or infinite of 144 values"):
+    with pytest.raises(ValueError, match="truth must be finite; got 1 NaN or infinite of 144 values"):
         draw(frames, bad)
 
 
@@ -137,11 +137,11 @@ def test_strip_makes_room_for_its_title_and_for_small_and_large_frames():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": [0, 2]}, r"steps must be one or more of 1\.\.4, received \[0, 2\]"),
-        ({"steps": [5]}, r"steps must be one or more of 1\.\.4, received \[5\]"),
-        ({"steps": []}, r"steps must be one or more of 1\.\.4, received \[\]"),
-        ({"steps": [3], "first_step": 50}, r"steps must be one or more of 50\.\.53, received \[3\]"),
-        ({"frame_pixels": 8}, r"frame_pixels must be >= 16, received 8"),
+        ({"steps": [0, 2]}, r"steps must be one or more of 1\.\.4; got \[0, 2\]"),
+        ({"steps": [5]}, r"steps must be one or more of 1\.\.4; got \[5\]"),
+        ({"steps": []}, r"steps must be one or more of 1\.\.4; got \[\]"),
+        ({"steps": [3], "first_step": 50}, r"steps must be one or more of 50\.\.53; got \[3\]"),
+        ({"frame_pixels": 8}, r"frame_pixels must be >= 16; got 8"),
     ],
 )
 def test_strip_refuses_bad_arguments(arguments, message):
@@ -151,7 +151,7 @@ def test_strip_refuses_bad_arguments(arguments, message):
 
 @pytest.mark.parametrize("shape", [(2, 4, 1, 6, 6), (1, 6, 6), (0, 1, 6, 6)])
 def test_strip_refuses_what_is_not_one_sequence(shape):
-    with pytest.raises(ValueError, match=r"truth must have the shape \[time, channels, height, width\], received \["):
+    with pytest.raises(ValueError, match=r"truth must have the shape \[time, channels, height, width\]; got \["):
         strip(torch.zeros(shape), torch.zeros(shape))
 
 
@@ -218,7 +218,7 @@ def test_a_full_disk_keeps_the_old_picture(tmp_path):
 
 @pytest.mark.parametrize("write", picture_and_plot())
 def test_only_png_is_written(write, tmp_path):
-    with pytest.raises(ValueError, match=r"must end in \.png, received '.*picture\.jpg'"):
+    with pytest.raises(ValueError, match=r"must end in \.png; got '.*picture\.jpg'"):
         write(tmp_path / "picture.jpg")
 
 
@@ -234,9 +234,9 @@ def test_plot_draws_each_model_and_survives_gaps(tmp_path):
 
 
 def test_plot_refuses_what_cannot_be_drawn(tmp_path):
-    with pytest.raises(ValueError, match="scores must hold at least one model, received none"):
+    with pytest.raises(ValueError, match="scores must hold at least one model; got none"):
         plot_error_by_frame({}, tmp_path / "plot.png")
-    with pytest.raises(ValueError, match=r"scores of 'x' must hold at least one error > 0, received \[None, 0.0\]"):
+    with pytest.raises(ValueError, match=r"scores of 'x' must hold at least one error > 0; got \[None, 0.0\]"):
         plot_error_by_frame({"x": [None, 0.0]}, tmp_path / "plot.png")
 
 
@@ -297,14 +297,14 @@ def test_the_two_rows_take_a_title():
 @pytest.mark.parametrize(
     ("known", "steps", "settings", "message"),
     [
-        (3, 5, {"prime": 5}, r"prime must be in 1\.\.4, received 5"),
-        (3, 5, {"prime": 0}, r"prime must be in 1\.\.4, received 0"),
-        (3, 5, {"prime": 2, "steps": ()}, r"steps must be one or more of 1\.\.5, received \[\]"),
-        (3, 5, {"prime": 2, "steps": (0,)}, r"steps must be one or more of 1\.\.5, received \[0\]"),
-        (0, 5, {"prime": 2}, r"received \[0, 1, 8, 8\] and \[5, 1, 8, 8\]"),
-        (6, 5, {"prime": 2}, r"received \[6, 1, 8, 8\] and \[5, 1, 8, 8\]"),
-        (3, 5, {"prime": 2, "steps": (6,)}, r"steps must be one or more of 1\.\.5, received \[6\]"),
-        (3, 5, {"prime": 2, "frame_pixels": 8}, r"frame_pixels must be >= 16, received 8"),
+        (3, 5, {"prime": 5}, r"prime must be in 1\.\.4; got 5"),
+        (3, 5, {"prime": 0}, r"prime must be in 1\.\.4; got 0"),
+        (3, 5, {"prime": 2, "steps": ()}, r"steps must be one or more of 1\.\.5; got \[\]"),
+        (3, 5, {"prime": 2, "steps": (0,)}, r"steps must be one or more of 1\.\.5; got \[0\]"),
+        (0, 5, {"prime": 2}, r"got \[0, 1, 8, 8\] and \[5, 1, 8, 8\]"),
+        (6, 5, {"prime": 2}, r"got \[6, 1, 8, 8\] and \[5, 1, 8, 8\]"),
+        (3, 5, {"prime": 2, "steps": (6,)}, r"steps must be one or more of 1\.\.5; got \[6\]"),
+        (3, 5, {"prime": 2, "frame_pixels": 8}, r"frame_pixels must be >= 16; got 8"),
     ],
 )
 def test_two_rows_must_go_together(known, steps, settings, message):
@@ -315,9 +315,9 @@ def test_two_rows_must_go_together(known, steps, settings, message):
 
 def test_two_rows_must_be_of_one_world():
     frames = torch.zeros(3, 1, 8, 8)
-    with pytest.raises(ValueError, match=r"received \[3, 1, 8, 8\] and \[3, 1, 8, 7\]"):
+    with pytest.raises(ValueError, match=r"got \[3, 1, 8, 8\] and \[3, 1, 8, 7\]"):
         pictures.two_row_picture(frames, frames, frames[..., :7], 1)
-    with pytest.raises(ValueError, match=r"the same shape .*, received \[2, 1, 8, 8\] and \[3, 1, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"the same shape .*; got \[2, 1, 8, 8\] and \[3, 1, 8, 8\]"):
         pictures.two_row_picture(frames, frames[:2], frames, 1)
 
 
@@ -329,7 +329,7 @@ def test_panels_of_a_dream_are_drawn(tmp_path):
     plots.plot_by_step(panels, tmp_path / "panels.png")
     with Image.open(tmp_path / "panels.png") as picture:
         assert picture.size[0] > picture.size[1]
-    with pytest.raises(ValueError, match="panels must hold at least one, received none"):
+    with pytest.raises(ValueError, match="panels must hold at least one; got none"):
         plots.plot_by_step([], tmp_path / "none.png")
 
 
@@ -398,12 +398,12 @@ def test_the_error_by_minute_is_drawn(tmp_path):
     plots.plot_error_by_minute({"a": ([3.0, 3.0], [1.0, 1.0])}, tmp_path / "two.png")  # a line without length
     assert in_legend > coloured(tmp_path / "two.png") > 0
     for curves, message in (
-        ({}, "curves must hold at least one, received none"),
+        ({}, "curves must hold at least one; got none"),
         (
             {"a": ([1, 2], [1.0])},
-            r"as many minutes as errors, which are > 0; received 2 and \[1\.0\]",
+            r"as many minutes as errors, which are > 0; got 2 and \[1\.0\]",
         ),
-        ({"a": ([1], [0.0])}, r"received 1 and \[0\.0\]"),
+        ({"a": ([1], [0.0])}, r"got 1 and \[0\.0\]"),
     ):
         with pytest.raises(ValueError, match=message):
             plots.plot_error_by_minute(curves, target)
@@ -425,7 +425,7 @@ def test_memory_is_plotted_against_length(tmp_path):
     plots.plot_memory({"flat": {10: 500.0, 200: 500.0}, "grows": {10: 500.0, 200: 4000.0}}, target)
     assert coloured(target) > 1.5 * alone > 0
     for nothing in ({}, {"flat": {}}):
-        with pytest.raises(ValueError, match="peaks must hold at least one, received none"):
+        with pytest.raises(ValueError, match="peaks must hold at least one; got none"):
             plots.plot_memory(nothing, target)
 
 

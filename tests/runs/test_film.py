@@ -66,7 +66,7 @@ def test_a_film_whose_name_is_no_text_is_written_and_read(tmp_path, film):
 def test_too_little_to_learn_from_is_refused_before_there_is_a_folder(tmp_path, film, frames):
     np.save(film, np.zeros((1, frames, 12, 12), np.float32))
     with pytest.raises(
-        ValueError, match=f"must leave 3 frames in a row or more to learn from, received {frames} with held_out"
+        ValueError, match=f"must leave 3 frames in a row or more to learn from; got {frames} with held_out"
     ):
         Trainer(learning_from(str(film)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -224,7 +224,7 @@ def test_one_sequence_has_no_spread():
 
 def test_frames_too_small_for_similarity_are_scored_without_it():
     frames = random_frames(2, 3, 1, 10, 11)
-    with pytest.raises(ValueError, match=r"at least 11x11 pixels .*, received 10x11"):
+    with pytest.raises(ValueError, match=r"at least 11x11 pixels .*; got 10x11"):
         Evaluator(frames)
     scores = Evaluator(frames, similarity=False).evaluate(CopyLast())
     assert scores.structural_similarity is None
@@ -293,14 +293,14 @@ def test_a_prediction_that_is_not_finite_is_refused(index, bad):
         frame[0, 0, 3, :2] = bad
         return frame
 
-    message = rf"prediction of frame {index} must be finite, received 2 NaN .* the 363 of shape \[3, 1, 11, 11\]"
+    message = rf"prediction of frame {index} must be finite; got 2 NaN .* the 363 of shape \[3, 1, 11, 11\]"
     with pytest.raises(ValueError, match=message):
         Evaluator(random_frames(3, 5, 1, 11, 11)).evaluate(WrongAt(index, wrong))
 
 
 @pytest.mark.parametrize("index", [1, 4])
 def test_a_prediction_of_another_shape_is_refused(index):
-    message = rf"prediction of frame {index} must have the shape \[3, 1, 11, 12\] of the frame, received \[3, 11, 12\]"
+    message = rf"prediction of frame {index} must have the shape \[3, 1, 11, 12\] of the frame; got \[3, 11, 12\]"
     with pytest.raises(ValueError, match=message):
         Evaluator(random_frames(3, 5, 1, 11, 12)).evaluate(WrongAt(index, lambda frame: frame[:, 0]))
 
@@ -308,13 +308,13 @@ def test_a_prediction_of_another_shape_is_refused(index):
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (torch.zeros(3, 5, 11, 11), r"\[sequences, time, channels, height, width\], received \[3, 5, 11, 11\]"),
-        (torch.zeros(0, 5, 1, 11, 11), r"received \[0, 5, 1, 11, 11\]"),
-        (torch.zeros(3, 1, 1, 11, 11), r">= 2 frames, because frame 1 is never scored, received 1"),
-        (torch.zeros(3, 5, 1, 11, 11, dtype=torch.uint8), r"floating point in 0..1, received torch.uint8"),
-        (torch.full((3, 5, 1, 11, 11), 255.0), r"lie in 0..1 and be finite, received values from 255 to 255"),
-        (torch.full((3, 5, 1, 11, 11), -0.5), r"received values from -0.5 to -0.5"),
-        (torch.full((3, 5, 1, 11, 11), math.nan), r"received values from nan to nan"),
+        (torch.zeros(3, 5, 11, 11), r"\[sequences, time, channels, height, width\]; got \[3, 5, 11, 11\]"),
+        (torch.zeros(0, 5, 1, 11, 11), r"got \[0, 5, 1, 11, 11\]"),
+        (torch.zeros(3, 1, 1, 11, 11), r">= 2 frames, because frame 1 is never scored; got 1"),
+        (torch.zeros(3, 5, 1, 11, 11, dtype=torch.uint8), r"floating point in 0..1; got torch.uint8"),
+        (torch.full((3, 5, 1, 11, 11), 255.0), r"lie in 0..1 and be finite; got values from 255 to 255"),
+        (torch.full((3, 5, 1, 11, 11), -0.5), r"got values from -0.5 to -0.5"),
+        (torch.full((3, 5, 1, 11, 11), math.nan), r"got values from nan to nan"),
     ],
 )
 def test_bad_frames_are_refused(frames, message):
@@ -323,7 +323,7 @@ def test_bad_frames_are_refused(frames, message):
 
 
 def test_a_bad_batch_size_is_refused():
-    with pytest.raises(ValueError, match="batch_size must be >= 1, received 0"):
+    with pytest.raises(ValueError, match="batch_size must be >= 1; got 0"):
         Evaluator(torch.zeros(3, 5, 1, 11, 11), batch_size=0)
 
 
@@ -392,9 +392,9 @@ def test_bouncing_ball_frames_are_fixed_and_the_splits_differ():
 
 
 def test_bouncing_ball_frames_refuses_bad_arguments():
-    with pytest.raises(ValueError, match="split must be one of test, validation, received 'train'"):
+    with pytest.raises(ValueError, match="split must be one of test, validation; got 'train'"):
         bouncing_ball_frames("train")
-    with pytest.raises(ValueError, match="sequences must be >= 1, received 0"):
+    with pytest.raises(ValueError, match="sequences must be >= 1; got 0"):
         bouncing_ball_frames("test", 0)
 
 
@@ -495,7 +495,7 @@ def test_imagining_leaves_frames_and_modes_as_they_were():
 
 def test_imagining_refuses_bad_arguments():
     frames = random_frames(2, 3, 1, 11, 11)
-    with pytest.raises(ValueError, match="batch_size must be >= 1, received 0"):
+    with pytest.raises(ValueError, match="batch_size must be >= 1; got 0"):
         imagine(CopyLast(), frames, 2, batch_size=0)
     with pytest.raises(ValueError, match="steps must be >= 1; got 0"):
         imagine(CopyLast(), frames, 0)
@@ -572,7 +572,7 @@ def test_dreams_go_on_where_the_true_frames_end():
 
 @pytest.mark.parametrize("prime", [0, -1, 6])
 def test_a_priming_beyond_the_sequence_is_refused(prime):
-    with pytest.raises(ValueError, match=f"prime must be in 1..5, the frames of a sequence; received {prime}"):
+    with pytest.raises(ValueError, match=f"prime must be in 1..5, the frames of a sequence; got {prime}"):
         evaluate_rollouts(CopyLast(), torch.zeros(2, 5, 1, 30, 30), prime=prime, steps=3)
 
 
@@ -580,7 +580,7 @@ def test_rollouts_refuse_bad_arguments():
     frames = torch.zeros(2, 5, 1, 30, 30)
     with pytest.raises(ValueError, match="steps must be >= 1; got 0"):
         evaluate_rollouts(CopyLast(), frames, prime=2, steps=0)
-    with pytest.raises(ValueError, match="batch_size must be >= 1, received 0"):
+    with pytest.raises(ValueError, match="batch_size must be >= 1; got 0"):
         evaluate_rollouts(CopyLast(), frames, prime=2, steps=3, batch_size=0)
     with pytest.raises(ValueError, match="lie in 0..1 and be finite"):
         evaluate_rollouts(CopyLast(), frames + 2, prime=2, steps=3)
@@ -601,9 +601,9 @@ def test_the_world_itself_loses_the_true_balls():
 
 
 def test_the_simulator_refuses_bad_arguments():
-    with pytest.raises(ValueError, match="split must be one of test, validation, received 'train'"):
+    with pytest.raises(ValueError, match="split must be one of test, validation; got 'train'"):
         simulator_tracked_error("train")
-    with pytest.raises(ValueError, match="sequences must be >= 1, received 0"):
+    with pytest.raises(ValueError, match="sequences must be >= 1; got 0"):
         simulator_tracked_error("test", 0)
 
 

@@ -108,7 +108,7 @@ def test_structural_similarity_window_is_the_one_of_scikit_image():
 @pytest.mark.parametrize(("height", "width"), [(10, 30), (30, 10)])
 def test_structural_similarity_refuses_frames_smaller_than_its_window(height, width):
     frame = torch.zeros(1, height, width)
-    with pytest.raises(ValueError, match=rf"at least 11x11 pixels .*, received {height}x{width}"):
+    with pytest.raises(ValueError, match=rf"at least 11x11 pixels .*; got {height}x{width}"):
         metrics.structural_similarity(frame, frame)
 
 
@@ -117,7 +117,7 @@ def test_structural_similarity_refuses_frames_smaller_than_its_window(height, wi
 )
 @pytest.mark.parametrize(("a", "b"), [((1, 12, 12), (2, 1, 12, 12)), ((12, 12), (12, 12))])
 def test_measures_refuse_other_shapes(measure, a, b):
-    with pytest.raises(ValueError, match=r"same shape \[\.\.\., channels, height, width\], received \[.*12, 12\] and"):
+    with pytest.raises(ValueError, match=r"same shape \[\.\.\., channels, height, width\]; got \[.*12, 12\] and"):
         measure(torch.zeros(a), torch.zeros(b))
 
 
@@ -141,5 +141,5 @@ def test_summary_of_one_value_has_no_spread():
 
 @pytest.mark.parametrize("shape", [(0,), (2, 2)])
 def test_summarise_refuses_other_shapes(shape):
-    with pytest.raises(ValueError, match=r"values must have the shape \[n\] with n >= 1, received \["):
+    with pytest.raises(ValueError, match=r"values must have the shape \[n\] with n >= 1; got \["):
         metrics.summarise(torch.zeros(shape))

@@ -414,7 +414,7 @@ def test_tracked_error_is_unknown_where_a_ball_is_missing():
     truth = as_detections(straight(2, np.zeros((3, 2)))[None])
     one_less = Detections(np.array([[3, 2]]), truth.centres)
     np.testing.assert_array_equal(physics.tracked_error(one_less, truth), [[0, math.nan]])
-    with pytest.raises(ValueError, match=r"same sequences and frames \[n, t\], received \[1, 2\] and \[1, 1\]"):
+    with pytest.raises(ValueError, match=r"same sequences and frames \[n, t\]; got \[1, 2\] and \[1, 1\]"):
         physics.tracked_error(truth, Detections(truth.counts[:, :1], truth.centres[:, :1]))
 
 
@@ -527,7 +527,7 @@ def test_one_sequence_may_come_without_its_batch_dimension():
 
 @pytest.mark.parametrize("shape", [(30, 30), (5, 30, 30), (5, 3, 30, 30), (2, 5, 1, 30, 28), (0, 5, 1, 30, 30)])
 def test_frames_of_a_wrong_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"frames must have the shape \[n, t, 1, 30, 30\].*received \[") as error:
+    with pytest.raises(ValueError, match=r"frames must have the shape \[n, t, 1, 30, 30\].*got \[") as error:
         physics.judge(torch.zeros(shape))
     assert str(list(shape)) in str(error.value)
 
@@ -536,18 +536,18 @@ def test_frames_of_a_wrong_shape_are_refused(shape):
 def test_frames_with_a_wrong_value_are_refused(value):
     frames = torch.zeros(3, 1, 30, 30)
     frames[1, 0, 2, 3] = value
-    with pytest.raises(ValueError, match="frames must lie in 0..1 and be finite, received"):
+    with pytest.raises(ValueError, match="frames must lie in 0..1 and be finite; got"):
         physics.detect_balls(frames)
-    with pytest.raises(ValueError, match="before must lie in 0..1 and be finite, received"):
+    with pytest.raises(ValueError, match="before must lie in 0..1 and be finite; got"):
         physics.judge(torch.zeros(3, 1, 30, 30), before=frames)
 
 
 def test_other_wrong_input_is_refused():
-    with pytest.raises(ValueError, match=r"frames must be floating point in 0..1, received torch.uint8"):
+    with pytest.raises(ValueError, match=r"frames must be floating point in 0..1; got torch.uint8"):
         physics.judge(torch.zeros(3, 1, 30, 30, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="truth must have the 1 sequences of frames, received 2"):
+    with pytest.raises(ValueError, match="truth must have the 1 sequences of frames; got 2"):
         physics.judge(torch.zeros(3, 1, 30, 30), truth=torch.zeros(2, 3, 1, 30, 30))
-    with pytest.raises(ValueError, match="frames must be >= 2, those before included, to show a motion; received 1"):
+    with pytest.raises(ValueError, match="frames must be >= 2, those before included, to show a motion; got 1"):
         physics.judge(torch.zeros(1, 1, 30, 30))
-    with pytest.raises(ValueError, match=r"t >= 2 to show a motion, received \[1, 1, 3, 2\]"):
+    with pytest.raises(ValueError, match=r"t >= 2 to show a motion; got \[1, 1, 3, 2\]"):
         physics.kinetic_energy(np.zeros((1, 1, 3, 2)))

@@ -63,13 +63,13 @@ PLACE = "sequence 1, time 2, channel 0, row 0, column 3"
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (video(4, 5), r"frames must have 3 to 5 axes, .*; received shape \[4, 5\]"),
-        (video(2, 0, 4, 5), r"frames must not be empty, received shape \[2, 0, 4, 5\]"),
-        (np.zeros((1, 2, 4, 4), dtype=np.int64), "floating-point in 0..1 or uint8 or bool, received int64"),
-        (with_value(np.nan), f"frames must be finite, received nan at {PLACE}"),
-        (with_value(-np.inf), f"frames must be finite, received -inf at {PLACE}"),
-        (with_value(1.5), f"within 0..1, received minimum 0.25.*, maximum 1.5, first 1.5 at {PLACE}"),
-        (with_value(-0.5), f"within 0..1, received minimum -0.5, maximum 0.7.*, first -0.5 at {PLACE}"),
+        (video(4, 5), r"frames must have 3 to 5 axes, .*; got shape \[4, 5\]"),
+        (video(2, 0, 4, 5), r"frames must not be empty; got shape \[2, 0, 4, 5\]"),
+        (np.zeros((1, 2, 4, 4), dtype=np.int64), "floating-point in 0..1 or uint8 or bool; got int64"),
+        (with_value(np.nan), f"frames must be finite; got nan at {PLACE}"),
+        (with_value(-np.inf), f"frames must be finite; got -inf at {PLACE}"),
+        (with_value(1.5), f"within 0..1; got minimum 0.25.*, maximum 1.5, first 1.5 at {PLACE}"),
+        (with_value(-0.5), f"within 0..1; got minimum -0.5, maximum 0.7.*, first -0.5 at {PLACE}"),
     ],
     ids=["dimensions", "empty", "type", "nan", "infinity", "above", "below"],
 )
@@ -83,8 +83,8 @@ def test_refuses_bad_frames(tmp_path, array, message):
 
 def broken_files(folder):
     """Yield paths of files that are not arrays, each with a part of the message."""
-    yield folder / "missing.npy", "received nothing at that path"
-    yield folder, "received a folder"
+    yield folder / "missing.npy", "got nothing at that path"
+    yield folder, "got a folder"
     array = video(4, 5, 8, 8)
     for name, save in (("a.npy", np.save), ("a.npz", np.savez), ("b.npz", np.savez_compressed)):
         save(folder / name, array)
@@ -97,7 +97,7 @@ def broken_files(folder):
     text.write_text("no array at all")
     yield text, "must be a complete .npy or .npz file"
     np.savez(folder / "two.npz", first=array, second=array)
-    yield folder / "two.npz", r"must hold one array, or one named 'frames', received \['first', 'second'\]"
+    yield folder / "two.npz", r"must hold one array, or one named 'frames'; got \['first', 'second'\]"
 
 
 def test_refuses_broken_files(tmp_path):
@@ -145,19 +145,19 @@ def test_every_type_and_order_ends_in_the_same_frames(tmp_path, dtype, order):
 @pytest.mark.parametrize(
     ("array", "hint"),
     [
-        (np.ones((2, 4, 5, 6), np.int64), "received int64 with values 1..1: convert masks to bool"),
-        (np.full((2, 4, 5, 6), 200, np.int32), "received int32 with values 200..200: convert to uint8 if 255 is white"),
+        (np.ones((2, 4, 5, 6), np.int64), "got int64 with values 1..1: convert masks to bool"),
+        (np.full((2, 4, 5, 6), 200, np.int32), "got int32 with values 200..200: convert to uint8 if 255 is white"),
         (
             np.full((2, 4, 5, 6), 4000, np.uint16),
-            "received uint16 with values 4000..4000: divide by the value of white",
+            "got uint16 with values 4000..4000: divide by the value of white",
         ),
-        (np.full((2, 4, 5, 6), -1, np.int8), "received int8 with values -1..-1: divide by the value of white"),
+        (np.full((2, 4, 5, 6), -1, np.int8), "got int8 with values -1..-1: divide by the value of white"),
         (np.full((2, 4, 5, 6), 200.0), "maximum 200, .*; divide by 255 if 255 is white"),
         (np.full((2, 4, 5, 6), 4000.0), "maximum 4000, .*; divide by the value of white"),
-        (np.zeros((2, 4, 5, 6), complex), "received complex128"),
-        (np.zeros((2, 4, 5, 6), "datetime64[s]"), "received datetime64"),
-        (np.full((2, 4, 5, 6), "a"), "received <U1"),
-        (np.zeros((2, 4, 5, 6), [("red", "u1"), ("green", "u1")]), r"received \[\('red'|without pickled objects"),
+        (np.zeros((2, 4, 5, 6), complex), "got complex128"),
+        (np.zeros((2, 4, 5, 6), "datetime64[s]"), "got datetime64"),
+        (np.full((2, 4, 5, 6), "a"), "got <U1"),
+        (np.zeros((2, 4, 5, 6), [("red", "u1"), ("green", "u1")]), r"got \[\('red'|without pickled objects"),
     ],
 )
 def test_refuses_other_types_and_says_what_to_do(tmp_path, array, hint):
@@ -220,7 +220,7 @@ def test_large_arrays_are_checked_and_read_in_parts(monkeypatch):
     array = video(3, 5, 4, 6)
     assert np.array_equal(load_frames(array)[:, :, 0].numpy(), array)
     array[2, 4, 1, 5] = np.inf
-    with pytest.raises(ValueError, match="received inf at sequence 2, time 4, channel 0, row 1, column 5"):
+    with pytest.raises(ValueError, match="got inf at sequence 2, time 4, channel 0, row 1, column 5"):
         load_frames(array)
 
 
@@ -230,13 +230,11 @@ def test_large_arrays_are_checked_and_read_in_parts(monkeypatch):
 def test_a_name_chooses_an_array_of_several(tmp_path):
     path = tmp_path / "two.npz"
     np.savez(path, first=video(2, 4, 5, 6), second=np.zeros((1, 4, 5, 6)))
-    with pytest.raises(
-        ValueError, match=r"received \['first', 'second'\]: choose one by its name, such as .*npz:first"
-    ):
+    with pytest.raises(ValueError, match=r"got \['first', 'second'\]: choose one by its name, such as .*npz:first"):
         load_frames(path)
     assert load_frames(f"{path}:second").shape[0] == 1
     assert open_frames(f"{path}:first").shape[0] == 2
-    with pytest.raises(ValueError, match=r"must hold an array named 'third', received \['first', 'second'\]"):
+    with pytest.raises(ValueError, match=r"must hold an array named 'third'; got \['first', 'second'\]"):
         load_frames(f"{path}:third")
     path.rename(tmp_path / "two.npz:second")  # a file of this name comes first
     with pytest.raises(ValueError, match="must hold one array"):
@@ -326,11 +324,11 @@ def test_floating_point_and_alpha_become_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((2,), r"sequence must be an integer in 0\.\.1, received 2"),
-        ((-1,), r"sequence must be an integer in 0\.\.1, received -1"),
-        ((0, 5), r"first must be an integer in 0\.\.4, received 5"),
-        ((0, 3, 2), r"last must be an integer in 3\.\.4, received 2"),
-        ((0, 0, 5), r"last must be an integer in 0\.\.4, received 5"),
+        ((2,), r"sequence must be an integer in 0\.\.1; got 2"),
+        ((-1,), r"sequence must be an integer in 0\.\.1; got -1"),
+        ((0, 5), r"first must be an integer in 0\.\.4; got 5"),
+        ((0, 3, 2), r"last must be an integer in 3\.\.4; got 2"),
+        ((0, 0, 5), r"last must be an integer in 0\.\.4; got 5"),
         ((0.0,), "sequence must be an integer"),
     ],
 )
@@ -347,9 +345,9 @@ def test_values_are_checked_when_a_file_is_opened_and_when_it_has_changed(tmp_pa
     frames = open_frames(path)
     array[1, 3, 0, 0] = np.nan
     np.save(path, array)
-    with pytest.raises(ValueError, match="received nan at sequence 1, time 3, channel 0, row 0, column 0"):
+    with pytest.raises(ValueError, match="got nan at sequence 1, time 3, channel 0, row 0, column 0"):
         frames.read(1, 2)
-    with pytest.raises(ValueError, match="received nan at sequence 1, time 3"):
+    with pytest.raises(ValueError, match="got nan at sequence 1, time 3"):
         open_frames(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="ends too early"):
@@ -377,7 +375,7 @@ def test_a_packed_file_that_does_not_fit_is_refused_before_it_is_unpacked(tmp_pa
     for suffix, save in ((".npy", np.save), (".npz", np.savez_compressed)):
         save(tmp_path / f"a{suffix}", np.zeros((2, 4, 8, 8), np.uint8))
     assert open_frames(tmp_path / "a.npy").shape == (2, 4, 1, 8, 8)
-    with pytest.raises(ValueError, match=r"a\.npz must unpack to at most 500 bytes, .*received 512: save it as \.npy"):
+    with pytest.raises(ValueError, match=r"a\.npz must unpack to at most 500 bytes, .*got 512: save it as \.npy"):
         open_frames(tmp_path / "a.npz")
 
 
@@ -396,7 +394,7 @@ def test_a_reader_frames_each_picture(tmp_path):
     with pytest.raises(ValueError, match=r"sequence must be an integer in 0\.\.1"):
         ArrayReader(frames, 2, Framing())
     np.save(tmp_path / "b.npy", np.zeros((2, 5, 2, 8, 6), np.uint8))
-    with pytest.raises(ValueError, match="frames of 1 or 3 channels, received 2"):
+    with pytest.raises(ValueError, match="frames of 1 or 3 channels; got 2"):
         ArrayReader(open_frames(tmp_path / "b.npy"), 0, Framing())
 
 
@@ -436,15 +434,15 @@ def test_refuses_the_position_of_other_frames():
     stream, other = ArrayStream(video(2, 4, 4, 5)), ArrayStream(video(2, 4, 4, 5, seed=1))
     with pytest.raises(ValueError, match="saved position: frames_sha256 must be"):
         stream.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match="saved position: batch_size must be 1 as in this stream, received 2"):
+    with pytest.raises(ValueError, match="saved position: batch_size must be 1 as in this stream; got 2"):
         stream.load_state_dict(ArrayStream(video(2, 4, 4, 5), 2).state_dict())
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1, received 0"),
-        ({"dephased": 1}, "dephased must be True or False, received 1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
+        ({"dephased": 1}, "dephased must be True or False; got 1"),
     ],
 )
 def test_refuses_bad_settings(settings, message):

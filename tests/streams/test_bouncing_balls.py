@@ -238,11 +238,11 @@ def test_continues_in_another_process_where_it_was():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 8}, "seed must be 7 as in this stream, received 8"),
-        ({"radius": 1.1}, "radius must be 1.2 as in this stream, received 1.1"),
-        ({"stream": "Pad"}, "stream must be 'BouncingBalls' as in this stream, received 'Pad'"),
-        ({"step": -1}, "step must be an integer in 0.*, received -1"),
-        ({"step": None}, "step must be an integer in 0.*, received None"),
+        ({"seed": 8}, "seed must be 7 as in this stream; got 8"),
+        ({"radius": 1.1}, "radius must be 1.2 as in this stream; got 1.1"),
+        ({"stream": "Pad"}, "stream must be 'BouncingBalls' as in this stream; got 'Pad'"),
+        ({"step": -1}, "step must be an integer in 0.*; got -1"),
+        ({"step": None}, "step must be an integer in 0.*; got None"),
         ({"colour": 1}, r"unknown entries \['colour'\]"),
     ],
 )
@@ -250,7 +250,7 @@ def test_refuses_a_foreign_position(changes, message):
     stream = BouncingBalls(2, seed=SEED)
     with pytest.raises(ValueError, match=message):
         stream.load_state_dict({**stream.state_dict(), **changes})
-    with pytest.raises(ValueError, match="stream must be 'BouncingBalls' as in this stream, received nothing"):
+    with pytest.raises(ValueError, match="stream must be 'BouncingBalls' as in this stream; got nothing"):
         stream.load_state_dict({})
 
 
@@ -260,20 +260,20 @@ def test_refuses_a_foreign_position(changes, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1, received 0"),
-        ({"batch_size": 2.0}, "batch_size must be an integer of at least 1, received 2.0"),
-        ({"balls": 0}, "balls must be an integer of at least 1, received 0"),
-        ({"balls": True}, "balls must be an integer of at least 1, received True"),
-        ({"radius": 0}, "radius must be a number above 0 and below 5, received 0"),
-        ({"radius": 5.0}, "radius must be a number above 0 and below 5, received 5.0"),
-        ({"radius": math.nan}, "radius must be a number above 0 and below 5, received nan"),
-        ({"radius": "1"}, "radius must be a number above 0 and below 5, received '1'"),
-        ({"resolution": 3}, "resolution must be an integer of at least 4, received 3"),
-        ({"sequence_length": 1}, "sequence_length must be an integer of at least 2, received 1"),
-        ({"seed": -1}, r"seed must be an integer in 0\.\.9223372036854775807, received -1"),
-        ({"seed": 2**63}, "seed must be an integer in .*, received 9223372036854775808"),
-        ({"dephased": "no"}, "dephased must be True or False, received 'no'"),
-        ({"first_sequence": -1}, "first_sequence must be an integer in 0.*, received -1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
+        ({"batch_size": 2.0}, "batch_size must be an integer of at least 1; got 2.0"),
+        ({"balls": 0}, "balls must be an integer of at least 1; got 0"),
+        ({"balls": True}, "balls must be an integer of at least 1; got True"),
+        ({"radius": 0}, "radius must be a number above 0 and below 5; got 0"),
+        ({"radius": 5.0}, "radius must be a number above 0 and below 5; got 5.0"),
+        ({"radius": math.nan}, "radius must be a number above 0 and below 5; got nan"),
+        ({"radius": "1"}, "radius must be a number above 0 and below 5; got '1'"),
+        ({"resolution": 3}, "resolution must be an integer of at least 4; got 3"),
+        ({"sequence_length": 1}, "sequence_length must be an integer of at least 2; got 1"),
+        ({"seed": -1}, r"seed must be an integer in 0\.\.9223372036854775807; got -1"),
+        ({"seed": 2**63}, "seed must be an integer in .*; got 9223372036854775808"),
+        ({"dephased": "no"}, "dephased must be True or False; got 'no'"),
+        ({"first_sequence": -1}, "first_sequence must be an integer in 0.*; got -1"),
         ({"balls": 2, "radius": 3.2}, "the balls do not fit: 2 balls of radius 3.2 touched in each of 12000"),
         ({"balls": 14}, "the balls do not fit: 14 balls of radius 1.2"),
     ],
@@ -297,25 +297,25 @@ def test_places_crowds(settings):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bouncing_ball_sequences(0), "sequences must be an integer of at least 1, received 0"),
-        (lambda: bouncing_ball_sequences([]), "at least one number, received none"),
+        (lambda: bouncing_ball_sequences(0), "sequences must be an integer of at least 1; got 0"),
+        (lambda: bouncing_ball_sequences([]), "at least one number; got none"),
         (
             lambda: bouncing_ball_sequences([1, -2]),
-            "sequences: each number must be an integer in 0.*, received -2",
+            "sequences: each number must be an integer in 0.*; got -2",
         ),
-        (lambda: bouncing_ball_sequences(1, radius=6), "radius must be a number above 0 and below 5, received 6"),
-        (lambda: simulate_balls(np.zeros((1, 2, 2)), np.zeros((1, 3, 2)), 5), r"received \[1, 2, 2\] and \[1, 3, 2\]"),
+        (lambda: bouncing_ball_sequences(1, radius=6), "radius must be a number above 0 and below 5; got 6"),
+        (lambda: simulate_balls(np.zeros((1, 2, 2)), np.zeros((1, 3, 2)), 5), r"got \[1, 2, 2\] and \[1, 3, 2\]"),
         (
             lambda: simulate_balls(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), 0),
             "frames must be an integer of at least 1",
         ),
-        (lambda: simulate_balls(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), 5, radius=5), "below 5, received 5"),
-        (lambda: render_balls(np.zeros((1, 2)), radius=0), "radius must be a number above 0 and below 5, received 0"),
-        (lambda: render_balls(np.zeros(3)), r"positions must be \[..., balls, 2\], received \[3\]"),
+        (lambda: simulate_balls(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), 5, radius=5), "below 5; got 5"),
+        (lambda: render_balls(np.zeros((1, 2)), radius=0), "radius must be a number above 0 and below 5; got 0"),
+        (lambda: render_balls(np.zeros(3)), r"positions must be \[..., balls, 2\]; got \[3\]"),
         (lambda: render_balls(np.full((1, 2), np.inf)), "positions must be finite"),
         (
             lambda: render_balls(np.zeros((1, 2)), resolution=2),
-            "resolution must be an integer of at least 4, received 2",
+            "resolution must be an integer of at least 4; got 2",
         ),
     ],
 )

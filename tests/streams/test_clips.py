@@ -125,23 +125,23 @@ def test_refuses_the_position_of_other_clips_or_settings():
 @pytest.mark.parametrize(
     ("material", "settings", "message"),
     [
-        ([], {}, "clips must hold one or more, received none"),
+        ([], {}, "clips must hold one or more; got none"),
         (
             [np.zeros((2, 3, 4), np.uint8)],
             {},
-            r"uint8 \[time, channels, height, width\], .* received uint8 \[2, 3, 4\]",
+            r"uint8 \[time, channels, height, width\], .* got uint8 \[2, 3, 4\]",
         ),
-        ([np.zeros((2, 1, 3, 4))], {}, r"received float64 \[2, 1, 3, 4\] as clip 0"),
-        ([np.zeros((0, 1, 3, 4), np.uint8)], {}, r"none of them 0, received uint8 \[0, 1, 3, 4\] as clip 0"),
+        ([np.zeros((2, 1, 3, 4))], {}, r"got float64 \[2, 1, 3, 4\] as clip 0"),
+        ([np.zeros((0, 1, 3, 4), np.uint8)], {}, r"none of them 0; got uint8 \[0, 1, 3, 4\] as clip 0"),
         (
             clips(2) + clips(2, shape=(1, 3, 5)),
             {},
-            r"\[time, 1, 3, 4\] as the first, received \[2, 1, 3, 5\] as clip 1",
+            r"\[time, 1, 3, 4\] as the first; got \[2, 1, 3, 5\] as clip 1",
         ),
-        (clips(1), {}, "a frame that follows another, to learn from, received a single frame"),
-        (clips(1, 1, 1), {}, "received 3 clips of a single frame each"),
-        (clips(2), {"batch_size": 0}, "batch_size must be an integer of at least 1, received 0"),
-        (clips(2), {"mirror": 1}, "mirror must be True or False, received 1"),
+        (clips(1), {}, "a frame that follows another, to learn from; got a single frame"),
+        (clips(1, 1, 1), {}, "got 3 clips of a single frame each"),
+        (clips(2), {"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
+        (clips(2), {"mirror": 1}, "mirror must be True or False; got 1"),
         (clips(2), {"seed": -1}, "seed must be an integer in"),
     ],
 )

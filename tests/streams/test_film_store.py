@@ -46,10 +46,10 @@ def test_a_slice_is_a_clip(frames):
         assert np.array_equal([clip[part][time] for time in range(len(clip[part]))], [*frames[part]])
         assert len(clip[part]) == len(frames[part])
     assert np.array_equal(clip[4:18][3:][1], frames[8])
-    with pytest.raises(ValueError, match="steps of 1, received 2"):
+    with pytest.raises(ValueError, match="steps of 1; got 2"):
         clip[::2]
     for time in (20, -21):
-        with pytest.raises(IndexError, match=f"time must be in -20..19, received {time}"):
+        with pytest.raises(IndexError, match=f"time must be in -20..19; got {time}"):
             clip[time]
 
 

@@ -171,19 +171,19 @@ def test_a_smaller_frame_is_the_mean_over_its_pixels(lossless, factor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 0}, r"height must be an integer in 1..8192, received 0"),
-        ({"width": 10.5}, r"width must be an integer in 1..8192, received 10.5"),
-        ({"channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\), received 2"),
-        ({"crop": "middle"}, "crop must be None, 'square' or .*, received 'middle'"),
-        ({"crop": (0, 0, 0, 5)}, "crop: height must be an integer of at least 1, received 0"),
+        ({"height": 0}, r"height must be an integer in 1..8192; got 0"),
+        ({"width": 10.5}, r"width must be an integer in 1..8192; got 10.5"),
+        ({"channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\); got 2"),
+        ({"crop": "middle"}, "crop must be None, 'square' or .*; got 'middle'"),
+        ({"crop": (0, 0, 0, 5)}, "crop: height must be an integer of at least 1; got 0"),
         ({"crop": (0, 40, 48, 25)}, r"square.mkv: crop must be inside of the picture, 48 x 64 .*\(0, 40, 48, 25\)"),
-        ({"width": 8192, "crop": (0, 0, 48, 8)}, "at most 8192 pixels a side, received 49152 x 8192"),
-        ({"frames_per_second": 0}, r"frames_per_second must be a number in 0.001..1000, received 0"),
-        ({"frames_per_second": float("nan")}, "frames_per_second must be .*, received nan"),
-        ({"start": -1}, "start must be a number of seconds, 0 or more, received -1"),
-        ({"end": float("inf")}, "end must be a number of seconds, 0 or more, received inf"),
-        ({"start": 2, "end": 2}, "end must be above start = 2, received 2"),
-        ({"max_pixels": 0}, "max_pixels must be an integer of at least 1, received 0"),
+        ({"width": 8192, "crop": (0, 0, 48, 8)}, "at most 8192 pixels a side; got 49152 x 8192"),
+        ({"frames_per_second": 0}, r"frames_per_second must be a number in 0.001..1000; got 0"),
+        ({"frames_per_second": float("nan")}, "frames_per_second must be .*; got nan"),
+        ({"start": -1}, "start must be a number of seconds, 0 or more; got -1"),
+        ({"end": float("inf")}, "end must be a number of seconds, 0 or more; got inf"),
+        ({"start": 2, "end": 2}, "end must be above start = 2; got 2"),
+        ({"max_pixels": 0}, "max_pixels must be an integer of at least 1; got 0"),
     ],
 )
 def test_refuses_bad_settings(lossless, options, message):
@@ -413,7 +413,7 @@ def test_an_edit_list_leaves_out_what_a_player_does_not_show(tmp_path):
 def test_the_budget_is_held_against_the_header_and_while_decoding(tmp_path):
     size = 144 * 176
     assert len(list(VideoReader(CARPHONE, max_pixels=120 * size))) == 120
-    with pytest.raises(ValueError, match=r"carphone_pristine.mp4 must have at most .* \(max_pixels\), .* 120 pictures"):
+    with pytest.raises(ValueError, match=r"carphone_pristine.mp4 must have at most .* \(max_pixels\); .* 120 pictures"):
         VideoReader(CARPHONE, max_pixels=120 * size - 1)
     with pytest.raises(ValueError, match="max_pixels"):
         VideoReader(CARPHONE, frames_per_second=60, max_pixels=200 * size)
@@ -429,7 +429,7 @@ def broken_files(folder):
     """Yield paths of files that are no films, each with a part of the message."""
     rest = "must be a complete video file"
     (folder / "empty.mp4").write_bytes(b"")
-    yield folder / "empty.mp4", rest + ".*received an empty file"
+    yield folder / "empty.mp4", rest + ".*got an empty file"
     for seed in range(5):
         (folder / f"{seed}.mp4").write_bytes(np.random.default_rng(seed).bytes(4096))
         yield folder / f"{seed}.mp4", rest
@@ -446,7 +446,7 @@ def broken_files(folder):
         sound.rate = 16000
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-    yield folder / "sound.m4a", "must have a video in it, received audio only"
+    yield folder / "sound.m4a", "must have a video in it; got audio only"
     content = CARPHONE.read_bytes()
     (folder / "codec.mp4").write_bytes(content.replace(b"avc1", b"zzzz"))
     yield folder / "codec.mp4", "must be of a codec that FFmpeg can decode"
@@ -470,12 +470,12 @@ def test_refuses_what_is_no_film_in_one_line(tmp_path, capfd):
 
 
 def test_says_what_is_there_instead_of_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing.mp4 must be an existing file, received nothing"):
+    with pytest.raises(FileNotFoundError, match="missing.mp4 must be an existing file; got nothing"):
         VideoReader(tmp_path / "missing.mp4")
-    with pytest.raises(IsADirectoryError, match="must be a file, received a folder"):
+    with pytest.raises(IsADirectoryError, match="must be a file; got a folder"):
         VideoReader(tmp_path)
     os.mkfifo(tmp_path / "pipe.mp4")
-    with pytest.raises(ValueError, match="must be a file, received a device or a pipe"):
+    with pytest.raises(ValueError, match="must be a file; got a device or a pipe"):
         VideoReader(tmp_path / "pipe.mp4")
     with pytest.raises(ValueError, match="zero byte"):
         VideoReader("a\0b.mp4")
@@ -557,7 +557,7 @@ def test_a_playlist_reads_no_other_file(tmp_path, monkeypatch, name, suffix):
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1/a.mp4", "FILE:///etc/hostname", "rtsp://x", "s3+x://y"])
 def test_no_address_is_opened(address):
-    with pytest.raises(ValueError, match="on this computer is needed, received the address"):
+    with pytest.raises(ValueError, match="on this computer is needed; got the address"):
         VideoReader(address)
 
 

@@ -26,18 +26,18 @@ def test_size_follows_the_aspect_or_does_not():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"height": 0}, r"height must be an integer in 1\.\.8192, received 0"),
-        ({"width": 8193}, r"width must be an integer in 1\.\.8192, received 8193"),
+        ({"height": 0}, r"height must be an integer in 1\.\.8192; got 0"),
+        ({"width": 8193}, r"width must be an integer in 1\.\.8192; got 8193"),
         ({"height": True}, "height must be an integer"),
         ({"height": "30"}, "height must be an integer"),
-        ({"channels": 4}, r"channels must be 1 \(grey\) or 3 \(colour\), received 4"),
+        ({"channels": 4}, r"channels must be 1 \(grey\) or 3 \(colour\); got 4"),
         ({"channels": True}, "channels must be 1"),
         ({"channels": [3]}, "channels must be 1"),
         ({"channels": 3.0}, "channels must be 1"),
-        ({"crop": "middle"}, "crop must be None, 'square' or .*, received 'middle'"),
-        ({"crop": (1, 2, 3)}, r"crop must be None, 'square' or .*, received \(1, 2, 3\)"),
-        ({"crop": (-1, 0, 3, 3)}, "crop: top must be an integer of at least 0, received -1"),
-        ({"crop": (0, 0, 3, 0)}, "crop: width must be an integer of at least 1, received 0"),
+        ({"crop": "middle"}, "crop must be None, 'square' or .*; got 'middle'"),
+        ({"crop": (1, 2, 3)}, r"crop must be None, 'square' or .*; got \(1, 2, 3\)"),
+        ({"crop": (-1, 0, 3, 3)}, "crop: top must be an integer of at least 0; got -1"),
+        ({"crop": (0, 0, 3, 0)}, "crop: width must be an integer of at least 1; got 0"),
         ({"crop": 5}, "crop must be None"),
     ],
 )
@@ -49,7 +49,7 @@ def test_refuses_bad_settings(settings, message):
 def test_refuses_a_crop_outside_and_frames_that_are_too_large():
     with pytest.raises(ValueError, match=r"crop must be inside of the picture, 8 x 9 .*\(0, 0, 9, 9\)"):
         Framing(crop=(0, 0, 9, 9)).shape(8, 9)
-    with pytest.raises(ValueError, match="at most 8192 pixels a side, received 49152 x 8192"):
+    with pytest.raises(ValueError, match="at most 8192 pixels a side; got 49152 x 8192"):
         Framing(width=8192, crop=(0, 0, 48, 8)).shape(48, 64)
 
 
@@ -69,7 +69,7 @@ def test_a_budget_counts_pixels():
     budget = PixelBudget(Path("a.png"), 100)
     budget.spend(5, 10)
     budget.spend(5, 5, pictures=2)
-    with pytest.raises(ValueError, match=r"a\.png must have at most 100 pixels in all \(max_pixels\), received more"):
+    with pytest.raises(ValueError, match=r"a\.png must have at most 100 pixels in all \(max_pixels\); got more"):
         budget.spend(1, 1)
     for height, width in ((0, 5), (5, 8193), (-1, -1)):
         with pytest.raises(ValueError, match=r"a\.png must have pictures of 1 to 8192 pixels a side"):

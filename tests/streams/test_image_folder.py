@@ -63,5 +63,5 @@ def test_white_is_told_for_pictures_of_12_bits(tmp_path):
 def test_refuses_a_folder_of_animations_and_tells_what_they_are(tmp_path):
     images = [Image.new("L", (4, 4), 40 * number) for number in range(3)]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
-    with pytest.raises(ValueError, match=r"must have single pictures in it, received the animation a\.gif of 3"):
+    with pytest.raises(ValueError, match=r"must have single pictures in it; got the animation a\.gif of 3"):
         ImageFolder(tmp_path)

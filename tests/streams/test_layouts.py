@@ -85,12 +85,12 @@ def test_every_layout_ends_in_the_same_frames(layout):
 
 @pytest.mark.parametrize("layout", ["", "nth", "nthww", "nthwx", "NTHW", "n t h w", 4, None, b"nthw"])
 def test_refuses_what_is_no_layout(layout):
-    with pytest.raises(ValueError, match="layout must have a letter for each axis of the array .*, received"):
+    with pytest.raises(ValueError, match="layout must have a letter for each axis of the array .*; got"):
         require_layout(layout)
 
 
 def test_refuses_a_layout_for_another_number_of_axes():
-    with pytest.raises(ValueError, match="layout 'nthw' names 4 axes, received an array of 3"):
+    with pytest.raises(ValueError, match="layout 'nthw' names 4 axes; got an array of 3"):
         load_frames(np.zeros((5, 6, 7)), layout="nthw")
 
 

@@ -40,12 +40,12 @@ def test_errors_about_names_of_any_bytes_can_be_printed(tmp_path, check):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("http://a.org/b.png", "on this computer is needed, received the address"),
-        ("S3+x://a\ud800", "on this computer is needed, received the address"),
+        ("http://a.org/b.png", "on this computer is needed; got the address"),
+        ("S3+x://a\ud800", "on this computer is needed; got the address"),
         ("a\0b", "must not hold a zero byte"),
-        (None, "a path must be a str or a Path, received NoneType"),
-        (7, "a path must be a str or a Path, received int"),
-        (b"a.png", "a path must be a str or a Path, received bytes"),
+        (None, "a path must be a str or a Path; got NoneType"),
+        (7, "a path must be a str or a Path; got int"),
+        (b"a.png", "a path must be a str or a Path; got bytes"),
     ],
 )
 def test_refuses_what_is_no_path(path, message):
@@ -58,13 +58,13 @@ def test_says_what_is_at_a_path(tmp_path):
     (tmp_path / "link").symlink_to("gone")
     os.mkfifo(tmp_path / "pipe")
     for check, name, error, message in (
-        (require_file, "gone", FileNotFoundError, "must be an existing file, received nothing at that path"),
-        (require_file, "link", FileNotFoundError, "must be an existing file, received a link to nothing"),
-        (require_file, ".", IsADirectoryError, "must be a file, received a folder"),
-        (require_file, "pipe", ValueError, "must be a file, received a device or a pipe"),
-        (require_folder, "gone", FileNotFoundError, "must be an existing folder, received nothing"),
-        (require_folder, "link", FileNotFoundError, "must be an existing folder, received a link to nothing"),
-        (require_folder, "file", NotADirectoryError, "must be a folder, received a file"),
+        (require_file, "gone", FileNotFoundError, "must be an existing file; got nothing at that path"),
+        (require_file, "link", FileNotFoundError, "must be an existing file; got a link to nothing"),
+        (require_file, ".", IsADirectoryError, "must be a file; got a folder"),
+        (require_file, "pipe", ValueError, "must be a file; got a device or a pipe"),
+        (require_folder, "gone", FileNotFoundError, "must be an existing folder; got nothing"),
+        (require_folder, "link", FileNotFoundError, "must be an existing folder; got a link to nothing"),
+        (require_folder, "file", NotADirectoryError, "must be a folder; got a file"),
     ):
         with pytest.raises(error, match=message):
             check(tmp_path / name)
@@ -110,5 +110,5 @@ def test_a_link_to_nothing_is_missing_and_a_link_to_a_file_is_one(tmp_path):
     (tmp_path / "2.png").symlink_to("1.png")
     assert [path.name for path in files_with_suffix(tmp_path, [".png"])] == ["1.png", "2.png"]
     (tmp_path / "3.png").symlink_to("gone.png")
-    with pytest.raises(FileNotFoundError, match=r"3\.png must be an existing file, received a link to nothing"):
+    with pytest.raises(FileNotFoundError, match=r"3\.png must be an existing file; got a link to nothing"):
         files_with_suffix(tmp_path, [".png"])

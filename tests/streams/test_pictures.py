@@ -72,19 +72,19 @@ def test_pictures_of_another_shape_need_a_size(tmp_path):
     save(tmp_path, ["2.png"], (24, 32))
     assert [frame.shape for frame in ImageFolderReader(tmp_path)] == [(1, 12, 16)] * 2
     save(tmp_path, ["3.png"], (16, 16))
-    with pytest.raises(ValueError, match=r"3.png must have the shape of 1.png, .* 12 x 16, received 16 x 16"):
+    with pytest.raises(ValueError, match=r"3.png must have the shape of 1.png, .* 12 x 16; got 16 x 16"):
         ImageFolderReader(tmp_path)
     for options in ({"height": 8, "width": 8}, {"crop": "square"}):
         assert len({frame.shape for frame in ImageFolderReader(tmp_path, **options)}) == 1
 
 
 def test_refuses_folders_without_good_pictures(tmp_path):
-    with pytest.raises(ValueError, match="must have pictures in it .*, received none"):
+    with pytest.raises(ValueError, match="must have pictures in it .*; got none"):
         ImageFolderReader(tmp_path)
     with pytest.raises(FileNotFoundError, match="must be an existing folder"):
         ImageFolderReader(tmp_path / "missing")
     save(tmp_path, ["a.png"])
-    with pytest.raises(NotADirectoryError, match="must be a folder, received a file"):
+    with pytest.raises(NotADirectoryError, match="must be a folder; got a file"):
         ImageFolderReader(tmp_path / "a.png")
     with pytest.raises(ValueError, match="max_pixels"):
         ImageFolderReader(tmp_path, max_pixels=12 * 16 - 1)
@@ -284,10 +284,10 @@ def test_grey_tiff_of_every_depth(tmp_path, byte_order, packed, negative, dtype)
         (np.zeros((4, 5), np.float16), "TIFF of pixels that are not read"),
         (np.zeros((4, 5), np.uint64), "TIFF of pixels that are not read"),
         (np.zeros((4, 5, 3), np.float32), "TIFF of pixels that are not read"),
-        (np.full((4, 5), -3, np.int8), "pixels must be 0 or more, received signed ones of 8 bits"),
-        (np.full((4, 5), 7, np.uint32), r"nothing tells which value is white, received 7\.\.7: say which .* \(white\)"),
+        (np.full((4, 5), -3, np.int8), "pixels must be 0 or more; got signed ones of 8 bits"),
+        (np.full((4, 5), 7, np.uint32), r"nothing tells which value is white; got 7\.\.7: say which .* \(white\)"),
         (np.full((4, 5), 7, np.int16), "nothing tells which value is white"),
-        (np.full((4, 5), 1.5, np.float32), r"pixels must be within 0\.\.1, received 1\.5\.\.1\.5: say which value is"),
+        (np.full((4, 5), 1.5, np.float32), r"pixels must be within 0\.\.1; got 1\.5\.\.1\.5: say which value is"),
         (np.full((4, 5), np.nan, np.float32), "pixels must be finite"),
     ],
 )
@@ -378,7 +378,7 @@ def test_12_bits_in_16_are_refused_until_white_is_told(tmp_path):
                 assert np.array_equal(frame[0], stored // divisor >> shift)
         Image.fromarray(np.full((6, 8), 5000, np.uint16)).save(folder / f"9.{name}")
         assert len(list(ImageFolderReader(folder))) == 4  # one bright picture tells that the others are dark
-        with pytest.raises(ValueError, match=r"9\.\w+ must be .* within 0\.\.4095, received 5000"):
+        with pytest.raises(ValueError, match=r"9\.\w+ must be .* within 0\.\.4095; got 5000"):
             list(ImageFolderReader(folder, white=4095))
 
 
@@ -421,7 +421,7 @@ def test_refuses_what_is_no_white(tmp_path, white):
 
 def test_white_is_refused_where_it_means_nothing(tmp_path):
     Image.fromarray(noise(4, 5)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="white is for grey of more than 8 bits, received 4095 for other pixels"):
+    with pytest.raises(ValueError, match="white is for grey of more than 8 bits; got 4095 for other pixels"):
         one(tmp_path / "a.png", white=4095)
 
 
@@ -540,9 +540,9 @@ def test_thumbnails_of_a_tiff_are_no_frames(tmp_path):
 @pytest.mark.parametrize(
     ("axes", "shape", "message"),
     [
-        ("TCYX", (3, 2, 8, 9), "received 2 channels, 1 depths and 3 times"),
-        ("TZYX", (3, 2, 8, 9), "received 1 channels, 2 depths and 3 times"),
-        ("CYX", (2, 8, 9), "received 2 channels"),
+        ("TCYX", (3, 2, 8, 9), "got 2 channels, 1 depths and 3 times"),
+        ("TZYX", (3, 2, 8, 9), "got 1 channels, 2 depths and 3 times"),
+        ("CYX", (2, 8, 9), "got 2 channels"),
         ("TYX", (3, 8, 9), None),
         ("ZYX", (3, 8, 9), None),
     ],
@@ -554,7 +554,7 @@ def test_channels_and_depths_of_a_microscope_are_no_times(tmp_path, axes, shape,
     if message is None:
         assert AnimationReader(path).frame_count == shape[0]
     else:
-        with pytest.raises(ValueError, match=f"pages must be the times of a film, {message}"):
+        with pytest.raises(ValueError, match=f"pages must be the times of a film; {message}"):
             AnimationReader(path)
 
 
@@ -563,11 +563,11 @@ def test_channels_and_depths_of_a_microscope_are_no_times(tmp_path, axes, shape,
     [
         (
             lambda path: Image.fromarray(noise(6, 8)).save(path, "PNG"),
-            "must be an animation or a film, received a single",
+            "must be an animation or a film; got a single",
         ),
         (
             lambda path: Image.fromarray(noise(6, 8)).save(path, "GIF"),
-            "must be an animation or a film, received a single",
+            "must be an animation or a film; got a single",
         ),
         (lambda path: path.write_bytes(b"GIF89a"), "must be a complete picture"),
         (lambda path: path.write_text("no picture"), "must be a complete picture .*: it is none of these, or damaged"),
@@ -587,7 +587,7 @@ def test_pages_of_several_sizes_are_no_film(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for size in (8, 8, 6):
             writer.write(np.zeros((size, 9), np.uint8), metadata=None, contiguous=False)
-    with pytest.raises(ValueError, match=r"pictures of one size, received 8 x 9 first and 6 x 9 .* as number 2"):
+    with pytest.raises(ValueError, match=r"pictures of one size; got 8 x 9 first and 6 x 9 .* as number 2"):
         AnimationReader(tmp_path / "a.tif")
 
 
@@ -652,7 +652,7 @@ def test_a_folder_of_pictures_and_animations_is_refused(tmp_path):
     Image.fromarray(noise(6, 8)).save(tmp_path / "a.png")
     for suffix in ("gif", "webp", "tif"):
         path = animation(tmp_path / f"b.{suffix}", noise(3, 6, 8))
-        message = rf"must have single pictures in it, received the animation b\.{suffix} of 3"
+        message = rf"must have single pictures in it; got the animation b\.{suffix} of 3"
         with pytest.raises(ValueError, match=message):
             ImageFolderReader(tmp_path)
         path.unlink()
@@ -662,7 +662,7 @@ def test_a_folder_of_pictures_and_animations_is_refused(tmp_path):
 def test_a_link_to_nothing_is_a_missing_frame(tmp_path):
     Image.fromarray(noise(6, 8)).save(tmp_path / "1.png")
     (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(FileNotFoundError, match=r"2\.png must be an existing file, received a link to nothing"):
+    with pytest.raises(FileNotFoundError, match=r"2\.png must be an existing file; got a link to nothing"):
         ImageFolderReader(tmp_path)
 
 

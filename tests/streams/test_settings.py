@@ -71,17 +71,15 @@ def test_three_parts_need_frames(clips):
         (
             0.0,
             "test",
-            r"the test part, half of held_out = 0, must leave a frame .* received a clip of 20 frames: .*a.mp4",
+            r"the test part, half of held_out = 0, must leave a frame .* got a clip of 20 frames: .*a.mp4",
         ),
         (0.05, "validation", r"the validation part, .* must leave a frame of each clip"),
-        (0.1, "validation", r"must leave 2 frames in a row of each clip, received 1: .*a.mp4"),
-        (0.2, "tset", "split must be one of test, validation, received 'tset'"),
+        (0.1, "validation", r"must leave 2 frames in a row of each clip; got 1: .*a.mp4"),
+        (0.2, "tset", "split must be one of test, validation; got 'tset'"),
     ):
         with pytest.raises(ValueError, match=message):
             held_out_frames(VideoConfig(path=str(clips), height=8, held_out=share), split)
-    with pytest.raises(
-        ValueError, match="must leave 3 frames in a row or more to learn from, received 1 with held_out"
-    ):
+    with pytest.raises(ValueError, match="must leave 3 frames in a row or more to learn from; got 1 with held_out"):
         make_stream(VideoConfig(path=str(clips / "a.mp4"), height=8, held_out=0.94), 1, seed=0)
 
 

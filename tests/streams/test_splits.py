@@ -19,7 +19,7 @@ def test_the_fixed_sequences_are_the_published_ones(split, seed):
 
 @pytest.mark.parametrize(
     ("split", "sequences", "message"),
-    [("test", 0, "sequences must be >= 1, received 0"), ("train", 1, "one of test, validation, received 'train'")],
+    [("test", 0, "sequences must be >= 1; got 0"), ("train", 1, "one of test, validation; got 'train'")],
 )
 def test_other_splits_and_no_sequences_are_refused(split, sequences, message):
     with pytest.raises(ValueError, match=message):

@@ -124,36 +124,36 @@ class HugeState(Sound):
 
 
 BROKEN = [
-    (NoBatch, "batch_size must be an integer of at least 1, received 0"),
-    (ListShape, r"frame_shape must be \(channels, height, width\), received \[1, 4, 5\]"),
-    (NegativeShape, "frame_shape: width must be an integer of at least 1, received -5"),
+    (NoBatch, "batch_size must be an integer of at least 1; got 0"),
+    (ListShape, r"frame_shape must be \(channels, height, width\); got \[1, 4, 5\]"),
+    (NegativeShape, "frame_shape: width must be an integer of at least 1; got -5"),
     (NotItsOwnIterator, "must return the stream itself"),
     (TensorInState, "state_dict must be ready for JSON"),
     (HugeState, "state_dict must take at most 65536 bytes of JSON"),
-    (Empty, "at least one batch, received none"),
-    (changed(lambda batch, step: tuple(batch)), "batch 0: must be a StreamBatch, received tuple"),
-    (changed(lambda batch, step: batch._replace(starts=[True, True])), "starts must be a tensor, received list"),
-    (WrongShape, r"batch 0: frames must be torch.float32 of shape \(2, 1, 5, 4\).*received.*\(2, 1, 4, 5\)"),
+    (Empty, "at least one batch; got none"),
+    (changed(lambda batch, step: tuple(batch)), "batch 0: must be a StreamBatch; got tuple"),
+    (changed(lambda batch, step: batch._replace(starts=[True, True])), "starts must be a tensor; got list"),
+    (WrongShape, r"batch 0: frames must be torch.float32 of shape \(2, 1, 5, 4\).*got.*\(2, 1, 4, 5\)"),
     (
         changed(lambda batch, step: batch._replace(frames=batch.frames.double())),
-        "frames must be.*received torch.float64",
+        "frames must be.*got torch.float64",
     ),
     (changed(lambda batch, step: batch._replace(starts=batch.starts.int())), "starts must be torch.bool of shape"),
     (changed(lambda batch, step: batch._replace(index=batch.index[:1])), "index must be torch.int64 of shape"),
     (changed(lambda batch, step: batch._replace(frames=batch.frames / (step != 4))), "batch 4: frames must be finite"),
     (
         changed(lambda batch, step: batch._replace(frames=batch.frames + (step == 4))),
-        r"within 0\.\.1, received 1.5..1.5",
+        r"within 0\.\.1; got 1.5..1.5",
     ),
-    (changed(lambda batch, step: batch._replace(frames=batch.frames - 0.5)), r"within 0\.\.1, received -0.4"),
-    (changed(lambda batch, step: batch._replace(index=batch.index - 1)), "index must be 0 or more, received -1"),
+    (changed(lambda batch, step: batch._replace(frames=batch.frames - 0.5)), r"within 0\.\.1; got -0.4"),
+    (changed(lambda batch, step: batch._replace(index=batch.index - 1)), "index must be 0 or more; got -1"),
     (
         changed(lambda batch, step: batch._replace(starts=batch.starts & (step > 0))),
-        "batch 0: starts must be true on the first batch, received false at element 0",
+        "batch 0: starts must be true on the first batch; got false at element 0",
     ),
     (
         changed(lambda batch, step: batch._replace(starts=batch.starts & torch.tensor([True, step != 6]))),
-        "batch 6: starts must be true where the index changes, received false at element 1",
+        "batch 6: starts must be true where the index changes; got false at element 1",
     ),
     (Overwriting, "batch 0 was overwritten by a later batch"),
     (AcceptsAnything, "must refuse a foreign position"),
@@ -177,7 +177,7 @@ def test_check_stream_accepts_a_sound_stream_and_puts_it_back(stream):
 
 
 def test_check_stream_refuses_too_few_steps():
-    with pytest.raises(ValueError, match="steps must be an integer of at least 2, received 1"):
+    with pytest.raises(ValueError, match="steps must be an integer of at least 2; got 1"):
         check_stream(Sound(), 1)
 
 

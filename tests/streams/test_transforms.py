@@ -31,10 +31,10 @@ def test_pad_puts_a_wall_around_the_frames():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"margin": 3}, "margin must be 2 as in this stream, received 3"),
-        ({"value": 1.0}, "value must be 0.5 as in this stream, received 1.0"),
-        ({"padded": {"stream": "Pad"}}, "stream must be 'ArrayStream' as in this stream, received 'Pad'"),
-        ({"padded": None}, "padded must be a position, received None"),
+        ({"margin": 3}, "margin must be 2 as in this stream; got 3"),
+        ({"value": 1.0}, "value must be 0.5 as in this stream; got 1.0"),
+        ({"padded": {"stream": "Pad"}}, "stream must be 'ArrayStream' as in this stream; got 'Pad'"),
+        ({"padded": None}, "padded must be a position; got None"),
         ({"step": 3}, r"unknown entries \['step'\]"),
     ],
 )
@@ -47,10 +47,10 @@ def test_pad_refuses_a_foreign_position(changes, message):
 @pytest.mark.parametrize(
     ("margin", "value", "message"),
     [
-        (-1, 0.5, r"margin must be an integer in 0\.\.4096, received -1"),
-        (1.5, 0.5, r"margin must be an integer in 0\.\.4096, received 1.5"),
-        (1, 1.5, r"value must be a number in 0\.\.1, received 1.5"),
-        (1, float("nan"), r"value must be a number in 0\.\.1, received nan"),
+        (-1, 0.5, r"margin must be an integer in 0\.\.4096; got -1"),
+        (1.5, 0.5, r"margin must be an integer in 0\.\.4096; got 1.5"),
+        (1, 1.5, r"value must be a number in 0\.\.1; got 1.5"),
+        (1, float("nan"), r"value must be a number in 0\.\.1; got nan"),
     ],
 )
 def test_pad_refuses_bad_settings(margin, value, message):
@@ -60,20 +60,20 @@ def test_pad_refuses_bad_settings(margin, value, message):
 
 @pytest.mark.parametrize("stream", [None, 5, "balls", torch.zeros(2, 1, 4, 4), [1, 2]])
 def test_pad_refuses_what_is_no_stream(stream):
-    with pytest.raises(ValueError, match="stream must be a stream of frames, received"):
+    with pytest.raises(ValueError, match="stream must be a stream of frames; got"):
         Pad(stream, 1)
 
 
 def test_pad_refuses_borders_beyond_all_pictures():
-    with pytest.raises(ValueError, match=r"margin must be an integer in 0\.\.4096, received 4097"):
+    with pytest.raises(ValueError, match=r"margin must be an integer in 0\.\.4096; got 4097"):
         Pad(array_stream(), 4097)
     for value in (None, "0.5", True, -0.1, 10**400):
-        with pytest.raises(ValueError, match=r"value must be a number in 0\.\.1, received"):
+        with pytest.raises(ValueError, match=r"value must be a number in 0\.\.1; got"):
             Pad(array_stream(), 1, value)
     assert next(Pad(array_stream(), 1, np.float32(0.25))).frames[0, 0, 0, 0] == 0.25
 
 
 @pytest.mark.parametrize("position", [None, 5, "Pad", []])
 def test_pad_refuses_what_is_no_position(position):
-    with pytest.raises(ValueError, match="saved position: must be a mapping, received"):
+    with pytest.raises(ValueError, match="saved position: must be a mapping; got"):
         Pad(array_stream(), 2).load_state_dict(position)

@@ -45,7 +45,7 @@ def test_a_folder_of_pictures_is_one_clip(tmp_path):
     with pytest.raises(ValueError, match="frames_per_second must be None for a folder of pictures"):
         load_clips(tmp_path, frames_per_second=10)
     film(tmp_path / "a.mkv")
-    with pytest.raises(ValueError, match="a folder of pictures or of films, received both: 0.png, a.mkv"):
+    with pytest.raises(ValueError, match="a folder of pictures or of films; got both: 0.png, a.mkv"):
         load_clips(tmp_path)
 
 
@@ -54,7 +54,7 @@ def test_gifs_alone_are_films_and_do_not_go_with_pictures(tmp_path):
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
     assert [len(clip) for clip in load_clips(tmp_path)] == [3]
     images[1].save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"must have single pictures in it, received the animation a\.gif of 3"):
+    with pytest.raises(ValueError, match=r"must have single pictures in it; got the animation a\.gif of 3"):
         load_clips(tmp_path)
 
 
@@ -77,7 +77,7 @@ def test_arrays_are_a_clip_for_each_sequence(tmp_path, suffix):
 def test_an_array_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", frames=np.zeros((1, 200, 200, 500), np.uint8))
     assert (tmp_path / "a.npz").stat().st_size < 100_000
-    with pytest.raises(ValueError, match="must decode to at most 1000000 bytes of frames .*, received about 20000000"):
+    with pytest.raises(ValueError, match="must decode to at most 1000000 bytes of frames .*; got about 20000000"):
         load_clips(tmp_path / "a.npz", max_bytes=1_000_000)
 
 
@@ -93,19 +93,19 @@ def test_a_layout_is_passed_on_and_refused_where_it_means_nothing(tmp_path, film
     clips = load_clips(tmp_path / "a.npy", layout="tnhw")
     assert np.array_equal(np.stack(clips)[:, :, 0], material.transpose(1, 0, 2, 3))
     for path in (films, films / "c2.mkv"):
-        with pytest.raises(ValueError, match="layout must be None for a (folder of films|film), received 'thw' for"):
+        with pytest.raises(ValueError, match="layout must be None for a (folder of films|film); got 'thw' for"):
             load_clips(path, layout="thw")
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda folder: folder, ValueError, "a folder with films or pictures in it, received one with neither"),
-        (lambda folder: folder / "missing.mp4", FileNotFoundError, "received nothing at that path"),
-        (lambda folder: folder / "missing.npz", ValueError, "received nothing at that path"),
-        (lambda folder: [], ValueError, "path must be a path or several, received none"),
-        (lambda folder: "https://x.org/a.mp4", ValueError, "received the address 'https://x.org/a.mp4'"),
-        (lambda folder: "https://x.org/a.npz", ValueError, "received the address"),
+        (lambda folder: folder, ValueError, "a folder with films or pictures in it; got one with neither"),
+        (lambda folder: folder / "missing.mp4", FileNotFoundError, "got nothing at that path"),
+        (lambda folder: folder / "missing.npz", ValueError, "got nothing at that path"),
+        (lambda folder: [], ValueError, "path must be a path or several; got none"),
+        (lambda folder: "https://x.org/a.mp4", ValueError, "got the address 'https://x.org/a.mp4'"),
+        (lambda folder: "https://x.org/a.npz", ValueError, "got the address"),
     ],
 )
 def test_refuses_what_is_no_material(tmp_path, make, error, message):
@@ -151,9 +151,9 @@ def test_animations_are_films(tmp_path):
     assert [clip.shape for clip in clips] == [(4, 1, 4, 6)] * 5
     assert {tuple(clip[:, 0, 0, 0].tolist()) for clip in clips} == {(0, 20, 40, 60)}
     images[0].save(tmp_path / "f.gif")
-    with pytest.raises(ValueError, match="must have single pictures in it, received the animation a.gif of 4"):
+    with pytest.raises(ValueError, match="must have single pictures in it; got the animation a.gif of 4"):
         load_clips(tmp_path)
-    with pytest.raises(ValueError, match=r"f\.gif must be an animation or a film, received a single picture"):
+    with pytest.raises(ValueError, match=r"f\.gif must be an animation or a film; got a single picture"):
         load_clips(tmp_path / "f.gif")
 
 
@@ -175,7 +175,7 @@ def test_parts_go_together_without_gap_or_overlap(films, share):
         ((0.5, 0.5), "part must end after it begins"),
         ((0, 1.5), r"part must be shares in 0\.\.1"),
         ((0.2,), r"part must be \(from, to\)"),
-        ((0, 0.01), r"part 0\.\.0\.01 must leave a frame of each clip, received a clip of 10 frames: .*c1.MKV"),
+        ((0, 0.01), r"part 0\.\.0\.01 must leave a frame of each clip; got a clip of 10 frames: .*c1.MKV"),
     ],
 )
 def test_refuses_bad_parts(films, part, message):
@@ -195,7 +195,7 @@ def test_too_much_is_refused_before_it_is_decoded(films, monkeypatch):
 def test_too_much_is_refused_while_decoding_where_the_header_does_not_tell(tmp_path):
     path = film(tmp_path / "a.h264", codec="libx264", pixels="yuv420p")
     assert len(load_clips(path)[0]) == 30
-    with pytest.raises(ValueError, match="max_bytes.*received more"):
+    with pytest.raises(ValueError, match="max_bytes.*got more"):
         load_clips(path, max_bytes=29 * 48 * 64)
 
 

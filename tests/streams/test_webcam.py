@@ -118,7 +118,7 @@ def test_says_which_cameras_there_are():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": -1}, "device must be an integer in 0..63, received -1"),
+        ({"device": -1}, "device must be an integer in 0..63; got -1"),
         ({"height": 0}, "height must be"),
         ({"frames_per_second": 0}, "frames_per_second must be"),
     ],

@@ -49,16 +49,16 @@ def dream_frames(truth: Tensor, shown: Tensor, prime: int, *, frame_pixels: int 
     """
     if truth.dim() != 5 or shown.dim() != 5 or 0 in shown.shape or truth.shape[2:] != shown.shape[2:]:
         raise ValueError(
-            "truth and shown must be [sequences, time, channels, height, width] of the same frames, "
-            f"received {list(truth.shape)} and {list(shown.shape)}"
+            "truth and shown must be [sequences, time, channels, height, width] of the same frames; "
+            f"got {list(truth.shape)} and {list(shown.shape)}"
         )
     n, t = shown.shape[:2]
     if len(truth) != n or not prime <= truth.shape[1] <= t or not 0 <= prime <= t:
         raise ValueError(
-            f"truth must have {n} sequences of prime = {prime} to {t} frames, received {len(truth)} of {truth.shape[1]}"
+            f"truth must have {n} sequences of prime = {prime} to {t} frames; got {len(truth)} of {truth.shape[1]}"
         )
     if frame_pixels < 16:
-        raise ValueError(f"frame_pixels must be >= 16, received {frame_pixels}")
+        raise ValueError(f"frame_pixels must be >= 16; got {frame_pixels}")
     known = truth.shape[1]
     over = [overlay(shown[:, :known], truth), *([pictures(shown[:, known:])] if known < t else [])]
     panels = (np.concatenate(over, axis=1), pictures(shown))
@@ -125,9 +125,9 @@ class Comparison:
         title: str = "",
     ) -> None:
         if frame_pixels < 16:
-            raise ValueError(f"frame_pixels must be >= 16, received {frame_pixels}")
+            raise ValueError(f"frame_pixels must be >= 16; got {frame_pixels}")
         if min(size) < 1 or not names:
-            raise ValueError(f"size must be positive and names must hold one or more, received {size} and {names}")
+            raise ValueError(f"size must be positive and names must hold one or more; got {size} and {names}")
         self._size, self._names, self._title = size, tuple(names), title
         self._curves = (*names, "frame before") if copy_last else tuple(names)
         scale = max(1, round(frame_pixels / max(size)))
@@ -159,8 +159,8 @@ class Comparison:
         """
         if len(predictions) != len(self._names) or len(errors) != len(self._curves):
             raise ValueError(
-                f"a picture needs {len(self._names)} predictions and {len(self._curves)} errors, "
-                f"received {len(predictions)} and {len(errors)}"
+                f"a picture needs {len(self._names)} predictions and {len(self._curves)} errors; "
+                f"got {len(predictions)} and {len(errors)}"
             )
         self._errors.append(tuple(errors))
         self._dreamt.append(dreamt)
@@ -232,16 +232,16 @@ def save_video(frames: NDArray[np.uint8], path: str | Path, frames_per_second: f
     """
     path = Path(path)
     if path.suffix.lower() not in FILM_SUFFIXES:
-        raise ValueError(f"the name of a film must end in {' or '.join(FILM_SUFFIXES)}, received {str(path)!r}")
+        raise ValueError(f"the name of a film must end in {' or '.join(FILM_SUFFIXES)}; got {str(path)!r}")
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape or frames.dtype != np.uint8:
-        raise ValueError(f"frames must be uint8 [time, height, width, 3], received {frames.dtype} {list(frames.shape)}")
+        raise ValueError(f"frames must be uint8 [time, height, width, 3]; got {frames.dtype} {list(frames.shape)}")
     if not 0.001 <= frames_per_second <= 1000:
-        raise ValueError(f"frames_per_second must be in 0.001..1000, received {frames_per_second}")
+        raise ValueError(f"frames_per_second must be in 0.001..1000; got {frames_per_second}")
     slowest, fastest = GIF_RATES
     if path.suffix.lower() == ".gif" and not slowest <= frames_per_second <= fastest:
-        raise ValueError(f"frames_per_second of a GIF must be in {slowest}..{fastest}, received {frames_per_second}")
+        raise ValueError(f"frames_per_second of a GIF must be in {slowest}..{fastest}; got {frames_per_second}")
     if path.suffix.lower() == ".mp4" and min(frames.shape[1:3]) < 2:
-        raise ValueError(f"frames of an MP4 must be 2 x 2 or larger, received {frames.shape[1]} x {frames.shape[2]}")
+        raise ValueError(f"frames of an MP4 must be 2 x 2 or larger; got {frames.shape[1]} x {frames.shape[2]}")
     content = (
         encode_mp4(frames, frames_per_second) if path.suffix.lower() == ".mp4" else _gif(frames, frames_per_second)
     )
@@ -259,7 +259,7 @@ def write_film(pictures: Iterable[NDArray[np.uint8]], path: str | Path, frames_p
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
-        raise ValueError(f"the name of this film must end in .mp4, received {str(path)!r}")
+        raise ValueError(f"the name of this film must end in .mp4; got {str(path)!r}")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with _FilmFile(partial, path) as file:
@@ -330,7 +330,7 @@ def write_mp4(pictures: Iterable[NDArray[np.uint8]], file: BinaryIO, frames_per_
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
             count += 1
         if not count:
-            raise ValueError("a film must have one picture or more, received none")
+            raise ValueError("a film must have one picture or more; got none")
         container.mux(stream.encode(None))
     return count
 

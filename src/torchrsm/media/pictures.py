@@ -75,15 +75,15 @@ def strip(
     """
     _check_pair(prediction, truth)
     if truth.dim() != 4 or len(truth) == 0:
-        raise ValueError(f"truth must have the shape [time, channels, height, width], received {list(truth.shape)}")
+        raise ValueError(f"truth must have the shape [time, channels, height, width]; got {list(truth.shape)}")
     if frame_pixels < 16:
-        raise ValueError(f"frame_pixels must be >= 16, received {frame_pixels}")
+        raise ValueError(f"frame_pixels must be >= 16; got {frame_pixels}")
     last_step = first_step + len(truth) - 1
     if steps is None:
         begin = min(first_step + 1, last_step)
         steps = [round(step) for step in np.linspace(begin, last_step, min(10, last_step - begin + 1))]
     if not steps or not all(first_step <= step <= last_step for step in steps):
-        raise ValueError(f"steps must be one or more of {first_step}..{last_step}, received {list(steps)}")
+        raise ValueError(f"steps must be one or more of {first_step}..{last_step}; got {list(steps)}")
 
     chosen = torch.as_tensor([step - first_step for step in steps])
     truth, prediction = truth.detach().cpu()[chosen], prediction.detach().cpu()[chosen]
@@ -173,17 +173,17 @@ def two_row_picture(
     if truth.dim() != 4 or dreamt.dim() != 4 or dreamt.shape[1:] != truth.shape[1:] or not 1 <= known <= t:
         raise ValueError(
             "truth and dreamt must be [time, channels, height, width] of the same frames, the first no longer; "
-            f"received {list(truth.shape)} and {list(dreamt.shape)}"
+            f"got {list(truth.shape)} and {list(dreamt.shape)}"
         )
     if not 1 <= prime < t:
-        raise ValueError(f"prime must be in 1..{t - 1}, received {prime}")
+        raise ValueError(f"prime must be in 1..{t - 1}; got {prime}")
     if frame_pixels < 16:
-        raise ValueError(f"frame_pixels must be >= 16, received {frame_pixels}")
+        raise ValueError(f"frame_pixels must be >= 16; got {frame_pixels}")
     if steps is None:
         later = np.unique(np.rint(prime + np.geomspace(1, t - prime, 10)).astype(int))
         steps = [*sorted({max(1, prime // 2), prime}), *later.tolist()]
     if not steps or not all(1 <= step <= t for step in steps):
-        raise ValueError(f"steps must be one or more of 1..{t}, received {list(steps)}")
+        raise ValueError(f"steps must be one or more of 1..{t}; got {list(steps)}")
 
     def row(frames: Tensor, step: int) -> NDArray[np.uint8] | None:
         if step > len(frames):
@@ -216,7 +216,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 def write_png(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write what ``write`` makes, a PNG, whole or not at all."""
     if path.suffix.lower() != ".png":
-        raise ValueError(f"the name of a picture must end in .png, received {str(path)!r}")
+        raise ValueError(f"the name of a picture must end in .png; got {str(path)!r}")
     content = io.BytesIO()
     write(content)
     write_atomically(path, content.getvalue())
@@ -225,13 +225,13 @@ def write_png(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def _check_pair(prediction: Tensor, truth: Tensor) -> None:
     if prediction.shape != truth.shape or truth.dim() < 3:
         raise ValueError(
-            "prediction and truth must have the same shape [..., channels, height, width], "
-            f"received {list(prediction.shape)} and {list(truth.shape)}"
+            "prediction and truth must have the same shape [..., channels, height, width]; "
+            f"got {list(prediction.shape)} and {list(truth.shape)}"
         )
     for name, frames in (("prediction", prediction), ("truth", truth)):
         bad = int((~frames.isfinite()).sum())
         if bad:
-            raise ValueError(f"{name} must be finite, received {bad} NaN or infinite of {frames.numel()} values")
+            raise ValueError(f"{name} must be finite; got {bad} NaN or infinite of {frames.numel()} values")
 
 
 def _levels(frames: Tensor) -> NDArray[np.float64]:

@@ -31,13 +31,13 @@ def plot_error_by_frame(scores: Mapping[str, Sequence[float | None]], path: str 
         OSError: as `save_image`.
     """
     if not scores:
-        raise ValueError("scores must hold at least one model, received none")
+        raise ValueError("scores must hold at least one model; got none")
     figure = _figure((8, 4.5), 140)
     axes = figure.add_subplot()
     for name, by_frame in scores.items():
         errors = np.array([np.nan if error is None else error for error in by_frame], dtype=np.float64)
         if not (errors > 0).any():
-            raise ValueError(f"scores of {name!r} must hold at least one error > 0, received {list(by_frame)}")
+            raise ValueError(f"scores of {name!r} must hold at least one error > 0; got {list(by_frame)}")
         style: dict[str, Any] = {"linewidth": 1.8}
         if name == _REFERENCE:
             style = {"linewidth": 1.4, "linestyle": "--", "color": "0.45"}
@@ -71,7 +71,7 @@ def plot_by_step(panels: Sequence[Panel], path: str | Path) -> None:
         OSError: as `save_image`.
     """
     if not panels:
-        raise ValueError("panels must hold at least one, received none")
+        raise ValueError("panels must hold at least one; got none")
     last_step = max((len(line) for panel in panels for line in panel.lines.values()), default=1)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -132,14 +132,14 @@ def plot_error_by_minute(
         OSError: as `save_image`.
     """
     if not curves:
-        raise ValueError("curves must hold at least one, received none")
+        raise ValueError("curves must hold at least one; got none")
     figure = _figure((8, 4.5), 140)
     axes = figure.add_subplot()
     for number, (name, (minutes, errors)) in enumerate(curves.items()):
         if len(minutes) != len(errors) or not len(minutes) or not min(errors) > 0:
             raise ValueError(
                 f"curve {name!r} must have as many minutes as errors, which are > 0; "
-                f"received {len(minutes)} and {list(errors)[:3]}"
+                f"got {len(minutes)} and {list(errors)[:3]}"
             )
         line: dict[str, Any] = {"linestyle": ("-", "--")[number // 10 % 2], "linewidth": 1.8}
         axes.plot(minutes, errors, label=name, marker="o" if len(errors) == 1 else None, **line)
@@ -163,7 +163,7 @@ def plot_memory(peaks: Mapping[str, Mapping[int, float]], path: str | Path) -> N
         OSError: as `save_image`.
     """
     if not any(peaks.values()):
-        raise ValueError("peaks must hold at least one, received none")
+        raise ValueError("peaks must hold at least one; got none")
     figure = _figure((8, 4.5), 140)
     axes = figure.add_subplot()
     for number, (name, by_length) in enumerate(peaks.items()):

@@ -153,7 +153,7 @@ class Evaluator:
             ValueError: an argument is out of its range.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, received {batch_size}")
+            raise ValueError(f"batch_size must be >= 1; got {batch_size}")
         check_sequences(frames)
         if similarity:
             metrics.check_similarity_window(*frames.shape[-2:])

@@ -39,7 +39,7 @@ def summarise(values: Tensor) -> Summary:
         ValueError: there is no value.
     """
     if values.dim() != 1 or len(values) == 0:
-        raise ValueError(f"values must have the shape [n] with n >= 1, received {list(values.shape)}")
+        raise ValueError(f"values must have the shape [n] with n >= 1; got {list(values.shape)}")
     values = values.to(torch.float64)
     return Summary(float(values.mean()), float(values.std(correction=1)) if len(values) > 1 else None)
 
@@ -122,7 +122,7 @@ def check_similarity_window(height: int, width: int) -> None:
     if min(height, width) < SIMILARITY_WINDOW:
         raise ValueError(
             f"structural similarity needs frames of at least {SIMILARITY_WINDOW}x{SIMILARITY_WINDOW} pixels "
-            f"(its window), received {height}x{width}"
+            f"(its window); got {height}x{width}"
         )
 
 
@@ -158,8 +158,8 @@ FRAME_SCORES: dict[str, FrameScore] = {
 def _check_shapes(prediction: Tensor, frame: Tensor) -> None:
     if prediction.shape != frame.shape or frame.dim() < 3:
         raise ValueError(
-            "prediction and frame must have the same shape [..., channels, height, width], "
-            f"received {list(prediction.shape)} and {list(frame.shape)}"
+            "prediction and frame must have the same shape [..., channels, height, width]; "
+            f"got {list(prediction.shape)} and {list(frame.shape)}"
         )
 
 

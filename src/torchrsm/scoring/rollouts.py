@@ -95,7 +95,7 @@ def evaluate_rollouts(
     """
     check_sequences(frames)
     if not 1 <= prime <= frames.shape[1]:
-        raise ValueError(f"prime must be in 1..{frames.shape[1]}, the frames of a sequence; received {prime}")
+        raise ValueError(f"prime must be in 1..{frames.shape[1]}, the frames of a sequence; got {prime}")
     return judge_dreams(imagine(predictor, frames[:, :prime], steps, batch_size), frames, prime, simulator)
 
 
@@ -119,7 +119,7 @@ def simulator_tracked_error(split: Split, sequences: int = 200, *, prime: int = 
     """
     seed = split_seed(split, sequences)
     if not 1 <= prime < FRAMES_IN_A_SEQUENCE:
-        raise ValueError(f"prime must be in 1..{FRAMES_IN_A_SEQUENCE - 1}, received {prime}")
+        raise ValueError(f"prime must be in 1..{FRAMES_IN_A_SEQUENCE - 1}; got {prime}")
     world = bouncing_ball_sequences(range(sequences), seed=seed)
     steps = max(TRACKED_STEPS)
     side = world.frames.shape[-1]

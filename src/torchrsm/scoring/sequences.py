@@ -77,7 +77,7 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
         ValueError: an argument is out of its range, or the predictor cannot work on frames of this shape.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, received {batch_size}")
+        raise ValueError(f"batch_size must be >= 1; got {batch_size}")
     dreams = []
     with torch.inference_mode(), evaluation_mode(predictor):
         for batch in frames.split(batch_size):
@@ -91,29 +91,27 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
 def check_sequences(frames: Tensor) -> None:
     """Raise a ValueError unless frames are ``[sequences, time, channels, height, width]`` in 0..1, time 2 or more."""
     if not isinstance(frames, Tensor):
-        raise ValueError(f"frames must be a torch.Tensor, received {type(frames).__name__}")
+        raise ValueError(f"frames must be a torch.Tensor; got {type(frames).__name__}")
     shape = list(frames.shape)
     if len(shape) != 5 or 0 in shape:
-        raise ValueError(f"frames must have the shape [sequences, time, channels, height, width], received {shape}")
+        raise ValueError(f"frames must have the shape [sequences, time, channels, height, width]; got {shape}")
     if shape[1] < 2:
-        raise ValueError(f"sequences must have >= 2 frames, because frame 1 is never scored, received {shape[1]}")
+        raise ValueError(f"sequences must have >= 2 frames, because frame 1 is never scored; got {shape[1]}")
     if not frames.is_floating_point():
-        raise ValueError(f"frames must be floating point in 0..1, received {frames.dtype}")
+        raise ValueError(f"frames must be floating point in 0..1; got {frames.dtype}")
     low, high = (float(value) for value in frames.aminmax())
     if not (low >= 0 and high <= 1):  # written so that NaN fails, too
-        raise ValueError(f"frames must lie in 0..1 and be finite, received values from {low:g} to {high:g}")
+        raise ValueError(f"frames must lie in 0..1 and be finite; got values from {low:g} to {high:g}")
 
 
 def _check_prediction(prediction: Tensor, frame: Tensor, index: int) -> None:
     expected, received = list(frame.shape), list(prediction.shape)
     if received != expected:
-        raise ValueError(
-            f"the prediction of frame {index} must have the shape {expected} of the frame, received {received}"
-        )
+        raise ValueError(f"the prediction of frame {index} must have the shape {expected} of the frame; got {received}")
     bad = int((~prediction.isfinite()).sum())
     if bad:
         raise ValueError(
-            f"the prediction of frame {index} must be finite, received {bad} NaN or infinite values "
+            f"the prediction of frame {index} must be finite; got {bad} NaN or infinite values "
             f"among the {prediction.numel()} of shape {received}"
         )
 

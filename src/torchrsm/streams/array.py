@@ -79,7 +79,7 @@ class FrameFile:
         file = ArrayFile(path)
         if not file.is_mapped and file.nbytes > _LARGEST_PACKED:
             raise ValueError(
-                f"{file.name} must unpack to at most {_LARGEST_PACKED} bytes, which stay in memory, received "
+                f"{file.name} must unpack to at most {_LARGEST_PACKED} bytes, which stay in memory; got "
                 f"{file.nbytes}: save it as .npy, which is read in parts"
             )
         self._frames = _OpenArray(file, layout)
@@ -145,7 +145,7 @@ class ArrayReader:
         self._frames, self._framing = frames, framing
         self._sequence = require_integer("sequence", sequence, 0, sequences - 1)
         if channels not in (1, 3):
-            raise ValueError(f"{frames.name} must have frames of 1 or 3 channels, received {channels}")
+            raise ValueError(f"{frames.name} must have frames of 1 or 3 channels; got {channels}")
         try:
             self._shape = framing.shape(height, width)
         except ValueError as error:
@@ -258,7 +258,7 @@ class _OpenArray:
         if layout is not None:
             require_layout(layout, len(stored))
         if 0 in stored:
-            raise ValueError(f"{self.name} must not be empty, received shape {list(stored)}")
+            raise ValueError(f"{self.name} must not be empty; got shape {list(stored)}")
         self._layout = infer_layout(self.name, stored) if layout is None else layout
         if self.dtype not in (np.uint8, np.bool_) and self.dtype.kind != "f":
             raise self._wrong_type()
@@ -310,7 +310,7 @@ class _OpenArray:
             if low >= 0 and high <= 255:
                 advice = "convert masks to bool" if high <= 1 else "convert to uint8 if 255 is white"
             hint = f" with values {low}..{high}: {advice}"
-        return ValueError(f"{self.name} must be floating-point in 0..1 or uint8 or bool, received {self.dtype}{hint}")
+        return ValueError(f"{self.name} must be floating-point in 0..1 or uint8 or bool; got {self.dtype}{hint}")
 
     def check_values(self, frames: NDArray[Any], sequence: int, time: int) -> None:
         """Raise a ValueError if frames from some sequence and time on, all axes given, are not all in 0..1."""
@@ -319,16 +319,14 @@ class _OpenArray:
         with np.errstate(invalid="ignore"):
             low, high = frames.min(), frames.max()
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError(
-                f"{self.name} must be finite, received {_first(frames, ~np.isfinite(frames), sequence, time)}"
-            )
+            raise ValueError(f"{self.name} must be finite; got {_first(frames, ~np.isfinite(frames), sequence, time)}")
         if low < 0 or high > 1:
             offender = _first(frames, (frames < 0) | (frames > 1), sequence, time)
             hint = ""
             if low >= 0:
                 hint = "; divide by 255 if 255 is white" if high <= 255 else "; divide by the value of white"
             raise ValueError(
-                f"{self.name} must be within 0..1, received minimum {low:g}, maximum {high:g}, first {offender}{hint}"
+                f"{self.name} must be within 0..1; got minimum {low:g}, maximum {high:g}, first {offender}{hint}"
             )
 
 
@@ -349,11 +347,11 @@ def _in_memory(source: Any) -> NDArray[Any]:
     except Exception as error:  # tensors of the device meta, ragged lists and objects fail in a dozen ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"frames must be a path, an array, a tensor or a nested list of one shape, received "
+            f"frames must be a path, an array, a tensor or a nested list of one shape; got "
             f"{type(source).__name__}: {reason}"
         ) from error
     if array.dtype.hasobject:
-        raise ValueError(f"frames must be an array of numbers, received {type(source).__name__} of Python objects")
+        raise ValueError(f"frames must be an array of numbers; got {type(source).__name__} of Python objects")
     return array
 
 

@@ -42,8 +42,7 @@ class ArrayFile:
         if not self._path.is_file():
             kind = "a folder" if self._path.is_dir() else "something else" if self._path.exists() else None
             raise ValueError(
-                f"{printable(self._path)} must be an existing .npy or .npz file, received "
-                f"{kind or 'nothing at that path'}"
+                f"{printable(self._path)} must be an existing .npy or .npz file; got {kind or 'nothing at that path'}"
             )
         self._member: zipfile.ZipInfo | None = None
         with self._typed_errors(), self._path.open("rb") as file:
@@ -55,7 +54,7 @@ class ArrayFile:
                         self._read_header(stream, self._member.file_size)
             else:
                 if self._key is not None:
-                    raise self._refusal(f"one array has no name, received {self._key!r}")
+                    raise self._refusal(f"one array has no name; got {self._key!r}")
                 file.seek(0)
                 self._read_header(file, self._path.stat().st_size)
 
@@ -106,7 +105,7 @@ class ArrayFile:
         if self._dtype.hasobject:
             raise self._refusal("it holds Python objects, which are never loaded")
         if self._dtype.fields is not None or self._dtype.subdtype is not None:
-            raise self._refusal(f"its array must be of numbers, received records of {self._dtype}")
+            raise self._refusal(f"its array must be of numbers; got records of {self._dtype}")
         promised = self.nbytes
         if min(self._shape, default=0) < 0 or self._offset + promised > size:
             raise self._refusal(f"its header tells of {promised} bytes of values, it holds {size - self._offset}")
@@ -123,12 +122,12 @@ class ArrayFile:
         if self._key is None and len(members) > 1 and "frames" not in members:
             first = next(iter(members))
             raise ValueError(
-                f"{self.name} must hold one array, or one named 'frames', received {list(members)}: choose one by its "
+                f"{self.name} must hold one array, or one named 'frames'; got {list(members)}: choose one by its "
                 f"name, such as {printable(self._path)}:{printable(first)}"
             )
         key = self._key or ("frames" if "frames" in members else next(iter(members)))
         if key not in members:
-            raise ValueError(f"{printable(self._path)} must hold an array named {key!r}, received {list(members)}")
+            raise ValueError(f"{printable(self._path)} must hold an array named {key!r}; got {list(members)}")
         return members[key]
 
     def _refusal(self, reason: str) -> ValueError:
@@ -146,7 +145,7 @@ class ArrayFile:
                 raise
             raise self._refusal("it ends too early, or is damaged") from error
         except MemoryError as error:
-            raise ValueError(f"{self.name} must fit into memory, received an array of {self._shape}") from error
+            raise ValueError(f"{self.name} must fit into memory; got an array of {self._shape}") from error
         except Exception as error:  # a broken file breaks the parsers of zip, zlib and npy in a dozen ways
             if isinstance(error, ValueError) and str(error).startswith((self.name, printable(self._path))):
                 raise

@@ -199,7 +199,7 @@ def bouncing_ball_sequences(
     else:
         chosen = [require_integer("sequences: each number", number, 0, _LARGEST) for number in sequences]
         if not chosen:
-            raise ValueError("sequences must have at least one number, received none")
+            raise ValueError("sequences must have at least one number; got none")
     start, velocities = _place(np.uint64(seed), np.array(chosen, dtype=np.int64), int(balls), float(radius))
     simulated = simulate_balls(start, velocities, sequence_length, radius=radius)
     frames = render_balls(simulated[0], radius=radius, resolution=resolution)
@@ -232,8 +232,8 @@ def simulate_balls(
     velocity = np.asarray(velocities).astype(np.float64, order="C")
     if position.ndim != 3 or position.shape[2] != 2 or position.shape != velocity.shape:
         raise ValueError(
-            "positions and velocities must both be [worlds, balls, 2], "
-            f"received {list(position.shape)} and {list(velocity.shape)}"
+            "positions and velocities must both be [worlds, balls, 2]; "
+            f"got {list(position.shape)} and {list(velocity.shape)}"
         )
     worlds, balls, _ = position.shape
     all_positions = np.empty((worlds, frames, balls, 2))
@@ -266,9 +266,9 @@ def render_balls(positions: Tensor | FloatArray, *, radius: float = 1.2, resolut
     require_integer("resolution", resolution, 4)
     centres = np.asarray(positions).astype(np.float64, order="C")
     if centres.ndim < 2 or centres.shape[-1] != 2:
-        raise ValueError(f"positions must be [..., balls, 2], received {list(centres.shape)}")
+        raise ValueError(f"positions must be [..., balls, 2]; got {list(centres.shape)}")
     if not np.isfinite(centres).all():
-        raise ValueError("positions must be finite, received NaN or infinity")
+        raise ValueError("positions must be finite; got NaN or infinity")
     *leading, balls, _ = centres.shape
     frames = torch.zeros(*leading, 1, resolution, resolution, dtype=torch.float32)
     _render(centres.reshape(-1, balls, 2), float(radius), frames.numpy().reshape(-1, resolution, resolution))
@@ -277,7 +277,7 @@ def render_balls(positions: Tensor | FloatArray, *, radius: float = 1.2, resolut
 
 def _check_radius(radius: float) -> None:
     if isinstance(radius, bool) or not isinstance(radius, int | float | np.number) or not 0 < radius < BOX / 2:
-        raise ValueError(f"radius must be a number above 0 and below {BOX / 2:g}, received {radius!r}")
+        raise ValueError(f"radius must be a number above 0 and below {BOX / 2:g}; got {radius!r}")
 
 
 def _check_world(balls: int, radius: float, resolution: int, sequence_length: int, seed: int) -> None:

@@ -50,16 +50,16 @@ class ClipStream:
         self._seed = require_integer("seed", seed, 0, _LARGEST)
         self._clips = [_require_clip(number, clip) for number, clip in enumerate(clips)]
         if not self._clips:
-            raise ValueError("clips must hold one or more, received none")
+            raise ValueError("clips must hold one or more; got none")
         for number, clip in enumerate(self._clips):
             if clip.shape[1:] != self._clips[0].shape[1:]:
                 raise ValueError(
-                    f"clips must all be [time, {', '.join(map(str, self._clips[0].shape[1:]))}] as the first, "
-                    f"received {list(clip.shape)} as clip {number}"
+                    f"clips must all be [time, {', '.join(map(str, self._clips[0].shape[1:]))}] as the first; "
+                    f"got {list(clip.shape)} as clip {number}"
                 )
         if all(len(clip) < 2 for clip in self._clips):
             raise ValueError(
-                "clips must hold a frame that follows another, to learn from, received "
+                "clips must hold a frame that follows another, to learn from; got "
                 + ("a single frame" if len(self._clips) == 1 else f"{len(self._clips)} clips of a single frame each")
             )
         self._ends = np.cumsum([len(clip) for clip in self._clips])
@@ -148,7 +148,7 @@ def _require_clip(number: int, clip: Clip | Tensor) -> Clip:
     array = clip.detach().cpu().numpy() if isinstance(clip, Tensor) else np.asarray(clip)
     if array.ndim != 4 or array.dtype != np.uint8 or array.size == 0:
         raise ValueError(
-            f"clips must be uint8 [time, channels, height, width], none of them 0, received {array.dtype} "
+            f"clips must be uint8 [time, channels, height, width], none of them 0; got {array.dtype} "
             f"{list(array.shape)} as clip {number}"
         )
     return array

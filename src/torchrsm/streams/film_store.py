@@ -83,11 +83,11 @@ class ClipOnDisk:
         if isinstance(index, slice):
             first, last, step = index.indices(len(self))
             if step != 1:
-                raise ValueError(f"a clip on disk is cut in steps of 1, received {step}")
+                raise ValueError(f"a clip on disk is cut in steps of 1; got {step}")
             return ClipOnDisk(self._file, self._frame_shape, self._first + first, self._first + max(first, last))
         index = int(index)
         if not -len(self) <= index < len(self):
-            raise IndexError(f"time must be in {-len(self)}..{len(self) - 1}, received {index}")
+            raise IndexError(f"time must be in {-len(self)}..{len(self) - 1}; got {index}")
         size = int(np.prod(self._frame_shape))
         place = (self._first + index % len(self)) * size
         content = self._file.read(place, size)

@@ -127,7 +127,7 @@ class VideoReader:
             clock = self._clock()
             first = next(self._decoded(container, stream, PixelBudget(self._path, self._max_pixels), clock), None)
             if first is None:
-                raise ValueError(f"{self._name} must be a video, received one without a frame that can be decoded")
+                raise ValueError(f"{self._name} must be a video; got one without a frame that can be decoded")
             self._origin = clock.origin
             picture = self._upright(first[1], VideoReformatter())
         self._damage: list[Gap] = []
@@ -356,7 +356,7 @@ def require_rate(frames_per_second: float) -> Fraction:
     """Return a rate, exactly, or raise a ValueError if it is not a number above 0 and at most 1000."""
     number = isinstance(frames_per_second, int | float | Fraction) and not isinstance(frames_per_second, bool)
     if not number or not 0.001 <= frames_per_second <= MAX_RATE:
-        raise ValueError(f"frames_per_second must be a number in 0.001..{MAX_RATE}, received {frames_per_second!r}")
+        raise ValueError(f"frames_per_second must be a number in 0.001..{MAX_RATE}; got {frames_per_second!r}")
     return Fraction(frames_per_second).limit_denominator(100_000)
 
 
@@ -381,7 +381,7 @@ def _open_container(path: Path, file: BinaryIO) -> InputContainer:
         file.seek(0)
         head = file.read(12)
         received = f"one that begins with {head!r}" if head else "an empty file"
-        raise ValueError(f"{printable(path)} must be a complete video file ({_KINDS}), received {received}") from error
+        raise ValueError(f"{printable(path)} must be a complete video file ({_KINDS}); got {received}") from error
     return container
 
 
@@ -393,10 +393,10 @@ def _video_stream(path: Path, container: InputContainer) -> av.VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
-        raise ValueError(f"{printable(path)} must have a video in it, received {' and '.join(kinds)} only")
+        raise ValueError(f"{printable(path)} must have a video in it; got {' and '.join(kinds)} only")
     stream = streams[0]
     if stream.codec_context is None:  # where there is no decoder, whatever its type says
-        raise ValueError(f"{printable(path)} must be of a codec that FFmpeg can decode, received an unknown one")
+        raise ValueError(f"{printable(path)} must be of a codec that FFmpeg can decode; got an unknown one")
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_SIDE * MAX_SIDE)}
     return stream
@@ -516,9 +516,9 @@ def _require_times(start: float, end: float | None) -> tuple[Fraction, Fraction 
     for name, value in (("start", start), ("end", end)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (name == "end" and value is None) and not (number and value is not None and 0 <= value < math.inf):
-            raise ValueError(f"{name} must be a number of seconds, 0 or more, received {value!r}")
+            raise ValueError(f"{name} must be a number of seconds, 0 or more; got {value!r}")
     if end is not None and not end > start:
-        raise ValueError(f"end must be above start = {start:g}, received {end:g}")
+        raise ValueError(f"end must be above start = {start:g}; got {end:g}")
     microseconds = 1_000_000
     return (
         Fraction(start).limit_denominator(microseconds),

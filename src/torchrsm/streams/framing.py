@@ -47,11 +47,11 @@ class Framing:
             if size is not None:
                 require_integer(name, size, 1, MAX_SIDE)
         if type(self.channels) is not int or self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (colour), received {self.channels!r}")
+            raise ValueError(f"channels must be 1 (grey) or 3 (colour); got {self.channels!r}")
         if self.crop is None or (isinstance(self.crop, str) and self.crop == "square"):
             return
         if not isinstance(self.crop, tuple | list) or len(self.crop) != 4:
-            raise ValueError(f"crop must be None, 'square' or (top, left, height, width), received {self.crop!r}")
+            raise ValueError(f"crop must be None, 'square' or (top, left, height, width); got {self.crop!r}")
         for name, value, low in zip(("top", "left", "height", "width"), self.crop, (0, 0, 1, 1), strict=True):
             require_integer(f"crop: {name}", value, low)
 
@@ -68,7 +68,7 @@ class Framing:
         if new_width is None:
             new_width = cut_width if self.height is None else max(1, round(cut_width * new_height / cut_height))
         if max(new_height, new_width) > MAX_SIDE:
-            raise ValueError(f"frames must be at most {MAX_SIDE} pixels a side, received {new_height} x {new_width}")
+            raise ValueError(f"frames must be at most {MAX_SIDE} pixels a side; got {new_height} x {new_width}")
         return (self.channels, new_height, new_width)
 
     def frame(self, picture: NDArray[np.uint8], shape: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
@@ -101,7 +101,7 @@ class Framing:
         top, left, cut_height, cut_width = self.crop
         if top + cut_height > height or left + cut_width > width:
             raise ValueError(
-                f"crop must be inside of the picture, {height} x {width} (height x width), received (top, left, "
+                f"crop must be inside of the picture, {height} x {width} (height x width); got (top, left, "
                 f"height, width) = {tuple(self.crop)}"
             )
         return (top, left, cut_height, cut_width)
@@ -118,9 +118,7 @@ class PixelBudget:
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             # FFmpeg tells no size at all of a picture above the limit that it was given.
             size = f"{height} x {width} (height x width)" if min(height, width) > 0 else "none or larger ones"
-            raise ValueError(
-                f"{printable(self._path)} must have pictures of 1 to {MAX_SIDE} pixels a side, received {size}"
-            )
+            raise ValueError(f"{printable(self._path)} must have pictures of 1 to {MAX_SIDE} pixels a side; got {size}")
 
     def spend(self, height: int, width: int, pictures: int = 1) -> None:
         """Count some pictures of one size; raise a ValueError when they are too large, or too many pixels in all."""
@@ -129,6 +127,6 @@ class PixelBudget:
         if self._max_pixels is not None and self._spent > self._max_pixels:
             what = f"{pictures} pictures" if pictures > 1 else "pictures"
             raise ValueError(
-                f"{printable(self._path)} must have at most {self._max_pixels} pixels in all (max_pixels), received "
+                f"{printable(self._path)} must have at most {self._max_pixels} pixels in all (max_pixels); got "
                 f"more: {what} of {height} x {width} (height x width)"
             )

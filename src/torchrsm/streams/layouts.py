@@ -29,10 +29,10 @@ def require_layout(layout: str, dimensions: int | None = None) -> str:
     if not known or len(set(layout)) != len(layout) or not {"h", "w"} <= set(layout):
         raise ValueError(
             "layout must have a letter for each axis of the array (n sequence, t time, c channel, h row, w column), "
-            f"each at most once, h and w always, such as nthw or thwc, received {layout!r}"
+            f"each at most once, h and w always, such as nthw or thwc; got {layout!r}"
         )
     if dimensions is not None and len(layout) != dimensions:
-        raise ValueError(f"layout {layout!r} names {len(layout)} axes, received an array of {dimensions}")
+        raise ValueError(f"layout {layout!r} names {len(layout)} axes; got an array of {dimensions}")
     return layout
 
 
@@ -54,7 +54,7 @@ def infer_layout(name: str, shape: Sequence[int]) -> str:
     if len(shape) not in (3, 4, 5):
         raise ValueError(
             f"{name} must have 3 to 5 axes, as [time, height, width] or [sequences, time, channels, height, width]; or "
-            f"say what they are with layout (--layout), such as hw for one picture; received shape {list(shape)}"
+            f"say what they are with layout (--layout), such as hw for one picture; got shape {list(shape)}"
         )
     choices = _of_three(*shape) if len(shape) == 3 else _of_four(*shape) if len(shape) == 4 else _of_five(*shape)
     if len(choices) > 1:

@@ -155,7 +155,7 @@ def moving_mnist_sequences(
     else:
         numbers = [require_integer("sequences: each number", number, 0, _LARGEST) for number in sequences]
     if not len(numbers):
-        raise ValueError("sequences must hold one number or more, received none")
+        raise ValueError("sequences must hold one number or more; got none")
     world = _World(digits, resolution, sequence_length, seed, split, deterministic)
     made = (world.sequence(number) for number in numbers)
     frames = np.stack([np.stack([one.frame(time) for time in range(sequence_length)]) for one in made])
@@ -267,7 +267,7 @@ def _checked(
     digits: int, resolution: int, sequence_length: int, seed: int, split: str, deterministic: bool
 ) -> dict[str, Any]:
     if split not in _SPLITS:
-        raise ValueError(f"split must be one of {', '.join(_SPLITS)}, received {split!r}")
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)}; got {split!r}")
     return {
         "digits": require_integer("digits", digits, 1, 10),
         "resolution": require_integer("resolution", resolution, 16, 1024),

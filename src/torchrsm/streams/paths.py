@@ -19,11 +19,11 @@ def printable(path: str | Path) -> str:
 def require_local(path: str | Path) -> Path:
     """Return a path, or raise a ValueError if it is the address of something on a network."""
     if not isinstance(path, str | Path):
-        raise ValueError(f"a path must be a str or a Path, received {type(path).__name__}")
+        raise ValueError(f"a path must be a str or a Path; got {type(path).__name__}")
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(path)):
-        raise ValueError(f"the path of a file on this computer is needed, received the address {printable(path)!r}")
+        raise ValueError(f"the path of a file on this computer is needed; got the address {printable(path)!r}")
     if "\0" in str(path):
-        raise ValueError(f"a path must not hold a zero byte, received {str(path)!r}")
+        raise ValueError(f"a path must not hold a zero byte; got {str(path)!r}")
     return Path(path)
 
 
@@ -31,11 +31,11 @@ def require_file(path: str | Path) -> Path:
     """Return the path of an existing file, or raise a FileNotFoundError, an IsADirectoryError or a ValueError."""
     path = require_local(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{printable(path)} must be a file, received a folder")
+        raise IsADirectoryError(f"{printable(path)} must be a file; got a folder")
     if not path.exists():
-        raise FileNotFoundError(f"{printable(path)} must be an existing file, received {_nothing(path)}")
+        raise FileNotFoundError(f"{printable(path)} must be an existing file; got {_nothing(path)}")
     if not path.is_file():
-        raise ValueError(f"{printable(path)} must be a file, received a device or a pipe")
+        raise ValueError(f"{printable(path)} must be a file; got a device or a pipe")
     return path
 
 
@@ -43,9 +43,9 @@ def require_folder(path: str | Path) -> Path:
     """Return the path of an existing folder, or raise a FileNotFoundError or a NotADirectoryError."""
     path = require_local(path)
     if not path.exists():
-        raise FileNotFoundError(f"{printable(path)} must be an existing folder, received {_nothing(path)}")
+        raise FileNotFoundError(f"{printable(path)} must be an existing folder; got {_nothing(path)}")
     if not path.is_dir():
-        raise NotADirectoryError(f"{printable(path)} must be a folder, received a file")
+        raise NotADirectoryError(f"{printable(path)} must be a folder; got a file")
     return path
 
 
@@ -63,7 +63,7 @@ def files_with_suffix(folder: Path, suffixes: Iterable[str]) -> list[Path]:
         if path.name.startswith(".") or path.suffix.lower() not in chosen:
             continue
         if path.is_symlink() and not path.exists():
-            raise FileNotFoundError(f"{printable(path)} must be an existing file, received {_nothing(path)}")
+            raise FileNotFoundError(f"{printable(path)} must be an existing file; got {_nothing(path)}")
         if path.is_file():
             found.append(path)
     return in_natural_order(found)

@@ -115,7 +115,7 @@ class PictureFile:
             if self._image.mode.startswith(("I", "F")):
                 return self._deep_pixels()
             if self._white is not None and self._white != self._own_white():
-                raise ValueError(f"white is for grey of more than 8 bits, received {self._white:g} for other pixels")
+                raise ValueError(f"white is for grey of more than 8 bits; got {self._white:g} for other pixels")
             if self._is_16_bit() and isinstance(self._image.info.get("transparency"), tuple):
                 raise ValueError("colours of 16 bits are not read when one of them is transparent")
             self._image.load()

@@ -70,7 +70,7 @@ class ImageFolderReader:
         self._paths = picture_files(self._folder)
         if not self._paths:
             raise ValueError(
-                f"{printable(self._folder)} must have pictures in it ({' '.join(PICTURE_SUFFIXES)}), received none"
+                f"{printable(self._folder)} must have pictures in it ({' '.join(PICTURE_SUFFIXES)}); got none"
             )
         shapes = [self._check(path, budget) for path in self._paths]
         self._shape = shapes[0]
@@ -80,7 +80,7 @@ class ImageFolderReader:
             if not same_aspect and not (height and width):
                 raise ValueError(
                     f"{printable(path)} must have the shape of {printable(self._paths[0].name)}, which gives "
-                    f"{first_height} x {first_width}, received {one_height} x {one_width} (height x width); set height "
+                    f"{first_height} x {first_width}; got {one_height} x {one_width} (height x width); set height "
                     "and width, or crop"
                 )
         self._refuse_dark_ones()
@@ -116,7 +116,7 @@ class ImageFolderReader:
         with PictureFile(path, self._white) as file:
             if file.count > 1:
                 raise ValueError(
-                    f"{printable(self._folder)} must have single pictures in it, received the animation "
+                    f"{printable(self._folder)} must have single pictures in it; got the animation "
                     f"{printable(path.name)} of {file.count}; animations are films: keep them in a folder of their own"
                 )
             height, width = file.size(0)
@@ -179,20 +179,19 @@ class AnimationReader:
             self._count, self._has_times = file.count, file.has_times
             if self._count == 1:
                 raise ValueError(
-                    f"{printable(self._path)} must be an animation or a film, received a single picture; a folder of "
+                    f"{printable(self._path)} must be an animation or a film; got a single picture; a folder of "
                     "pictures is a film"
                 )
             if self._rate is not None and not self._has_times:
                 raise ValueError(
-                    f"frames_per_second must be None for a TIFF, which has no rate, received it for "
-                    f"{printable(self._path)}"
+                    f"frames_per_second must be None for a TIFF, which has no rate; got it for {printable(self._path)}"
                 )
             size = file.size(0)
             budget.spend(*size, pictures=self._count)
             for number in range(1, self._count):
                 if (other := file.size(number)) != size:
                     raise ValueError(
-                        f"{printable(self._path)} must have pictures of one size, received {size[0]} x {size[1]} first "
+                        f"{printable(self._path)} must have pictures of one size; got {size[0]} x {size[1]} first "
                         f"and {other[0]} x {other[1]} (height x width) as number {number}"
                     )
             if file.is_dark_16_bit(0) and (self._has_times or file.is_dark_16_bit(self._count - 1)):

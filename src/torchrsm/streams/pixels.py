@@ -19,7 +19,7 @@ def require_white(white: float | None) -> float | None:
         return None
     number = isinstance(white, int | float | np.integer | np.floating) and not isinstance(white, bool)
     if not number or not math.isfinite(white) or white <= 0:
-        raise ValueError(f"white must be a number above 0, or None for what the picture tells, received {white!r}")
+        raise ValueError(f"white must be a number above 0, or None for what the picture tells; got {white!r}")
     return white
 
 
@@ -59,11 +59,11 @@ def deep_bytes(
     """
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("pixels must be finite, received NaN or infinity")
+        raise ValueError("pixels must be finite; got NaN or infinity")
     if white is None:
-        raise ValueError(f"nothing tells which value is white, received {low:g}..{high:g}: {_WHITE_IN_MESSAGE}")
+        raise ValueError(f"nothing tells which value is white; got {low:g}..{high:g}: {_WHITE_IN_MESSAGE}")
     if low < 0 or high > white:
-        raise ValueError(f"pixels must be within 0..{white:g}, received {low:g}..{high:g}: {_WHITE_IN_MESSAGE}")
+        raise ValueError(f"pixels must be within 0..{white:g}; got {low:g}..{high:g}: {_WHITE_IN_MESSAGE}")
     if values.dtype.kind == "f" or white != int(white):
         scaled = np.rint(values.astype(np.float64) * (255 / white))
     else:

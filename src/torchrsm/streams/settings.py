@@ -187,7 +187,7 @@ def _learned_clips(config: VideoConfig) -> list[Clip]:
     )
     if all(len(clip) < LEAST_FRAMES for clip in clips):
         raise ValueError(
-            f"{printable(config.path)} must leave {LEAST_FRAMES} frames in a row or more to learn from, received "
+            f"{printable(config.path)} must leave {LEAST_FRAMES} frames in a row or more to learn from; got "
             f"{max(len(clip) for clip in clips)} with {setting}"
         )
     return clips

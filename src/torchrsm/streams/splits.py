@@ -38,14 +38,14 @@ FRAMES_IN_A_SEQUENCE = 100
 
 def _check_split(split: str) -> None:
     if split not in get_args(Split):
-        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, received {split!r}")
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}")
 
 
 def split_seed(split: Split, sequences: int) -> int:
     """Return the seed of the fixed sequences, after a check of both."""
     _check_split(split)
     if sequences < 1:
-        raise ValueError(f"sequences must be >= 1, received {sequences}")
+        raise ValueError(f"sequences must be >= 1; got {sequences}")
     return TEST_SEED if split == "test" else VALIDATION_SEED
 
 
@@ -126,7 +126,7 @@ def _end_of_videos(config: VideoConfig, split: Split, sequences: int) -> Tensor:
     ends = [max(stretches, key=len) for stretches in load_parts(readers, part, _MAX_BYTES, setting)]
     for (name, _), end in zip(readers, ends, strict=True):
         if len(end) < 2:
-            raise ValueError(f"{setting} must leave 2 frames in a row of each clip, received {len(end)}: {name}")
+            raise ValueError(f"{setting} must leave 2 frames in a row of each clip; got {len(end)}: {name}")
     length = min(len(end) for end in ends)
     return torch.from_numpy(np.stack([end[:length] for end in ends])).float() / 255
 

@@ -87,7 +87,7 @@ def check_stream(stream: Stream, steps: int = 250) -> None:
     middle = _saved_position(stream)
     played = first_half + _play(stream, steps - len(first_half), len(first_half))
     if not played:
-        raise ValueError("check_stream: the stream must have at least one batch, received none")
+        raise ValueError("check_stream: the stream must have at least one batch; got none")
     previous = None
     for number, (batch, digest) in enumerate(played):
         if _digest(batch) != digest:
@@ -151,7 +151,7 @@ def require_settings(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> N
     for name, value in settings.items():
         if name not in saved or saved[name] != value:
             received = repr(saved[name]) if name in saved else "nothing"
-            raise ValueError(f"saved position: {name} must be {value!r} as in this stream, received {received}")
+            raise ValueError(f"saved position: {name} must be {value!r} as in this stream; got {received}")
     if unknown := sorted(set(saved) - set(settings)):
         raise ValueError(f"saved position: unknown entries {unknown}")
 
@@ -161,14 +161,14 @@ def require_integer(name: str, value: Any, low: int, high: int | None = None) ->
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not integer or value < low or (high is not None and value > high):
         bounds = f"of at least {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{name} must be an integer {bounds}, received {value!r}")
+        raise ValueError(f"{name} must be an integer {bounds}; got {value!r}")
     return int(value)
 
 
 def require_boolean(name: str, value: Any) -> bool:
     """Return ``value``, or raise a ValueError if it is not True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, received {value!r}")
+        raise ValueError(f"{name} must be True or False; got {value!r}")
     return value
 
 
@@ -176,7 +176,7 @@ def _check_shape(stream: Stream) -> None:
     require_integer("check_stream: batch_size", stream.batch_size, 1)
     shape = stream.frame_shape
     if not isinstance(shape, tuple) or len(shape) != 3:
-        raise ValueError(f"check_stream: frame_shape must be (channels, height, width), received {shape!r}")
+        raise ValueError(f"check_stream: frame_shape must be (channels, height, width); got {shape!r}")
     for name, size in zip(("channels", "height", "width"), shape, strict=True):
         require_integer(f"check_stream: frame_shape: {name}", size, 1)
 
@@ -188,7 +188,7 @@ def _saved_position(stream: Stream) -> str:
         raise ValueError(f"check_stream: state_dict must be ready for JSON: {error}") from error
     if len(position) > MAX_STATE_BYTES:
         raise ValueError(
-            f"check_stream: state_dict must take at most {MAX_STATE_BYTES} bytes of JSON, received {len(position)}"
+            f"check_stream: state_dict must take at most {MAX_STATE_BYTES} bytes of JSON; got {len(position)}"
         )
     return position
 
@@ -216,24 +216,24 @@ def _digest(batch: StreamBatch) -> bytes:
 def _check_batch(number: int, batch: StreamBatch, shape: tuple[int, int, int, int]) -> None:
     where = f"check_stream: batch {number}:"
     if not isinstance(batch, StreamBatch):
-        raise ValueError(f"{where} must be a StreamBatch, received {type(batch).__name__}")
+        raise ValueError(f"{where} must be a StreamBatch; got {type(batch).__name__}")
     expected = {"frames": (shape, torch.float32), "starts": (shape[:1], torch.bool), "index": (shape[:1], torch.int64)}
     for name, (expected_shape, dtype) in expected.items():
         value = getattr(batch, name)
         if not isinstance(value, Tensor):
-            raise ValueError(f"{where} {name} must be a tensor, received {type(value).__name__}")
+            raise ValueError(f"{where} {name} must be a tensor; got {type(value).__name__}")
         if tuple(value.shape) != expected_shape or value.dtype != dtype:
             raise ValueError(
-                f"{where} {name} must be {dtype} of shape {expected_shape}, "
-                f"received {value.dtype} of shape {tuple(value.shape)}"
+                f"{where} {name} must be {dtype} of shape {expected_shape}; "
+                f"got {value.dtype} of shape {tuple(value.shape)}"
             )
     if not bool(torch.isfinite(batch.frames).all()):
-        raise ValueError(f"{where} frames must be finite, received NaN or infinity")
+        raise ValueError(f"{where} frames must be finite; got NaN or infinity")
     low, high = float(batch.frames.min()), float(batch.frames.max())
     if low < 0 or high > 1:
-        raise ValueError(f"{where} frames must be within 0..1, received {low:g}..{high:g}")
+        raise ValueError(f"{where} frames must be within 0..1; got {low:g}..{high:g}")
     if int(batch.index.min()) < 0:
-        raise ValueError(f"{where} index must be 0 or more, received {int(batch.index.min())}")
+        raise ValueError(f"{where} index must be 0 or more; got {int(batch.index.min())}")
 
 
 def _check_starts(number: int, batch: StreamBatch, previous: StreamBatch | None) -> None:
@@ -241,6 +241,4 @@ def _check_starts(number: int, batch: StreamBatch, previous: StreamBatch | None)
     missing = torch.nonzero(must_start & ~batch.starts).flatten().tolist()
     if missing:
         why = "on the first batch" if previous is None else "where the index changes"
-        raise ValueError(
-            f"check_stream: batch {number}: starts must be true {why}, received false at element {missing[0]}"
-        )
+        raise ValueError(f"check_stream: batch {number}: starts must be true {why}; got false at element {missing[0]}")

@@ -67,7 +67,7 @@ def refuse_misread(page: TiffPage, mode: str, big_endian: bool) -> None:
     if mode in ("I", "F") and big_endian and page.is_packed:
         raise ValueError(f"big-endian pixels of {page.bits} bits are not read when packed: save it without compression")
     if page.bits <= 8 and not page.is_unsigned:
-        raise ValueError("pixels must be 0 or more, received signed ones of 8 bits")
+        raise ValueError("pixels must be 0 or more; got signed ones of 8 bits")
     if page.bits > 8 and page.is_planar and mode not in ("I", "F") and not mode.startswith("I;16"):
         raise ValueError(f"colours of {page.bits} bits are not read when each is stored by itself: save them together")
 
@@ -87,7 +87,7 @@ def refuse_channels_as_pages(page: TiffPage, mode: str) -> None:
         channels = 1  # OME counts the colours of a pixel
     if channels > 1 or (depths > 1 and times > 1):
         raise ValueError(
-            f"pages must be the times of a film, received {channels} channels, {depths} depths and {times} times: save "
+            f"pages must be the times of a film; got {channels} channels, {depths} depths and {times} times: save "
             "one channel at one depth"
         )
 

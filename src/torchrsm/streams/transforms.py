@@ -27,12 +27,12 @@ class Pad:
 
     def __init__(self, stream: Stream, margin: int, value: float = 0.5) -> None:
         if not isinstance(stream, Stream):
-            raise ValueError(f"stream must be a stream of frames, received {type(stream).__name__}")
+            raise ValueError(f"stream must be a stream of frames; got {type(stream).__name__}")
         self._stream = stream
         self._margin = require_integer("margin", margin, 0, _WIDEST)
         number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:
-            raise ValueError(f"value must be a number in 0..1, received {value!r}")
+            raise ValueError(f"value must be a number in 0..1; got {value!r}")
         self._value = float(value)
 
     @property
@@ -64,9 +64,9 @@ class Pad:
             ValueError: the position is not one of a stream with the same border and the same stream inside.
         """
         if not isinstance(state, Mapping):
-            raise ValueError(f"saved position: must be a mapping, received {state!r}")
+            raise ValueError(f"saved position: must be a mapping; got {state!r}")
         expected = {"stream": "Pad", "margin": self._margin, "value": self._value}
         require_settings({name: entry for name, entry in state.items() if name != "padded"}, expected)
         if not isinstance(state.get("padded"), Mapping):
-            raise ValueError(f"saved position: padded must be a position, received {state.get('padded')!r}")
+            raise ValueError(f"saved position: padded must be a position; got {state.get('padded')!r}")
         self._stream.load_state_dict(state["padded"])

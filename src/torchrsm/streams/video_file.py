@@ -149,7 +149,7 @@ def open_clips(
     options = _Options(Framing(height, width, crop, channels), frames_per_second, layout, white)
     paths = [path] if isinstance(path, str | Path) else list(path)
     if not paths:
-        raise ValueError("path must be a path or several, received none")
+        raise ValueError("path must be a path or several; got none")
     return [clip for one in paths for clip in _open_one(one, options)]
 
 
@@ -326,7 +326,7 @@ class _Options:
         """Refuse settings that would have no effect."""
         for name in names:
             if (value := getattr(self, name)) is not None:
-                raise ValueError(f"{name} must be None for {what}, received {value!r} for {printable(path)}")
+                raise ValueError(f"{name} must be None for {what}; got {value!r} for {printable(path)}")
 
 
 def _open_one(path: str | Path, options: _Options) -> list[tuple[str, Reader]]:
@@ -351,7 +351,7 @@ def _open_folder(path: Path, options: _Options) -> list[tuple[str, Reader]]:
         pictures, films = [], in_natural_order([*pictures, *films])
     if pictures and films:
         raise ValueError(
-            f"{printable(path)} must be a folder of pictures or of films, received both: "
+            f"{printable(path)} must be a folder of pictures or of films; got both: "
             f"{printable(pictures[0].name)}, {printable(films[0].name)}"
         )
     if pictures:
@@ -359,7 +359,7 @@ def _open_folder(path: Path, options: _Options) -> list[tuple[str, Reader]]:
         options.refuse(path, "a folder of pictures", "layout")
         return [(printable(path), ImageFolderReader(path, white=options.white, **options.size))]
     if not films:
-        raise ValueError(f"{printable(path)} must be a folder with films or pictures in it, received one with neither")
+        raise ValueError(f"{printable(path)} must be a folder with films or pictures in it; got one with neither")
     return [_open_film(film, options) for film in films]
 
 
@@ -380,7 +380,7 @@ def _check_shapes(readers: Sequence[tuple[str, Reader]]) -> tuple[list[str], tup
     for name, reader in readers:
         if reader.frame_shape != first.frame_shape:
             raise ValueError(
-                f"clips must have frames of one shape, received {list(first.frame_shape)} of {first_name} and "
+                f"clips must have frames of one shape; got {list(first.frame_shape)} of {first_name} and "
                 f"{list(reader.frame_shape)} of {name}; set height and width, or crop"
             )
     return [name for name, _ in readers], first.frame_shape
@@ -393,7 +393,7 @@ def _expected_bytes(readers: Sequence[tuple[str, Reader]]) -> int:
 def _require_frames(part: PartOf, count: int, setting: str, name: str) -> tuple[int, int]:
     first, last = part(count)
     if first >= last:
-        raise ValueError(f"{setting} must leave a frame of each clip, received a clip of {count} frames: {name}")
+        raise ValueError(f"{setting} must leave a frame of each clip; got a clip of {count} frames: {name}")
     return first, last
 
 
@@ -407,19 +407,18 @@ def _too_large(names: Sequence[str], expected: int | None, max_bytes: int) -> st
     received = "more" if expected is None else f"about {expected}"
     more = "" if len(names) == 1 else f" and {len(names) - 1} more"
     return (
-        f"{names[0]}{more} must decode to at most {max_bytes} bytes of frames (max_bytes), received {received}; "
-        f"{_SMALLER}"
+        f"{names[0]}{more} must decode to at most {max_bytes} bytes of frames (max_bytes); got {received}; {_SMALLER}"
     )
 
 
 def _by_shares(part: Part) -> tuple[PartOf, str]:
     """Return what a part given as shares is of a clip of any length, and its name for messages."""
     if not isinstance(part, tuple | list) or len(part) != 2:
-        raise ValueError(f"part must be (from, to), received {part!r}")
+        raise ValueError(f"part must be (from, to); got {part!r}")
     for share in part:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ValueError(f"part must be shares in 0..1, received {part!r}")
+            raise ValueError(f"part must be shares in 0..1; got {part!r}")
     low, high = part
     if not low < high:
-        raise ValueError(f"part must end after it begins, received {part!r}")
+        raise ValueError(f"part must end after it begins; got {part!r}")
     return lambda count: (round(low * count), round(high * count)), f"part {low:g}..{high:g}"

@@ -128,7 +128,7 @@ class Webcam:
             ValueError: the position is one of another stream.
         """
         if dict(state) != self.state_dict():
-            raise ValueError(f"saved position must be {self.state_dict()}, received {dict(state)}")
+            raise ValueError(f"saved position must be {self.state_dict()}; got {dict(state)}")
 
     def __enter__(self) -> Self:
         return self

@@ -253,12 +253,12 @@ def checked_images(frames: Tensor, geometry: WorldGeometry, name: str = "frames"
     if len(shape) not in (4, 5) or 0 in shape or shape[-3:] != [1, side, side]:
         raise ValueError(
             f"{name} must have the shape [n, t, 1, {side}, {side}] or [t, 1, {side}, {side}], none of them 0; "
-            f"received {shape}"
+            f"got {shape}"
         )
     if not frames.is_floating_point():
-        raise ValueError(f"{name} must be floating point in 0..1, received {frames.dtype}")
+        raise ValueError(f"{name} must be floating point in 0..1; got {frames.dtype}")
     low, high = (float(value) for value in frames.aminmax())
     if not (low >= 0 and high <= 1):  # written so that NaN fails
-        raise ValueError(f"{name} must lie in 0..1 and be finite, received values from {low:g} to {high:g}")
+        raise ValueError(f"{name} must lie in 0..1 and be finite; got values from {low:g} to {high:g}")
     images: NDArray[np.float32] = frames.detach().cpu().float().contiguous().numpy()
     return images.reshape(-1, shape[-4], side, side)

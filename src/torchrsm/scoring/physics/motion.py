@@ -255,8 +255,8 @@ def tracked_error(detections: Detections, truth: Detections, geometry: WorldGeom
     """
     if detections.counts.shape != truth.counts.shape:
         raise ValueError(
-            "detections and truth must have the same sequences and frames [n, t], "
-            f"received {list(detections.counts.shape)} and {list(truth.counts.shape)}"
+            "detections and truth must have the same sequences and frames [n, t]; "
+            f"got {list(detections.counts.shape)} and {list(truth.counts.shape)}"
         )
     balls = _complete(detections, geometry)
     distance: FloatArray = np.linalg.norm(balls - _matched(balls, _complete(truth, geometry)), axis=-1).mean(axis=-1)
@@ -335,7 +335,7 @@ def _velocity_changes(tracks: FloatArray, geometry: WorldGeometry) -> tuple[Bool
 
 def _displacements(tracks: FloatArray) -> FloatArray:
     if tracks.shape[1] < 2:
-        raise ValueError(f"tracks must be [n, t, balls, 2] with t >= 2 to show a motion, received {list(tracks.shape)}")
+        raise ValueError(f"tracks must be [n, t, balls, 2] with t >= 2 to show a motion; got {list(tracks.shape)}")
     return np.diff(tracks, axis=1)
 
 

@@ -94,7 +94,7 @@ def judge(
     for name, other in given.items():
         if other is not None and len(checked_images(other, geometry, name)) != n:
             raise ValueError(
-                f"{name} must have the {n} sequences of frames, received {len(checked_images(other, geometry))}"
+                f"{name} must have the {n} sequences of frames; got {len(checked_images(other, geometry))}"
             )
     detections = whole = detect_balls(frames, geometry)
     earlier = 0
@@ -106,7 +106,7 @@ def judge(
             np.concatenate([seen.centres, detections.centres], axis=1),
         )
     if earlier + t < 2:
-        raise ValueError("frames must be >= 2, those before included, to show a motion; received 1")
+        raise ValueError("frames must be >= 2, those before included, to show a motion; got 1")
 
     tracks = match_balls(whole, geometry)
     energy = kinetic_energy(tracks)
