@@ -345,3 +345,10 @@ def test_settings_name_the_rectifier(config, kind, weights):
 def test_refuses_bad_settings(make, settings, message):
     with pytest.raises(ValidationError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize("make", [compact, unet])
+def test_kernels_lie_as_the_fast_convolutions_of_a_cpu_want_them(make):
+    kernels = [weight for weight in make().parameters() if weight.dim() == 4]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
