@@ -35,6 +35,7 @@ from torchrsm.systems import load
 
 DREAM_SUFFIXES = (*FILM_SUFFIXES, ".png", ".npz")
 FILM_SEQUENCES = 4
+_FRAMES_PER_SECOND = 20.0
 
 
 class DreamCommand(Config):
@@ -68,7 +69,7 @@ class DreamCommand(Config):
     prime_from: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
-    frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = 20.0
+    frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = _FRAMES_PER_SECOND
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -83,7 +84,7 @@ class DreamCommand(Config):
             raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without any")
         if self.white is not None and self.prime_from is None:
             raise ValueError(f"white is that of pictures to prime on; got {self.white:g} without prime_from")
-        if self.frames_per_second != 20.0 and self.out.suffix.lower() not in FILM_SUFFIXES:
+        if self.frames_per_second != _FRAMES_PER_SECOND and self.out.suffix.lower() not in FILM_SUFFIXES:
             raise ValueError(
                 f"frames_per_second is that of a film; got {self.frames_per_second:g} with out {str(self.out)!r}"
             )

@@ -60,23 +60,20 @@ def size_for(model: VideoPredictor | SequenceModel, name_or_folder: str, white: 
     Args:
         model: what reads.
         name_or_folder: the name it was loaded by.
-        white: takes the place of that of its run.
+        white: which value of a pixel is white; None for that of its run.
     """
-    size = _size_for(model, name_or_folder)
-    return size if white is None else size._replace(white=white)
-
-
-def _size_for(model: VideoPredictor | SequenceModel, name_or_folder: str) -> FrameSize:
     config = model.config
     own = (None, None) if isinstance(model, CopyLast) else (config.height, config.width)
     has_run = (Path(name_or_folder) / RUN_FILE).is_file()
     stream = load_run_config(name_or_folder).stream if has_run else None
     if isinstance(stream, VideoConfig):
         height, width = (stream.height, stream.width) if own[0] is None else own
-        return FrameSize(config.channels, height, width, stream.crop, stream.frames_per_second, stream.white)
+        white = stream.white if white is None else white
+        return FrameSize(config.channels, height, width, stream.crop, stream.frames_per_second, white)
     if own[0] is not None:
-        return FrameSize(config.channels, *own)
-    return FrameSize(config.channels, _DEFAULT_HEIGHT if stream is None else frame_shape(stream)[1], None)
+        return FrameSize(config.channels, *own, white=white)
+    height = _DEFAULT_HEIGHT if stream is None else frame_shape(stream)[1]
+    return FrameSize(config.channels, height, None, white=white)
 
 
 def clips_for(size: FrameSize, path: Path | str, layout: str | None = None) -> Clips:

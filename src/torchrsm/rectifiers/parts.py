@@ -13,7 +13,7 @@ from torchrsm.rsm.functional import Cells
 
 LEAKY_SLOPE = 0.2  # of the published networks: the default of the library that they were written in
 
-CELL_DEVIATION = 0.05
+_CELL_DEVIATION = 0.05
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
@@ -53,16 +53,16 @@ class CellWeights(nn.ParameterList):
     """
 
     def __init__(self, layer_cells: Sequence[int], width: int) -> None:
-        super().__init__([nn.Parameter(CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells])
+        super().__init__([nn.Parameter(_CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells])
 
     def added_to(self, x: Tensor, cells: Sequence[Cells]) -> Tensor:
         """Return a map ``[b, width, h, w]`` with the winners of each layer added; as it is if none are seen."""
         for weight, layer in zip(self, cells, strict=bool(self)):
-            x = x + project_cells(weight, layer, x.shape[-2:])
+            x = x + _project_cells(weight, layer, x.shape[-2:])
         return x
 
 
-def project_cells(weight: Tensor, cells: Cells, size: Sequence[int]) -> Tensor:
+def _project_cells(weight: Tensor, cells: Cells, size: Sequence[int]) -> Tensor:
     """Multiply cells ``[b, h, w, k]`` by ``weight [n, channels]``; the result is a map ``[b, channels, *size]``.
 
     The product with a sparse map of cells is the sum of its winners' rows.
