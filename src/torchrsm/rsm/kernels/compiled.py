@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from torchrsm.compiling import compiled
 from torchrsm.rsm.kernels.step import Step
+from torchrsm.rsm.kernels.vectors import LANES, WIDEST, add_1, add_2, add_4, add_wide
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+Units = NDArray[np.uint32]
+Flags = NDArray[np.bool_]
 
 # Contraction and reordering of sums only: NaN and infinity keep their meaning, the training checks rely on them.
 # Without Numba's runtime (_nrt) views cost nothing: it would count references to each, and threads that count
@@ -51,7 +54,10 @@ class Scratch(NamedTuple):
     pooled_index: Ints
     pooled_value: Floats
     pooled_count: Ints
-    drive: Floats
+    memory_index: Ints
+    memory_value: Floats
+    memory_count: Ints
+    drives: Floats
     rank: Floats
     shared: Floats
     best: Floats
@@ -65,6 +71,41 @@ class Scratch(NamedTuple):
     target: Floats
 
 
+class Taps(NamedTuple):
+    """Where the taps of a kernel lie: for each row of locations ``[rows, size]`` the row of the source, -1 for none."""
+
+    source_row: Ints
+    source_column: Ints
+
+
+class Targets(NamedTuple):
+    """The other way round: which locations a place of the source reaches by each tap of a kernel, -1 for none.
+
+    Attributes:
+        row: ``[rows of the source, size]``; ``column`` likewise.
+        places: of the source, in one sample.
+        source_width: columns of the source.
+        width: columns of the locations.
+    """
+
+    row: Ints
+    column: Ints
+    places: int
+    source_width: int
+    width: int
+
+
+class Entries(NamedTuple):
+    """Cells that were on, listed cell by cell; those of cell ``c`` are ``starts[c]`` to ``starts[c + 1]``."""
+
+    starts: Ints
+    place: Units
+    value: Floats
+    unsorted_cell: Ints
+    unsorted_place: Units
+    unsorted_value: Floats
+
+
 class Reads(NamedTuple):
     """The arrays that both directions of the selection read; an array of length 0 stands for what is absent.
 
@@ -73,6 +114,7 @@ class Reads(NamedTuple):
         memory_index, memory_value: the layer's own past, ``[b, locations, entries]``.
         above_index, above_value: feedback, ``[b, locations above, k]``.
         above_width: columns of the grid above; 0 where there is no feedback.
+        input_taps, memory_taps: where the neighbours of each location are.
         above_rows, above_row_weight: for each row, the two rows of the grid above that it lies between, and the weight
             of the second; ``above_columns``, ``above_column_weight`` likewise.
     """
@@ -83,6 +125,8 @@ class Reads(NamedTuple):
     above_index: Ints
     above_value: Floats
     above_width: int
+    input_taps: Taps
+    memory_taps: Taps
     above_rows: Ints
     above_row_weight: Floats
     above_columns: Ints
@@ -107,32 +151,41 @@ class Matrices(NamedTuple):
 
 
 @_jit
-def _add_rows(out: Floats, weight: Floats, rows: Ints, values: Floats, count: int) -> None:
-    """``out += sum(values[i] * weight[rows[i]])`` over the first ``count`` rows, eight at a time."""
-    n = out.shape[0]
-    i = 0
-    while i + 8 <= count:
-        v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
-        v4, v5, v6, v7 = values[i + 4], values[i + 5], values[i + 6], values[i + 7]
-        w0, w1, w2, w3 = weight[rows[i]], weight[rows[i + 1]], weight[rows[i + 2]], weight[rows[i + 3]]
-        w4, w5, w6, w7 = weight[rows[i + 4]], weight[rows[i + 5]], weight[rows[i + 6]], weight[rows[i + 7]]
-        for c in range(n):
-            out[c] += (v0 * w0[c] + v1 * w1[c] + v2 * w2[c] + v3 * w3[c]) + (
-                v4 * w4[c] + v5 * w5[c] + v6 * w6[c] + v7 * w7[c]
-            )
-        i += 8
-    if i + 4 <= count:
-        v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
-        w0, w1, w2, w3 = weight[rows[i]], weight[rows[i + 1]], weight[rows[i + 2]], weight[rows[i + 3]]
-        for c in range(n):
-            out[c] += v0 * w0[c] + v1 * w1[c] + v2 * w2[c] + v3 * w3[c]
-        i += 4
-    while i < count:
-        v0 = values[i]
-        w0 = weight[rows[i]]
-        for c in range(n):
-            out[c] += v0 * w0[c]
-        i += 1
+def _add_rows(
+    out: Floats, start: int, weight: Floats, column: int, n: int, rows: Ints, values: Floats, count: int
+) -> None:
+    """``out[start:] += sum(values[i] * weight[rows[i], column:])`` over the first ``count`` rows, ``n`` numbers."""
+    c = 0
+    while c + WIDEST * LANES <= n:
+        add_wide(out, start + c, weight, column + c, rows, values, count)
+        c += WIDEST * LANES
+    while c + 4 * LANES <= n:
+        add_4(out, start + c, weight, column + c, rows, values, count)
+        c += 4 * LANES
+    if c + 2 * LANES <= n:
+        add_2(out, start + c, weight, column + c, rows, values, count)
+        c += 2 * LANES
+    if c + LANES <= n:
+        add_1(out, start + c, weight, column + c, rows, values, count)
+        c += LANES
+    if c < n:
+        for i in range(count):
+            v, row = values[i], weight[rows[i]]
+            for e in range(c, n):
+                out[start + e] += v * row[column + e]
+
+
+@_jit
+def _name_cells(index: Ints, value: Floats, out_index: Ints, out_value: Floats, out_count: Ints) -> None:
+    """List the cells of each location ``[locations, entries]`` that are there and not 0."""
+    for p in range(index.shape[0]):
+        count = 0
+        for e in range(index.shape[1]):
+            if index[p, e] >= 0 and value[p, e] != 0.0:
+                out_index[p, count] = index[p, e]
+                out_value[p, count] = value[p, e]
+                count += 1
+        out_count[p] = count
 
 
 @_jit
@@ -145,6 +198,9 @@ def _pool(s: Step, x: Input, n: int, scratch: Scratch) -> None:
     index, value = x.cell_index[n], x.cell_value[n]
     out_index, out_value = scratch.pooled_index, scratch.pooled_value
     k, width = index.shape[1], x.width
+    if s.input_pool == 1:
+        _name_cells(index, value, out_index, out_value, scratch.pooled_count)
+        return
     for q in range(s.input_height * s.input_width):
         y0, x0 = (q // s.input_width) * s.input_pool, (q % s.input_width) * s.input_pool
         y1, x1 = min(y0 + s.input_pool, x.height), min(x0 + s.input_pool, width)
@@ -181,50 +237,52 @@ def _pool(s: Step, x: Input, n: int, scratch: Scratch) -> None:
 
 @_jit
 def _active_inputs(s: Step, location: int, x: Input, n: int, scratch: Scratch) -> int:
-    """List the feed-forward rows that the non-zero inputs of a location name, and their values; return how many."""
+    """List the feed-forward rows that the non-zero pixels of a location name, and their values; return how many."""
     rows, values = scratch.rows, scratch.values
     y0 = (location // s.width) * s.stride - s.top
     x0 = (location % s.width) * s.stride - s.left
-    channels = s.channels if x.height > 0 else x.image.shape[3]
+    channels = x.image.shape[3]
     count = 0
     for dy in range(max(0, -y0), min(s.kernel_size, s.input_height - y0)):
         for dx in range(max(0, -x0), min(s.kernel_size, s.input_width - x0)):
             tap = (dy * s.kernel_size + dx) * channels
-            if x.height > 0:
-                q = (y0 + dy) * s.input_width + x0 + dx
-                for e in range(scratch.pooled_count[q]):
-                    rows[count] = tap + scratch.pooled_index[q, e]
-                    values[count] = scratch.pooled_value[q, e]
+            for c in range(channels):
+                v = x.image[n, y0 + dy, x0 + dx, c]
+                if v != 0.0:
+                    rows[count] = tap + c
+                    values[count] = v
                     count += 1
-            else:
-                for c in range(channels):
-                    v = x.image[n, y0 + dy, x0 + dx, c]
-                    if v != 0.0:
-                        rows[count] = tap + c
-                        values[count] = v
-                        count += 1
     return count
 
 
 @_jit
-def _active_neighbours(s: Step, cells: int, location: int, index: Ints, value: Floats, scratch: Scratch) -> int:
-    """List the recurrent rows that the last cells around a location name, and their values; return how many."""
-    rows, values = scratch.rows, scratch.values
-    r = s.recurrent_kernel_size
-    y0 = location // s.width - r // 2
-    x0 = location % s.width - r // 2
-    count = 0
-    for dy in range(max(0, -y0), min(r, s.height - y0)):
-        for dx in range(max(0, -x0), min(r, s.width - x0)):
-            p = (y0 + dy) * s.width + x0 + dx
-            base = (dy * r + dx) * cells
-            for e in range(index.shape[1]):
-                v = value[p, e]
-                if v != 0.0 and index[p, e] >= 0:
-                    rows[count] = base + index[p, e]
-                    values[count] = v
-                    count += 1
-    return count
+def _add_taps(
+    out: Floats,
+    first: int,
+    last: int,
+    width: int,
+    weight: Floats,
+    taps: Taps,
+    source_width: int,
+    index: Ints,
+    value: Floats,
+    counts: Ints,
+) -> None:
+    """Add to ``out [last - first, n]`` what the listed cells around the locations first..last contribute.
+
+    It takes one tap of the neighbourhood after the other: the weights of one stay in the cache for all locations.
+    """
+    n = out.shape[1]
+    size = taps.source_row.shape[1]
+    cells = weight.shape[0] // (size * size)
+    for dy in range(size):
+        for dx in range(size):
+            block = weight[(dy * size + dx) * cells : (dy * size + dx + 1) * cells]
+            for p in range(first, last):
+                y, x = taps.source_row[p // width, dy], taps.source_column[p % width, dx]
+                if y >= 0 and x >= 0:
+                    q = y * source_width + x
+                    _add_rows(out[p - first], 0, block, 0, n, index[q], value[q], counts[q])
 
 
 @_jit
@@ -273,7 +331,7 @@ def _feedback_map(above_index: Ints, above_value: Floats, weight: Floats, scratc
                 values[count] = above_value[p, e]
                 count += 1
         out[p, :] = 0.0
-        _add_rows(out[p], weight, rows, values, count)
+        _add_rows(out[p], 0, weight, 0, out.shape[1], rows, values, count)
 
 
 @_jit
@@ -289,36 +347,67 @@ def _mix_row(s: Step, y: int, r: Reads, scratch: Scratch) -> None:
 
 
 @_jit
-def _drive(s: Step, n: int, p: int, r: Reads, weights: Matrices, scratch: Scratch) -> None:
-    """Line 4 at one location: write the drive of its cells to ``scratch.drive``."""
-    a, bias, shared = scratch.drive, weights.bias, scratch.shared
-    count = _active_inputs(s, p, r.input, n, scratch)
-    if s.cells_per_group == 1:
-        for c in range(a.shape[0]):
-            a[c] = bias[c]
-        _add_rows(a, weights.feedforward, scratch.rows, scratch.values, count)
-    else:
-        shared[:] = 0.0
-        _add_rows(shared, weights.feedforward, scratch.rows, scratch.values, count)
-        for j in range(s.cells_per_group):
-            part = a[j * s.groups : (j + 1) * s.groups]
-            part_bias = bias[j * s.groups : (j + 1) * s.groups]
-            for g in range(s.groups):
-                part[g] = part_bias[g] + shared[g]
-    count = _active_neighbours(s, a.shape[0], p, r.memory_index[n], r.memory_value[n], scratch)
-    _add_rows(a, weights.recurrent, scratch.rows, scratch.values, count)
+def _drive(s: Step, n: int, first: int, last: int, r: Reads, weights: Matrices, scratch: Scratch) -> None:
+    """Line 4 at the locations first..last: write the drive of their cells to ``scratch.drives``."""
+    drives, bias = scratch.drives, weights.bias
+    alone = s.cells_per_group == 1
+    shared = drives if alone else scratch.shared
+    for p in range(first, last):
+        row = shared[p - first]
+        for g in range(s.groups):
+            row[g] = bias[g] if alone else np.float32(0.0)
+        if r.input.height == 0:
+            count = _active_inputs(s, p, r.input, n, scratch)
+            _add_rows(row, 0, weights.feedforward, 0, s.groups, scratch.rows, scratch.values, count)
+    if r.input.height > 0:
+        _add_taps(
+            shared,
+            first,
+            last,
+            s.width,
+            weights.feedforward,
+            r.input_taps,
+            s.input_width,
+            scratch.pooled_index,
+            scratch.pooled_value,
+            scratch.pooled_count,
+        )
+    if not alone:
+        for p in range(first, last):
+            row = shared[p - first]
+            for j in range(s.cells_per_group):
+                part = drives[p - first, j * s.groups : (j + 1) * s.groups]
+                part_bias = bias[j * s.groups : (j + 1) * s.groups]
+                for g in range(s.groups):
+                    part[g] = part_bias[g] + row[g]
+    _add_taps(
+        drives,
+        first,
+        last,
+        s.width,
+        weights.recurrent,
+        r.memory_taps,
+        s.width,
+        scratch.memory_index,
+        scratch.memory_value,
+        scratch.memory_count,
+    )
     if r.above_width > 0:
-        w = r.above_column_weight[p % s.width]
-        first = scratch.above_row[r.above_columns[p % s.width, 0]]
-        second = scratch.above_row[r.above_columns[p % s.width, 1]]
-        for c in range(a.shape[0]):
-            a[c] += (1 - w) * first[c] + w * second[c]
+        for p in range(first, last):
+            if p == first or p % s.width == 0:
+                _mix_row(s, p // s.width, r, scratch)
+            a = drives[p - first]
+            w = r.above_column_weight[p % s.width]
+            before = scratch.above_row[r.above_columns[p % s.width, 0]]
+            behind = scratch.above_row[r.above_columns[p % s.width, 1]]
+            for c in range(a.shape[0]):
+                a[c] += (1 - w) * before[c] + w * behind[c]
 
 
 @_jit
-def _rank(n: int, p: int, lowest: np.floating | float, limits: Limits, scratch: Scratch) -> None:
-    """Line 5 at one location: write the rank of its cells, which is the drive itself where nothing changes it."""
-    a, rank = scratch.drive, scratch.rank
+def _rank(n: int, p: int, a: Floats, lowest: np.floating | float, limits: Limits, scratch: Scratch) -> None:
+    """Line 5 at one location of drive ``a``: write the rank of its cells; the drive where nothing changes it."""
+    rank = scratch.rank
     if limits.inhibition.shape[0] > 0:
         phi = limits.inhibition[n, p]
         for c in range(a.shape[0]):
@@ -348,45 +437,49 @@ def select(
     scratch: Scratch,
 ) -> None:
     """Lines 4 to 6: write winners and their drive, ``[b, locations, k]``."""
+    locations = s.height * s.width
+    tile = scratch.drives.shape[0]
     for n in range(n0, n1):
         if r.input.height > 0:
             _pool(s, r.input, n, scratch)
+        _name_cells(
+            r.memory_index[n], r.memory_value[n], scratch.memory_index, scratch.memory_value, scratch.memory_count
+        )
         if r.above_width > 0:
             _feedback_map(r.above_index[n], r.above_value[n], weights.feedback, scratch)
         lowest = np.float32(np.inf)
         # The published inhibition ranks against the least drive of the sample: find it first, then choose.
         for final in range(0 if limits.inhibition.shape[0] > 0 else 1, 2):
-            for p in range(s.height * s.width):
-                if r.above_width > 0 and p % s.width == 0:
-                    _mix_row(s, p // s.width, r, scratch)
-                _drive(s, n, p, r, weights, scratch)
-                if final == 0:
-                    for c in range(scratch.drive.shape[0]):
-                        lowest = min(lowest, scratch.drive[c])
-                    continue
-                _rank(n, p, lowest, limits, scratch)
-                _choose(s, scratch, index[n, p])
-                for e in range(s.active_groups):
-                    drive[n, p, e] = scratch.drive[index[n, p, e]]
+            for first in range(0, locations, tile):
+                last = min(first + tile, locations)
+                if final == 0 or limits.inhibition.shape[0] == 0 or tile < locations:
+                    _drive(s, n, first, last, r, weights, scratch)
+                for p in range(first, last):
+                    a = scratch.drives[p - first]
+                    if final == 0:
+                        for c in range(a.shape[0]):
+                            lowest = min(lowest, a[c])
+                        continue
+                    _rank(n, p, a, lowest, limits, scratch)
+                    _choose(s, scratch, index[n, p])
+                    for e in range(s.active_groups):
+                        drive[n, p, e] = a[index[n, p, e]]
 
 
 @_jit
 def select_gradient(
     n0: int, n1: int, s: Step, r: Reads, index: Ints, d_drive: Floats, sums: Matrices, scratch: Scratch
 ) -> None:
-    """Add the gradients of the weights to ``sums``, from the winners alone.
+    """Add the gradients of the bias, the feedback and of weights that read a map to ``sums``, from the winners alone.
 
-    ``sums.feedforward`` is ``[rows, groups]`` for sparse inputs and its transpose for maps, so that a winner writes one
-    contiguous run.
+    ``sums.feedforward`` is ``[groups, rows]``, transposed, so that a winner writes one contiguous run.
     """
     cells = s.groups * s.cells_per_group
     k = s.active_groups
-    sparse = r.input.height > 0
-    taps = s.kernel_size**2 * (s.channels if sparse else r.input.image.shape[3])
+    image = r.input.height == 0
+    taps = s.kernel_size**2 * r.input.image.shape[3]
     rows, values, patch, d_above = scratch.rows, scratch.values, scratch.patch, scratch.above
     for n in range(n0, n1):
-        if r.input.height > 0:
-            _pool(s, r.input, n, scratch)
         d_above[:] = 0.0
         for p in range(s.height * s.width):
             winners = index[n, p]
@@ -396,28 +489,17 @@ def select_gradient(
                 some = some or d[e] != 0.0
             if not some:
                 continue
-            count = _active_inputs(s, p, r.input, n, scratch)
-            if sparse:
-                for i in range(count):
-                    row = sums.feedforward[rows[i]]
-                    for e in range(k):
-                        row[winners[e] % s.groups] += values[i] * d[e]
-            else:
+            if image:
+                count = _active_inputs(s, p, r.input, n, scratch)
                 patch[:] = 0.0
                 for i in range(count):
                     patch[rows[i]] = values[i]
                 for e in range(k):
-                    if d[e] != 0.0:
+                    if d[e] != 0.0 and count > 0:
                         row = sums.feedforward[winners[e] % s.groups]
                         v = d[e]
                         for t in range(taps):
                             row[t] += v * patch[t]
-            count = _active_neighbours(s, cells, p, r.memory_index[n], r.memory_value[n], scratch)
-            for i in range(count):
-                row = sums.recurrent[rows[i]]
-                v = values[i]
-                for e in range(k):
-                    row[winners[e]] += v * d[e]
             for e in range(k):
                 sums.bias[winners[e]] += d[e]
             if r.above_width > 0:
@@ -441,6 +523,117 @@ def select_gradient(
 
 
 @_jit
+def sort_memory(n0: int, n1: int, s: Step, r: Reads, entries: Entries, scratch: Scratch) -> None:
+    """List the layer's own past in the samples n0..n1, cell by cell: where each was on, and its value."""
+    count = 0
+    for n in range(n0, n1):
+        index, value = r.memory_index[n], r.memory_value[n]
+        for p in range(index.shape[0]):
+            for e in range(index.shape[1]):
+                if index[p, e] >= 0 and value[p, e] != 0.0:
+                    entries.unsorted_cell[count] = index[p, e]
+                    entries.unsorted_place[count] = (n - n0) * index.shape[0] + p
+                    entries.unsorted_value[count] = value[p, e]
+                    count += 1
+    _sort(entries, count)
+
+
+@_jit
+def sort_input(n0: int, n1: int, s: Step, r: Reads, entries: Entries, scratch: Scratch) -> None:
+    """List the pooled cells of the layer below in the samples n0..n1, cell by cell."""
+    count = 0
+    places = s.input_height * s.input_width
+    for n in range(n0, n1):
+        _pool(s, r.input, n, scratch)
+        for q in range(places):
+            for e in range(scratch.pooled_count[q]):
+                entries.unsorted_cell[count] = scratch.pooled_index[q, e]
+                entries.unsorted_place[count] = (n - n0) * places + q
+                entries.unsorted_value[count] = scratch.pooled_value[q, e]
+                count += 1
+    _sort(entries, count)
+
+
+@_jit
+def _sort(entries: Entries, count: int) -> None:
+    """Sort by cell, in the order of the samples and locations (a counting sort)."""
+    starts = entries.starts
+    starts[:] = 0
+    for i in range(count):
+        starts[entries.unsorted_cell[i] + 2] += 1
+    for c in range(2, starts.shape[0]):
+        starts[c] += starts[c - 1]
+    for i in range(count):
+        c = entries.unsorted_cell[i]
+        at = starts[c + 1]
+        starts[c + 1] = at + 1
+        entries.place[at] = entries.unsorted_place[i]
+        entries.value[at] = entries.unsorted_value[i]
+
+
+@_jit
+def cell_gradient(
+    c0: int,
+    c1: int,
+    n0: int,
+    targets: Targets,
+    entries: Entries,
+    winners: Units,
+    d_drive: Floats,
+    learns: Flags,
+    gradient: Floats,
+    sums: Floats,
+) -> None:
+    """Write the gradients of the weights of the source cells c0..c1, from listed entries; or add them where n0 > 0.
+
+    One source cell after the other: the few rows of its weights stay in the first cache for all places where it was on.
+
+    Args:
+        c0, c1: source cells.
+        n0: the sample from which the places of the entries count.
+        targets: where the taps of a place lie.
+        entries: where and how much each source cell was on.
+        winners: ``[b, locations, k]``, columns of the gradient.
+        d_drive: ``[b, locations, k]``.
+        learns: ``[b, locations]``, whether any of them is not 0.
+        gradient: ``[taps * source cells, n]``.
+        sums: working memory ``[taps, n]``.
+    """
+    size_y, size_x = targets.row.shape[1], targets.column.shape[1]
+    places, source_width, width = targets.places, targets.source_width, targets.width
+    cells = gradient.shape[0] // (size_y * size_x)
+    k = winners.shape[2]
+    for c in range(c0, c1):
+        for tap in range(size_y * size_x):
+            row, known = sums[tap], gradient[tap * cells + c]
+            for e in range(row.shape[0]):
+                row[e] = known[e] if n0 > 0 else np.float32(0.0)
+        for at in range(entries.starts[c], entries.starts[c + 1]):
+            place, v = entries.place[at], entries.value[at]
+            n, q = place // places, place % places
+            n += n0
+            y, x = q // source_width, q % source_width
+            for dy in range(size_y):
+                ty = targets.row[y, dy]
+                if ty < 0:
+                    continue
+                for dx in range(size_x):
+                    tx = targets.column[x, dx]
+                    if tx < 0:
+                        continue
+                    p = ty * width + tx
+                    if not learns[n, p]:
+                        continue
+                    row, won, d = sums[dy * size_x + dx], winners[n, p], d_drive[n, p]
+                    for e in range(k):
+                        row[won[e]] += v * d[e]
+        for tap in range(size_y * size_x):
+            row, known = sums[tap], gradient[tap * cells + c]
+            for e in range(row.shape[0]):
+                known[e] = row[e]
+
+
+@_jit
 def _decode_sample(s: Step, index: Ints, z: Floats, decoder: Floats, scratch: Scratch) -> None:
     """Decode the groups of one sample to the work map, which has room for windows that reach over the edge."""
     rows, values, patch, out = scratch.rows, scratch.values, scratch.decoder_patch, scratch.work
@@ -457,10 +650,10 @@ def _decode_sample(s: Step, index: Ints, z: Floats, decoder: Floats, scratch: Sc
         if count == 0:
             continue
         if size == 0:
-            _add_rows(out.reshape(-1), decoder, rows, values, count)
+            _add_rows(out.reshape(-1), 0, decoder, 0, out.size, rows, values, count)
             continue
         patch[:] = 0.0
-        _add_rows(patch, decoder, rows, values, count)
+        _add_rows(patch, 0, decoder, 0, patch.shape[0], rows, values, count)
         x0 = (p % s.width) * s.stride * s.channels
         for dy in range(size):
             line = out[(p // s.width) * s.stride + dy, x0 : x0 + run]

@@ -1,16 +1,18 @@
 """The fused sparse engine for the CPU: hands the arrays of a step to the compiled kernels, one thread for each part.
 
-A thread takes a contiguous part of the batch and sums its gradients in a buffer of its own; the buffers are added in a
-fixed order, so a run repeats bit by bit.
+A thread takes a contiguous part of the batch and sums small gradients in a buffer of its own; the buffers are added in
+a fixed order, so a run repeats bit by bit. The large gradients, of weights that read cells, are cut by source cell: a
+thread writes the rows of its cells and no others.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from torchrsm.rsm.functional import Cells
 from torchrsm.rsm.kernels import compiled
-from torchrsm.rsm.kernels.compiled import Input, Limits, Matrices, Reads, Scratch
+from torchrsm.rsm.kernels.compiled import Entries, Input, Limits, Matrices, Reads, Scratch, Taps, Targets
 from torchrsm.rsm.kernels.step import Context, Step, Weights
 
 
@@ -33,6 +35,7 @@ class FusedEngine:
         self.threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
+        self._idle: dict[Any, list[Any]] = {}  # working memory that no step uses at the moment, by its sizes
 
     def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
         """See `Engine.select`."""
@@ -57,15 +60,15 @@ class FusedEngine:
         loss: Tensor = _Loss.apply(self, step, index, target, learn, z, weights.decoder, weights.output_bias)
         return loss
 
-    def run(self, kernel: Callable[..., None], batch: int, arguments: Callable[[int], tuple[Any, ...]]) -> None:
-        """Call ``kernel(n0, n1, *arguments(part))`` for each part of the batch, one thread each.
+    def run(self, kernel: Callable[..., None], count: int, arguments: Callable[[int], tuple[Any, ...]]) -> None:
+        """Call ``kernel(first, last, *arguments(part))`` for each part of ``count`` samples or cells, a thread each.
 
-        The last argument of a part is working memory of its own.
+        A part has working memory of its own among its arguments.
         """
-        parts = self.parts(batch)
-        bounds = [part * batch // parts for part in range(parts + 1)]
+        parts = self.parts(count)
+        bounds = [part * count // parts for part in range(parts + 1)]
         if parts == 1:
-            kernel(0, batch, *arguments(0))
+            kernel(0, count, *arguments(0))
             return
         process = os.getpid()
         if self._pool is None or self._pool._max_workers < parts - 1 or self._pool_process != process:
@@ -78,6 +81,57 @@ class FusedEngine:
         kernel(bounds[0], bounds[1], *arguments(0))
         for future in waiting:
             future.result()
+
+    def run_cells(
+        self,
+        sort: Callable[..., None],
+        step: Step,
+        reads: Reads,
+        sources: Any,
+        cells: int,
+        targets: Targets,
+        scratch: Scratch,
+        winners: Any,
+        d_drive: Any,
+        learns: Any,
+        gradient: Any,
+    ) -> None:
+        """Write the gradient of weights that read ``cells``; ``sources [..., places, entries]`` names them.
+
+        The entries are listed for as many samples at a time as `_MOST_ENTRIES` allows.
+        """
+        batch = len(winners)
+        in_a_sample = sources.shape[-2] * sources.shape[-1]
+        at_once = max(1, min(batch, _MOST_ENTRIES // max(in_a_sample, 1)))
+        taps = targets.row.shape[1] * targets.column.shape[1]
+        with (
+            self._borrowed(("entries", cells, at_once * in_a_sample), _entries) as entries,
+            self._borrowed(("sums", self.parts(cells), taps, gradient.shape[1]), _sums) as sums,
+        ):
+            for n0 in range(0, batch, at_once):
+                sort(n0, min(n0 + at_once, batch), step, reads, entries, scratch)
+                constants = (n0, targets, entries, winners, d_drive, learns, gradient)
+                self.run(compiled.cell_gradient, cells, lambda part: (*constants, sums[part]))  # noqa: B023
+
+    @contextmanager
+    def scratch(self, step: Step, x: Input, batch: int, reads: Reads | None = None) -> Iterator[list[Scratch]]:
+        """Lend working memory for the parts of a batch; ``reads`` where cells are to be selected."""
+        sizes = _scratch_sizes(step, x, reads)
+        with self._borrowed((sizes, self.parts(batch)), _scratches) as found:
+            yield found
+
+    @contextmanager
+    def _borrowed(self, key: Any, make: Callable[[Any], Any]) -> Iterator[Any]:
+        """Lend what ``make(key)`` once made; steps in several threads at once get different ones."""
+        idle = self._idle.setdefault(key, [])
+        try:
+            found = idle.pop()
+        except IndexError:
+            found = make(key)
+        yield found
+        if len(self._idle) > _MOST_KEPT:
+            self._idle.clear()
+        self._idle.setdefault(key, []).append(found)
 
     def parts(self, batch: int) -> int:
         """Return into how many parts a batch is cut."""
@@ -109,7 +163,8 @@ class _Select(torch.autograd.Function):
             _array(feedforward), _array(recurrent), _array(_NO_MATRIX if feedback is None else feedback), _array(bias)
         )
         constants = (step, reads, limits, weights, _locations(index), _locations(drive))
-        engine.run(compiled.select, batch, lambda part: (*constants, _scratch(step, reads.input, reads)))
+        with engine.scratch(step, reads.input, batch, reads) as scratch:
+            engine.run(compiled.select, batch, lambda part: (*constants, scratch[part]))
         ctx.engine, ctx.step, ctx.reads, ctx.index = engine, step, reads, index
         ctx.shapes = [None if w is None else w.shape for w in (feedforward, recurrent, feedback, bias)]
         ctx.mark_non_differentiable(index)
@@ -126,24 +181,33 @@ class _Select(torch.autograd.Function):
         sparse = reads.input.height > 0
         feedforward, recurrent, feedback, bias = ctx.shapes
         # A map's feed-forward gradient is summed transposed, so that one winner writes one contiguous run.
-        shapes = [
-            feedforward if sparse else feedforward[::-1],
-            recurrent,
-            feedback or (0, 0),
-            bias,
-        ]
+        shapes = [(0, 0) if sparse else feedforward[::-1], (0, 0), feedback or (0, 0), bias]
         batch = d_drive.shape[0]
+        d = _locations(d_drive)
+        index = _locations(ctx.index)
         sums = [Matrices(*(np.zeros(shape, np.float32) for shape in shapes)) for _ in range(engine.parts(batch))]
-        constants = (step, reads, _locations(ctx.index), _locations(d_drive))
-        engine.run(
-            compiled.select_gradient, batch, lambda part: (*constants, sums[part], _scratch(step, reads.input, reads))
-        )
-        d_feedforward, d_recurrent, d_feedback, d_bias = _add_parts(sums)
+        constants = (step, reads, index, d)
+        learns = (d != 0).any(2)
+        d_recurrent = torch.empty(recurrent)
+        d_input = torch.empty(feedforward) if sparse else None
+        with engine.scratch(step, reads.input, batch, reads) as scratch:
+            engine.run(compiled.select_gradient, batch, lambda part: (*constants, sums[part], scratch[part]))
+            winners = index.view(np.uint32)
+            engine.run_cells(
+                compiled.sort_memory, step, reads, reads.memory_index, step.cells, _memory_targets(step), scratch[0],
+                winners, d, learns, d_recurrent.numpy(),
+            )  # fmt: skip
+            if d_input is not None:
+                engine.run_cells(
+                    compiled.sort_input, step, reads, scratch[0].pooled_index, step.channels, _input_targets(step),
+                    scratch[0], winners % np.uint32(step.groups), d, learns, d_input.numpy(),
+                )  # fmt: skip
+        d_image, _, d_feedback, d_bias = _add_parts(sums)
         return (
             None,
             None,
             None,
-            d_feedforward if sparse else d_feedforward.t().contiguous(),
+            d_image.t().contiguous() if d_input is None else d_input,
             d_recurrent,
             None if feedback is None else d_feedback,
             d_bias,
@@ -155,7 +219,8 @@ class _Decode(torch.autograd.Function):
     def forward(ctx: Any, engine: FusedEngine, step: Step, index: Tensor, z: Tensor, decoder: Tensor) -> Tensor:
         out = torch.empty(index.shape[0], step.input_height, step.input_width * step.channels)
         arguments = (step, _locations(index), _locations(z), _array(decoder), out.numpy())
-        engine.run(compiled.decode, index.shape[0], lambda part: (*arguments, _scratch(step, _NO_INPUT)))
+        with engine.scratch(step, _NO_INPUT, index.shape[0]) as scratch:
+            engine.run(compiled.decode, index.shape[0], lambda part: (*arguments, scratch[part]))
         ctx.engine, ctx.step = engine, step
         ctx.save_for_backward(index, z, decoder)
         decoded: Tensor = out.unflatten(2, (step.input_width, step.channels))
@@ -169,7 +234,8 @@ class _Decode(torch.autograd.Function):
         batch, d_z = index.shape[0], torch.empty(z.shape)
         sums = [[np.zeros(decoder.shape, np.float32)] for _ in range(engine.parts(batch))]
         arguments = (step, _locations(index), _locations(z), _array(decoder), _array(d_out.flatten(2)), _locations(d_z))
-        engine.run(compiled.decode_gradient, batch, lambda part: (*arguments, sums[part][0], _scratch(step, _NO_INPUT)))
+        with engine.scratch(step, _NO_INPUT, batch) as scratch:
+            engine.run(compiled.decode_gradient, batch, lambda part: (*arguments, sums[part][0], scratch[part]))
         return None, None, None, d_z, _add_parts(sums)[0]
 
 
@@ -205,9 +271,10 @@ class _Loss(torch.autograd.Function):
             goal,
             scale.numpy(),
         )
-        engine.run(
-            compiled.loss, batch, lambda part: (*constants, loss, _locations(d_z), *sums[part], _scratch(step, goal))
-        )
+        with engine.scratch(step, goal, batch) as scratch:
+            engine.run(
+                compiled.loss, batch, lambda part: (*constants, loss, _locations(d_z), *sums[part], scratch[part])
+            )
         # The forward pass gives the gradient almost for free while it holds the decoded map, so the gradient is kept.
         ctx.save_for_backward(d_z, *_add_parts(sums))
         return torch.tensor(loss.sum(dtype=np.float64), dtype=torch.float32)
@@ -216,6 +283,15 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         return (*(None,) * 5, *(d_loss * gradient for gradient in ctx.saved_tensors))
 
+
+_TILE_BYTES = 2**19
+"""Of the drives that are computed at once. With the weights of one tap they fit into the second cache of a core."""
+
+_MOST_ENTRIES = 2**21
+"""Cells that were on, listed at once for a gradient."""
+
+_MOST_KEPT = 64
+"""Kinds of working memory that are kept for the next step."""
 
 _NO_CELLS = torch.empty(0, 0, 0, 0, dtype=torch.int32)
 _NO_MAP = torch.empty(0, 0, 0, 0)
@@ -242,40 +318,113 @@ def _add_parts(sums: Sequence[Sequence[Any]]) -> list[Tensor]:
     return first
 
 
-def _scratch(s: Step, x: Input, reads: Reads | None = None) -> Scratch:
-    """Return working memory for one thread; ``reads`` where cells are to be selected."""
-    cells, k = s.cells, s.active_groups
+class _Sizes(NamedTuple):
+    """What the sizes of working memory depend on."""
+
+    step: Step
+    entries_in: int
+    channels_in: int
+    sparse: bool
+    memory: int
+    locations_above: int
+    winners_above: int
+    above_width: int
+    selects: bool
+
+
+def _scratch_sizes(s: Step, x: Input, reads: Reads | None) -> _Sizes:
     sparse = x.height > 0
-    pooled = s.input_height * s.input_width * sparse
-    entries_in = x.cell_index.shape[2] * s.input_pool**2
-    memory = 0 if reads is None else reads.memory_index.shape[2]
-    locations_above, winners_above = (0, 0) if reads is None else reads.above_index.shape[1:]
-    taps = s.kernel_size**2 * (entries_in if sparse else x.image.shape[3])
+    return _Sizes(
+        s,
+        x.cell_index.shape[2] * s.input_pool**2,
+        x.image.shape[3],
+        sparse,
+        0 if reads is None else reads.memory_index.shape[2],
+        *((0, 0, 0) if reads is None else (*reads.above_index.shape[1:], reads.above_width)),
+        reads is not None,
+    )
+
+
+def _scratches(key: tuple[_Sizes, int]) -> list[Scratch]:
+    return [_scratch(key[0]) for _ in range(key[1])]
+
+
+def _scratch(sizes: _Sizes) -> Scratch:
+    """Return working memory for one thread."""
+    s = sizes.step
+    cells, k = s.cells, s.active_groups
+    locations = s.height * s.width
+    pooled = s.input_height * s.input_width * sizes.sparse
+    taps = 0 if sizes.sparse else s.kernel_size**2 * sizes.channels_in
     size, channels = s.decoder_kernel_size, s.channels
     work = (
         max(s.decoder_top + s.input_height, (s.height - 1) * s.stride + size),
         max(s.decoder_left + s.input_width, (s.width - 1) * s.stride + size) * channels,
     )
-    entries = max(taps, s.recurrent_kernel_size**2 * memory, winners_above, k)
+    entries = max(taps, sizes.winners_above, k)
+    tiles = -(-locations // max(1, _TILE_BYTES // (4 * cells)))
+    tile = -(-locations // tiles) if sizes.selects else 0
+    remembered = locations if sizes.selects else 0
     return Scratch(
         rows=np.empty(entries, np.int32),
         values=np.empty(entries, np.float32),
-        pooled_index=np.empty((pooled, entries_in), np.int32),
-        pooled_value=np.empty((pooled, entries_in), np.float32),
+        pooled_index=np.empty((pooled, sizes.entries_in), np.int32),
+        pooled_value=np.empty((pooled, sizes.entries_in), np.float32),
         pooled_count=np.empty(pooled, np.int32),
-        drive=np.empty(cells, np.float32),
+        memory_index=np.empty((remembered, sizes.memory), np.int32),
+        memory_value=np.empty((remembered, sizes.memory), np.float32),
+        memory_count=np.empty(remembered, np.int32),
+        drives=np.empty((tile, cells), np.float32),
         rank=np.empty(cells, np.float32),
-        shared=np.empty(s.groups, np.float32),
+        shared=np.empty((tile if s.cells_per_group > 1 else 0, s.groups), np.float32),
         best=np.empty(s.groups, np.float32),
         best_value=np.empty(k, np.float32),
         best_group=np.empty(k, np.int32),
-        above=np.empty((locations_above, cells), np.float32),
-        above_row=np.empty((0 if reads is None else reads.above_width, cells), np.float32),
+        above=np.empty((sizes.locations_above, cells), np.float32),
+        above_row=np.empty((sizes.above_width, cells), np.float32),
         patch=np.empty(taps, np.float32),
         decoder_patch=np.empty(size**2 * channels, np.float32),
         work=np.empty(work if size else (s.input_height, s.input_width * channels), np.float32),
         target=np.zeros(channels, np.float32),
     )
+
+
+def _entries(key: tuple[str, int, int]) -> Entries:
+    _, cells, count = key
+    kinds = (np.uint32, np.float32, np.int32, np.uint32, np.float32)
+    return Entries(np.empty(cells + 2, np.int32), *(np.empty(count, kind) for kind in kinds))
+
+
+def _sums(key: tuple[str, int, int, int]) -> list[Any]:
+    _, parts, taps, columns = key
+    return [np.empty((taps, columns), np.float32) for _ in range(parts)]
+
+
+@functools.cache
+def _taps(size: int, stride: int, before: int, locations: int, source: int) -> Any:
+    """Return ``[locations, size]``: the row of the source at each tap of each location, -1 outside of it."""
+    at = np.arange(locations)[:, None] * stride - before + np.arange(size)
+    return np.where((at >= 0) & (at < source), at, -1).astype(np.int32)
+
+
+@functools.cache
+def _reached(size: int, stride: int, before: int, locations: int, source: int) -> Any:
+    """Return ``[source, size]``: the location that reaches each row of the source by each tap, -1 for none."""
+    ahead = np.arange(source)[:, None] + before - np.arange(size)
+    at = ahead // stride
+    return np.where((ahead % stride == 0) & (at >= 0) & (at < locations), at, -1).astype(np.int32)
+
+
+def _memory_targets(s: Step) -> Targets:
+    r = s.recurrent_kernel_size
+    row, column = (_reached(r, 1, r // 2, size, size) for size in s.grid)
+    return Targets(row, column, s.height * s.width, s.width, s.width)
+
+
+def _input_targets(s: Step) -> Targets:
+    row = _reached(s.kernel_size, s.stride, s.top, s.height, s.input_height)
+    column = _reached(s.kernel_size, s.stride, s.left, s.width, s.input_width)
+    return Targets(row, column, s.input_height * s.input_width, s.input_width, s.width)
 
 
 def _input(x: Tensor | Cells) -> Input:
@@ -289,7 +438,7 @@ def _cell_arrays(cells: Cells) -> tuple[Any, Any]:
 
 
 def _reads(step: Step, context: Context, feedback: Tensor | None) -> Reads:
-    memory, x = context.memory, context.input
+    memory, x, neighbours = context.memory, context.input, step.recurrent_kernel_size
     if isinstance(memory, Cells):
         _check_index("memory", memory.index, step.cells)
     else:
@@ -308,6 +457,11 @@ def _reads(step: Step, context: Context, feedback: Tensor | None) -> Reads:
         *_cell_arrays(memory),
         *_cell_arrays(above),
         above.index.shape[2],
+        Taps(
+            _taps(step.kernel_size, step.stride, step.top, step.height, step.input_height),
+            _taps(step.kernel_size, step.stride, step.left, step.width, step.input_width),
+        ),
+        Taps(*(_taps(neighbours, 1, neighbours // 2, size, size) for size in step.grid)),
         *_interpolation(above.index.shape[1], step.height),
         *_interpolation(above.index.shape[2], step.width),
     )

@@ -1,0 +1,134 @@
+"""Sums of rows of weights with vector instructions, for compiled code.
+
+Compilers keep a sum over many rows in memory and add a few rows at a time. Here a strip of it stays in registers while
+all rows are added to it, which is what the speed of the kernels rests on. So these few functions are written in the
+language of LLVM instead of Python. It cuts vectors to what the processor has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 16
+"""Numbers in a vector of this code."""
+
+WIDEST = 16 if llvm.get_host_cpu_features().get("avx512f", False) else 4
+"""Vectors of the widest strip: as many as fit into the registers of the processor, beside a row."""
+
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_BITS = ir.VectorType(ir.IntType(32), LANES)
+_LANE = ir.IntType(32)
+_CONTRACT = ("contract",)
+
+
+def _repeated(value: int) -> ir.Constant:
+    return ir.Constant(_BITS, [value] * LANES)
+
+
+def _broadcast(builder: Any, value: Any) -> Any:
+    nothing = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(_LANE, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_BITS, [0] * LANES))
+
+
+def _load(builder: Any, pointer: Any, kind: Any) -> Any:
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+    value.align = 4
+    return value
+
+
+def _exact_row(builder: Any, base: Any, vectors: int, index: Callable[[int], Any]) -> list[Any]:
+    """Load float32 numbers."""
+    return [_load(builder, builder.gep(base, [index(v * LANES)]), _FLOATS) for v in range(vectors)]
+
+
+def _packed_row(builder: Any, base: Any, vectors: int, index: Callable[[int], Any]) -> list[Any]:
+    """Load pairs of bfloat16 numbers: a word holds one of the first vector in its lower half, of the next above."""
+    row = []
+    for pair in range(vectors // 2):
+        words = _load(builder, builder.gep(base, [index(pair * LANES)]), _BITS)
+        row.append(builder.bitcast(builder.shl(words, _repeated(16)), _FLOATS))
+        row.append(builder.bitcast(builder.and_(words, _repeated(0xFFFF0000)), _FLOATS))
+    return row
+
+
+def _strip_of(vectors: int, packed: bool) -> Any:
+    """Return a function ``(out, start, weight, column, rows, values, count)`` for compiled code.
+
+    It adds ``sum(values[i] * weight[rows[i], column:])`` over the first ``count`` rows to the ``vectors * LANES`` numbers
+    of ``out`` from ``start`` on. Nothing is checked. Rows of ``packed`` weights are half as long; ``column`` counts
+    numbers there, too.
+    """
+
+    @intrinsic
+    def strip(typing: Any, out: Any, start: Any, weight: Any, column: Any, rows: Any, values: Any, count: Any) -> Any:
+        signature = types.void(out, types.intp, weight, types.intp, rows, values, types.intp)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            arrays = [
+                context.make_array(kind)(context, builder, argument) if isinstance(kind, types.Array) else None
+                for kind, argument in zip(signature.args, arguments, strict=True)
+            ]
+            out_, _, weight_, _, rows_, values_, _ = arrays
+            start, column, count = arguments[1], arguments[3], arguments[6]
+            integer = start.type
+
+            def index(value: int) -> Any:
+                return ir.Constant(integer, value)
+
+            stride = cgutils.unpack_tuple(builder, weight_.shape)[1]
+            first = builder.lshr(column, index(1)) if packed else column
+            weights = builder.gep(weight_.data, [first])
+            target = builder.gep(out_.data, [start])
+            sums = _exact_row(builder, target, vectors, index)
+            before = builder.block
+            loop, done = builder.append_basic_block("rows"), builder.append_basic_block("done")
+            builder.cbranch(builder.icmp_signed(">", count, index(0)), loop, done)
+
+            builder.position_at_end(loop)
+            i = builder.phi(integer)
+            i.add_incoming(index(0), before)
+            running = [builder.phi(_FLOATS) for _ in sums]
+            for phi, value in zip(running, sums, strict=True):
+                phi.add_incoming(value, before)
+            row = builder.zext(builder.load(builder.gep(rows_.data, [i])), integer)
+            factor = _broadcast(builder, builder.load(builder.gep(values_.data, [i])))
+            base = builder.gep(weights, [builder.mul(row, stride)])
+            load = _packed_row if packed else _exact_row
+            added = [
+                builder.fadd(total, builder.fmul(part, factor, flags=_CONTRACT), flags=_CONTRACT)
+                for total, part in zip(running, load(builder, base, vectors, index), strict=True)
+            ]
+            following = builder.add(i, index(1))
+            i.add_incoming(following, loop)
+            for phi, value in zip(running, added, strict=True):
+                phi.add_incoming(value, loop)
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+
+            builder.position_at_end(done)
+            results = [builder.phi(_FLOATS) for _ in sums]
+            for phi, value, final in zip(results, sums, added, strict=True):
+                phi.add_incoming(value, before)
+                phi.add_incoming(final, loop)
+            for v, result in enumerate(results):
+                place = builder.bitcast(builder.gep(target, [index(v * LANES)]), _FLOATS.as_pointer())
+                builder.store(result, place).align = 4
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return strip
+
+
+add_wide = _strip_of(WIDEST, False)
+add_4 = _strip_of(4, False)
+add_2 = _strip_of(2, False)
+add_1 = _strip_of(1, False)
+add_packed_wide = _strip_of(WIDEST, True)
+add_packed_2 = _strip_of(2, True)
