@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 
 from torchrsm.compiling import compiled
 from torchrsm.rsm.kernels.step import Step
-from torchrsm.rsm.kernels.vectors import LANES, WIDEST, add_1, add_2, add_4, add_wide
+from torchrsm.rsm.kernels.vectors import (
+    LANES,
+    WIDEST,
+    add_1,
+    add_2,
+    add_4,
+    add_packed_2,
+    add_packed_8,
+    add_packed_wide,
+    add_wide,
+    keep_from,
+    rank_among,
+)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -26,6 +38,9 @@ Flags = NDArray[np.bool_]
 # Without Numba's runtime (_nrt) views cost nothing: it would count references to each, and threads that count
 # references to the same array spend more time on the counter than on the work. So compiled code allocates nothing.
 _jit = compiled(nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})
+
+MOST_COLUMNS = 64
+"""Most columns to which the numbers of a location are dealt when the largest are sought."""
 
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
@@ -63,6 +78,9 @@ class Scratch(NamedTuple):
     best: Floats
     best_value: Floats
     best_group: Ints
+    column: Floats
+    kept: Floats
+    position: Ints
     above: Floats
     above_row: Floats
     patch: Floats
@@ -150,6 +168,13 @@ class Matrices(NamedTuple):
     bias: Floats
 
 
+class Packed(NamedTuple):
+    """Weights rounded to bfloat16 (`pack`), ``[rows, words]``; of no rows where the products are in float32."""
+
+    feedforward: Units
+    recurrent: Units
+
+
 @_jit
 def _add_rows(
     out: Floats, start: int, weight: Floats, column: int, n: int, rows: Ints, values: Floats, count: int
@@ -186,6 +211,43 @@ def _name_cells(index: Ints, value: Floats, out_index: Ints, out_value: Floats, 
                 out_value[p, count] = value[p, e]
                 count += 1
         out_count[p] = count
+
+
+@_jit
+def pack(r0: int, r1: int, weight: Units, packed: Units) -> None:
+    """Round the rows r0..r1 of float32 weights, given as their bits, to bfloat16, two to a word.
+
+    Of 32 numbers, the first 16 fill the lower halves of 16 words, the others the upper ones. What is left over at the
+    end of a row, fewer than 32, is not packed.
+    """
+    half = np.uint32(16)
+    for r in range(r0, r1):
+        source, words = weight[r], packed[r]
+        for pair in range(words.shape[0] // LANES):
+            for lane in range(LANES):
+                low, high = source[2 * pair * LANES + lane], source[(2 * pair + 1) * LANES + lane]
+                low = (low + np.uint32(0x7FFF) + ((low >> half) & np.uint32(1))) >> half
+                high = (high + np.uint32(0x7FFF) + ((high >> half) & np.uint32(1))) & np.uint32(0xFFFF0000)
+                words[pair * LANES + lane] = high | low
+
+
+@_jit
+def _add_packed_rows(
+    out: Floats, weight: Floats, packed: Units, n: int, rows: Ints, values: Floats, count: int
+) -> None:
+    """Do what `_add_rows` does, with packed weights; the end of each row is read from the weights themselves."""
+    c, ready = 0, 2 * packed.shape[1]
+    while c + WIDEST * LANES <= ready:
+        add_packed_wide(out, c, packed, c, rows, values, count)
+        c += WIDEST * LANES
+    while c + 8 * LANES <= ready:
+        add_packed_8(out, c, packed, c, rows, values, count)
+        c += 8 * LANES
+    while c < ready:
+        add_packed_2(out, c, packed, c, rows, values, count)
+        c += 2 * LANES
+    if c < n:
+        _add_rows(out, c, weight, c, n - c, rows, values, count)
 
 
 @_jit
@@ -262,6 +324,7 @@ def _add_taps(
     last: int,
     width: int,
     weight: Floats,
+    packed: Units,
     taps: Taps,
     source_width: int,
     index: Ints,
@@ -277,12 +340,17 @@ def _add_taps(
     cells = weight.shape[0] // (size * size)
     for dy in range(size):
         for dx in range(size):
-            block = weight[(dy * size + dx) * cells : (dy * size + dx + 1) * cells]
+            here, end = (dy * size + dx) * cells, (dy * size + dx + 1) * cells
+            block = weight[here:end]
+            words = packed[here:end] if packed.shape[0] > 0 else packed
             for p in range(first, last):
                 y, x = taps.source_row[p // width, dy], taps.source_column[p % width, dx]
                 if y >= 0 and x >= 0:
                     q = y * source_width + x
-                    _add_rows(out[p - first], 0, block, 0, n, index[q], value[q], counts[q])
+                    if packed.shape[0] > 0:
+                        _add_packed_rows(out[p - first], block, words, n, index[q], value[q], counts[q])
+                    else:
+                        _add_rows(out[p - first], 0, block, 0, n, index[q], value[q], counts[q])
 
 
 @_jit
@@ -298,8 +366,20 @@ def _choose(s: Step, scratch: Scratch, index: Ints) -> None:
             part = rank[j * groups : (j + 1) * groups]
             for g in range(groups):
                 best[g] = max(best[g], part[g])
+    if not _largest(best, k, scratch):
+        _largest_of_few(best, k, value, group)
+    for q in range(k):
+        j = 0
+        while j < cells_per_group - 1 and rank[j * groups + group[q]] != value[q]:
+            j += 1
+        index[q] = j * groups + group[q]
+
+
+@_jit
+def _largest_of_few(best: Floats, k: int, value: Floats, group: Ints) -> None:
+    """Write the k largest numbers and their positions, the largest first; ties go to the lowest position."""
     filled = 0
-    for g in range(groups):
+    for g in range(best.shape[0]):
         v = best[g]
         if filled == k and not v > value[k - 1]:
             continue
@@ -312,11 +392,54 @@ def _choose(s: Step, scratch: Scratch, index: Ints) -> None:
             at -= 1
         value[at] = v
         group[at] = g
-    for q in range(k):
-        j = 0
-        while j < cells_per_group - 1 and rank[j * groups + group[q]] != value[q]:
-            j += 1
-        index[q] = j * groups + group[q]
+
+
+@_jit
+def _largest(best: Floats, k: int, scratch: Scratch) -> bool:
+    """Do what `_largest_of_few` does, for many numbers and without a branch for each; return whether it was done.
+
+    The numbers are dealt to columns. The k-th largest of the columns' maxima is not above the k-th largest number. So
+    only numbers that reach it are compared with one another. It is not done for few numbers, or where some are NaN.
+    """
+    n = best.shape[0]
+    columns = LANES
+    while 3 * columns < 4 * k:
+        columns *= 2
+    if columns > MOST_COLUMNS or n < 4 * columns:
+        return False
+    top = scratch.column
+    for j in range(columns):
+        top[j] = best[j]
+    whole = n // columns * columns
+    for i in range(columns, whole, columns):
+        for j in range(columns):
+            top[j] = max(top[j], best[i + j])
+    for j in range(n - whole):
+        top[j] = max(top[j], best[whole + j])
+    least = np.float32(np.inf)
+    for j in range(columns):
+        if rank_among(top, j, columns // LANES) < k:
+            least = min(least, top[j])
+    kept, position = scratch.kept, scratch.position
+    count = 0
+    for i in range(0, n // LANES * LANES, LANES):
+        count = keep_from(best, i, least, kept, position, count)
+    for i in range(n // LANES * LANES, n):
+        if best[i] >= least:
+            kept[count] = best[i]
+            position[count] = i
+            count += 1
+    if count < k:
+        return False
+    vectors = (count + LANES - 1) // LANES
+    for i in range(count, vectors * LANES):
+        kept[i] = -np.float32(np.inf)
+    for i in range(count):
+        at = rank_among(kept, i, vectors)
+        if at < k:
+            scratch.best_value[at] = kept[i]
+            scratch.best_group[at] = position[i]
+    return True
 
 
 @_jit
@@ -347,7 +470,9 @@ def _mix_row(s: Step, y: int, r: Reads, scratch: Scratch) -> None:
 
 
 @_jit
-def _drive(s: Step, n: int, first: int, last: int, r: Reads, weights: Matrices, scratch: Scratch) -> None:
+def _drive(
+    s: Step, n: int, first: int, last: int, r: Reads, weights: Matrices, packed: Packed, scratch: Scratch
+) -> None:
     """Line 4 at the locations first..last: write the drive of their cells to ``scratch.drives``."""
     drives, bias = scratch.drives, weights.bias
     alone = s.cells_per_group == 1
@@ -366,6 +491,7 @@ def _drive(s: Step, n: int, first: int, last: int, r: Reads, weights: Matrices, 
             last,
             s.width,
             weights.feedforward,
+            packed.feedforward,
             r.input_taps,
             s.input_width,
             scratch.pooled_index,
@@ -386,6 +512,7 @@ def _drive(s: Step, n: int, first: int, last: int, r: Reads, weights: Matrices, 
         last,
         s.width,
         weights.recurrent,
+        packed.recurrent,
         r.memory_taps,
         s.width,
         scratch.memory_index,
@@ -432,6 +559,7 @@ def select(
     r: Reads,
     limits: Limits,
     weights: Matrices,
+    packed: Packed,
     index: Ints,
     drive: Floats,
     scratch: Scratch,
@@ -453,7 +581,7 @@ def select(
             for first in range(0, locations, tile):
                 last = min(first + tile, locations)
                 if final == 0 or limits.inhibition.shape[0] == 0 or tile < locations:
-                    _drive(s, n, first, last, r, weights, scratch)
+                    _drive(s, n, first, last, r, weights, packed, scratch)
                 for p in range(first, last):
                     a = scratch.drives[p - first]
                     if final == 0:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from torchrsm.rsm.functional import Cells
 from torchrsm.rsm.kernels import compiled
-from torchrsm.rsm.kernels.compiled import Entries, Input, Limits, Matrices, Reads, Scratch, Taps, Targets
+from torchrsm.rsm.kernels.compiled import Entries, Input, Limits, Matrices, Packed, Reads, Scratch, Taps, Targets
 from torchrsm.rsm.kernels.step import Context, Step, Weights
+from torchrsm.rsm.kernels.vectors import LANES
 
 
 class FusedEngine:
@@ -33,6 +34,7 @@ class FusedEngine:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self.precision = "float32"
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
         self._idle: dict[Any, list[Any]] = {}  # working memory that no step uses at the moment, by its sizes
@@ -114,6 +116,16 @@ class FusedEngine:
                 self.run(compiled.cell_gradient, cells, lambda part: (*constants, sums[part]))  # noqa: B023
 
     @contextmanager
+    def packed(self, weights: Any) -> Iterator[Any]:
+        """Lend weights that are rounded to bfloat16, of no rows where the engine computes in float32."""
+        if self.precision == "float32" or weights is None or weights.shape[1] < _NARROWEST:
+            yield _NO_WORDS
+            return
+        with self._borrowed(("words", weights.shape[0], weights.shape[1] // 32 * 16), _words) as words:
+            self.run(compiled.pack, len(weights), lambda part: (weights.view(np.uint32), words))
+            yield words
+
+    @contextmanager
     def scratch(self, step: Step, x: Input, batch: int, reads: Reads | None = None) -> Iterator[list[Scratch]]:
         """Lend working memory for the parts of a batch; ``reads`` where cells are to be selected."""
         sizes = _scratch_sizes(step, x, reads)
@@ -162,8 +174,13 @@ class _Select(torch.autograd.Function):
         weights = Matrices(
             _array(feedforward), _array(recurrent), _array(_NO_MATRIX if feedback is None else feedback), _array(bias)
         )
-        constants = (step, reads, limits, weights, _locations(index), _locations(drive))
-        with engine.scratch(step, reads.input, batch, reads) as scratch:
+        with (
+            engine.packed(weights.feedforward if reads.input.height else None) as packed_feedforward,
+            engine.packed(weights.recurrent) as packed_recurrent,
+            engine.scratch(step, reads.input, batch, reads) as scratch,
+        ):
+            packed = Packed(packed_feedforward, packed_recurrent)
+            constants = (step, reads, limits, weights, packed, _locations(index), _locations(drive))
             engine.run(compiled.select, batch, lambda part: (*constants, scratch[part]))
         ctx.engine, ctx.step, ctx.reads, ctx.index = engine, step, reads, index
         ctx.shapes = [None if w is None else w.shape for w in (feedforward, recurrent, feedback, bias)]
@@ -290,6 +307,14 @@ _TILE_BYTES = 2**19
 _MOST_ENTRIES = 2**21
 """Cells that were on, listed at once for a gradient."""
 
+_NARROWEST = 64
+"""Columns from which on weights are packed."""
+
+_LARGE_PAGE = 2**21
+"""Bytes."""
+
+_NO_WORDS = np.empty((0, 0), np.uint32)
+
 _MOST_KEPT = 64
 """Kinds of working memory that are kept for the next step."""
 
@@ -380,6 +405,9 @@ def _scratch(sizes: _Sizes) -> Scratch:
         best=np.empty(s.groups, np.float32),
         best_value=np.empty(k, np.float32),
         best_group=np.empty(k, np.int32),
+        column=np.empty(compiled.MOST_COLUMNS, np.float32),
+        kept=np.empty(s.groups + LANES, np.float32),
+        position=np.empty(s.groups + LANES, np.int32),
         above=np.empty((sizes.locations_above, cells), np.float32),
         above_row=np.empty((sizes.above_width, cells), np.float32),
         patch=np.empty(taps, np.float32),
@@ -393,6 +421,14 @@ def _entries(key: tuple[str, int, int]) -> Entries:
     _, cells, count = key
     kinds = (np.uint32, np.float32, np.int32, np.uint32, np.float32)
     return Entries(np.empty(cells + 2, np.int32), *(np.empty(count, kind) for kind in kinds))
+
+
+def _words(key: tuple[str, int, int]) -> Any:
+    """Return room for words that begins with a large page of memory, where there are such."""
+    _, rows, columns = key
+    room = np.empty(rows * columns * 4 + _LARGE_PAGE, np.uint8)
+    first = -room.ctypes.data % _LARGE_PAGE
+    return room[first : first + rows * columns * 4].view(np.uint32).reshape(rows, columns)
 
 
 def _sums(key: tuple[str, int, int, int]) -> list[Any]:

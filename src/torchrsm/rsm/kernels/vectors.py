@@ -61,9 +61,9 @@ def _packed_row(builder: Any, base: Any, vectors: int, index: Callable[[int], An
 def _strip_of(vectors: int, packed: bool) -> Any:
     """Return a function ``(out, start, weight, column, rows, values, count)`` for compiled code.
 
-    It adds ``sum(values[i] * weight[rows[i], column:])`` over the first ``count`` rows to the ``vectors * LANES`` numbers
-    of ``out`` from ``start`` on. Nothing is checked. Rows of ``packed`` weights are half as long; ``column`` counts
-    numbers there, too.
+    It adds ``sum(values[i] * weight[rows[i], column:])`` over the first ``count`` rows to the ``vectors * LANES``
+    numbers of ``out`` from ``start`` on. Nothing is checked. Rows of ``packed`` weights are half as long, but
+    ``column`` counts numbers there, too.
     """
 
     @intrinsic
@@ -131,4 +131,87 @@ add_4 = _strip_of(4, False)
 add_2 = _strip_of(2, False)
 add_1 = _strip_of(1, False)
 add_packed_wide = _strip_of(WIDEST, True)
+add_packed_8 = _strip_of(8, True)
 add_packed_2 = _strip_of(2, True)
+
+
+@intrinsic
+def keep_from(typing: Any, numbers: Any, start: Any, least: Any, kept: Any, index: Any, count: Any) -> Any:
+    """Copy those of ``numbers[start : start + LANES]`` that are at least ``least`` to ``kept[count:]``, in their order.
+
+    Their positions go to ``index[count:]``. Nothing is checked. Returns the new count.
+    """
+    signature = types.intp(numbers, types.intp, types.float32, kept, index, types.intp)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        numbers_, kept_, index_ = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 4)
+        )
+        start, least, count = arguments[1], arguments[2], arguments[5]
+        values = _load(builder, builder.gep(numbers_.data, [start]), _FLOATS)
+        chosen = builder.fcmp_ordered(">=", values, _broadcast(builder, least))
+        first = builder.trunc(start, _LANE)
+        nothing = ir.Constant(_BITS, ir.Undefined)
+        firsts = builder.shuffle_vector(
+            builder.insert_element(nothing, first, ir.Constant(_LANE, 0)), nothing, ir.Constant(_BITS, [0] * LANES)
+        )
+        positions = builder.add(firsts, ir.Constant(_BITS, list(range(LANES))))
+        mask = ir.VectorType(ir.IntType(1), LANES)
+        for kind, name, vector, array in ((_FLOATS, "f32", values, kept_), (_BITS, "i32", positions, index_)):
+            pointer = builder.gep(array.data, [count])
+            element = pointer.type.pointee
+            function = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(ir.VoidType(), [kind, element.as_pointer(), mask]),
+                f"llvm.masked.compressstore.v{LANES}{name}",
+            )
+            builder.call(function, [vector, pointer, chosen])
+        bits = builder.bitcast(chosen, ir.IntType(LANES))
+        found = builder.zext(builder.ctpop(bits), count.type)
+        return builder.add(count, found)
+
+    return signature, generate
+
+
+@intrinsic
+def rank_among(typing: Any, numbers: Any, at: Any, vectors: Any) -> Any:
+    """Return how many of the first ``vectors * LANES`` numbers are larger than number ``at``, or equal and before it.
+
+    Nothing is checked.
+    """
+    signature = types.intp(numbers, types.intp, types.intp)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        at, vectors = arguments[1], arguments[2]
+        integer = at.type
+        own = _broadcast(builder, builder.load(builder.gep(data, [at])))
+        before = builder.block
+        loop, done = builder.append_basic_block("vectors"), builder.append_basic_block("done")
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        i, total = builder.phi(integer), builder.phi(integer)
+        for phi in (i, total):
+            phi.add_incoming(ir.Constant(integer, 0), before)
+        start = builder.mul(i, ir.Constant(integer, LANES))
+        others = _load(builder, builder.gep(data, [start]), _FLOATS)
+        ahead = builder.trunc(builder.sub(at, start), _LANE)  # lanes below it come first
+        nothing = ir.Constant(_BITS, ir.Undefined)
+        limit = builder.shuffle_vector(
+            builder.insert_element(nothing, ahead, ir.Constant(_LANE, 0)), nothing, ir.Constant(_BITS, [0] * LANES)
+        )
+        first = builder.icmp_signed("<", ir.Constant(_BITS, list(range(LANES))), limit)
+        larger = builder.fcmp_ordered(">", others, own)
+        equal = builder.and_(builder.fcmp_ordered("==", others, own), first)
+        bits = builder.bitcast(builder.or_(larger, equal), ir.IntType(LANES))
+        found = builder.add(total, builder.zext(builder.ctpop(bits), integer))
+        following = builder.add(i, ir.Constant(integer, 1))
+        i.add_incoming(following, loop)
+        total.add_incoming(found, loop)
+        builder.cbranch(builder.icmp_signed("<", following, vectors), loop, done)
+
+        builder.position_at_end(done)
+        return found
+
+    return signature, generate
