@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torchrsm.compiling import compiled
 from torchrsm.rsm.kernels.step import Step
 from torchrsm.rsm.kernels.vectors import (
+    HAS_SCATTER,
     LANES,
     WIDEST,
     add_1,
     add_2,
     add_4,
+    add_at_places,
     add_packed_2,
     add_packed_8,
     add_packed_wide,
@@ -85,6 +87,11 @@ class Scratch(NamedTuple):
     above_row: Floats
     patch: Floats
     decoder_patch: Floats
+    group: Ints
+    group_starts: Ints
+    group_place: Ints
+    group_row: Ints
+    group_value: Floats
     work: Floats
     target: Floats
 
@@ -97,30 +104,26 @@ class Taps(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The other way round: which locations a place of the source reaches by each tap of a kernel, -1 for none.
+    """The locations that each place of the source reaches by the taps of a kernel.
 
     Attributes:
-        row: ``[rows of the source, size]``; ``column`` likewise.
-        places: of the source, in one sample.
-        source_width: columns of the source.
-        width: columns of the locations.
+        count: ``[places]``, how many.
+        tap, location: ``[places, taps]``, the first ``count`` of them: by which tap which location.
     """
 
-    row: Ints
-    column: Ints
-    places: int
-    source_width: int
-    width: int
+    count: Ints
+    tap: Ints
+    location: Ints
 
 
 class Entries(NamedTuple):
     """Cells that were on, listed cell by cell; those of cell ``c`` are ``starts[c]`` to ``starts[c + 1]``."""
 
     starts: Ints
-    place: Units
+    place: Ints
     value: Floats
     unsorted_cell: Ints
-    unsorted_place: Units
+    unsorted_place: Ints
     unsorted_value: Floats
 
 
@@ -651,32 +654,36 @@ def select_gradient(
 
 
 @_jit
-def sort_memory(n0: int, n1: int, s: Step, r: Reads, entries: Entries, scratch: Scratch) -> None:
-    """List the layer's own past in the samples n0..n1, cell by cell: where each was on, and its value."""
+def sort_memory(n0: int, n1: int, s: Step, r: Reads, learns: Flags, entries: Entries, scratch: Scratch) -> None:
+    """List the layer's own past in the samples n0..n1 that are learned from, cell by cell: where it was on, how much."""
     count = 0
     for n in range(n0, n1):
+        if not learns[n]:
+            continue
         index, value = r.memory_index[n], r.memory_value[n]
         for p in range(index.shape[0]):
             for e in range(index.shape[1]):
                 if index[p, e] >= 0 and value[p, e] != 0.0:
                     entries.unsorted_cell[count] = index[p, e]
-                    entries.unsorted_place[count] = (n - n0) * index.shape[0] + p
+                    entries.unsorted_place[count] = n * index.shape[0] + p
                     entries.unsorted_value[count] = value[p, e]
                     count += 1
     _sort(entries, count)
 
 
 @_jit
-def sort_input(n0: int, n1: int, s: Step, r: Reads, entries: Entries, scratch: Scratch) -> None:
-    """List the pooled cells of the layer below in the samples n0..n1, cell by cell."""
+def sort_input(n0: int, n1: int, s: Step, r: Reads, learns: Flags, entries: Entries, scratch: Scratch) -> None:
+    """List the pooled cells of the layer below in the samples n0..n1 that are learned from, cell by cell."""
     count = 0
     places = s.input_height * s.input_width
     for n in range(n0, n1):
+        if not learns[n]:
+            continue
         _pool(s, r.input, n, scratch)
         for q in range(places):
             for e in range(scratch.pooled_count[q]):
                 entries.unsorted_cell[count] = scratch.pooled_index[q, e]
-                entries.unsorted_place[count] = (n - n0) * places + q
+                entries.unsorted_place[count] = n * places + q
                 entries.unsorted_value[count] = scratch.pooled_value[q, e]
                 count += 1
     _sort(entries, count)
@@ -700,64 +707,64 @@ def _sort(entries: Entries, count: int) -> None:
 
 
 @_jit
+def _add_at_one_by_one(
+    out: Floats, first: int, places: Ints, values: Floats, start: int, count: int, factor: np.floating
+) -> None:
+    """``out[first + places[i]] += factor * values[i]`` for ``count`` numbers i from ``start`` on."""
+    for i in range(start, start + count):
+        out[first + places[i]] += factor * values[i]
+
+
+_add_at = add_at_places if HAS_SCATTER else _add_at_one_by_one
+
+
+@_jit
 def cell_gradient(
     c0: int,
     c1: int,
-    n0: int,
+    adds: bool,
     targets: Targets,
+    locations: int,
     entries: Entries,
-    winners: Units,
+    winners: Ints,
     d_drive: Floats,
-    learns: Flags,
     gradient: Floats,
     sums: Floats,
 ) -> None:
-    """Write the gradients of the weights of the source cells c0..c1, from listed entries; or add them where n0 > 0.
+    """Write the gradients of the weights of the source cells c0..c1, from listed entries; or add them where ``adds``.
 
     One source cell after the other: the few rows of its weights stay in the first cache for all places where it was on.
 
     Args:
         c0, c1: source cells.
-        n0: the sample from which the places of the entries count.
+        adds: whether the gradients hold a part already.
         targets: where the taps of a place lie.
+        locations: of a sample.
         entries: where and how much each source cell was on.
-        winners: ``[b, locations, k]``, columns of the gradient.
-        d_drive: ``[b, locations, k]``.
-        learns: ``[b, locations]``, whether any of them is not 0.
+        winners: ``[b * locations, k]``, columns of the gradient.
+        d_drive: ``[b * locations, k]``.
         gradient: ``[taps * source cells, n]``.
         sums: working memory ``[taps, n]``.
     """
-    size_y, size_x = targets.row.shape[1], targets.column.shape[1]
-    places, source_width, width = targets.places, targets.source_width, targets.width
-    cells = gradient.shape[0] // (size_y * size_x)
-    k = winners.shape[2]
+    places, taps = targets.tap.shape
+    cells = gradient.shape[0] // taps
+    k, columns = winners.shape[1], gradient.shape[1]
+    won, d, total = winners.reshape(-1), d_drive.reshape(-1), sums.reshape(-1)
     for c in range(c0, c1):
-        for tap in range(size_y * size_x):
+        for tap in range(taps):
             row, known = sums[tap], gradient[tap * cells + c]
-            for e in range(row.shape[0]):
-                row[e] = known[e] if n0 > 0 else np.float32(0.0)
+            for e in range(columns):
+                row[e] = known[e] if adds else np.float32(0.0)
         for at in range(entries.starts[c], entries.starts[c + 1]):
             place, v = entries.place[at], entries.value[at]
             n, q = place // places, place % places
-            n += n0
-            y, x = q // source_width, q % source_width
-            for dy in range(size_y):
-                ty = targets.row[y, dy]
-                if ty < 0:
-                    continue
-                for dx in range(size_x):
-                    tx = targets.column[x, dx]
-                    if tx < 0:
-                        continue
-                    p = ty * width + tx
-                    if not learns[n, p]:
-                        continue
-                    row, won, d = sums[dy * size_x + dx], winners[n, p], d_drive[n, p]
-                    for e in range(k):
-                        row[won[e]] += v * d[e]
-        for tap in range(size_y * size_x):
+            tap, location = targets.tap[q], targets.location[q]
+            for i in range(targets.count[q]):
+                start = (n * locations + location[i]) * k
+                _add_at(total, tap[i] * columns, won, d, start, k, v)
+        for tap in range(taps):
             row, known = sums[tap], gradient[tap * cells + c]
-            for e in range(row.shape[0]):
+            for e in range(columns):
                 known[e] = row[e]
 
 
@@ -767,7 +774,19 @@ def _decode_sample(s: Step, index: Ints, z: Floats, decoder: Floats, scratch: Sc
     rows, values, patch, out = scratch.rows, scratch.values, scratch.decoder_patch, scratch.work
     out[:] = 0.0
     size = s.decoder_kernel_size
-    run = size * s.channels
+    channels = s.channels
+    run = size * channels
+    if size > 0 and channels >= LANES:
+        # Many channels: one tap of the kernel after the other, whose weights stay in the cache for all locations.
+        _name_groups(s, index, scratch)
+        for dy in range(size):
+            for dx in range(size):
+                for p in range(s.height * s.width):
+                    line = out[(p // s.width) * s.stride + dy]
+                    start = ((p % s.width) * s.stride + dx) * channels
+                    column = dy * run + dx * channels
+                    _add_rows(line, start, decoder, column, channels, scratch.group[p], z[p], s.active_groups)
+        return
     for p in range(s.height * s.width):
         count = 0
         for e in range(s.active_groups):
@@ -782,12 +801,20 @@ def _decode_sample(s: Step, index: Ints, z: Floats, decoder: Floats, scratch: Sc
             continue
         patch[:] = 0.0
         _add_rows(patch, 0, decoder, 0, patch.shape[0], rows, values, count)
-        x0 = (p % s.width) * s.stride * s.channels
+        x0 = (p % s.width) * s.stride * channels
         for dy in range(size):
             line = out[(p // s.width) * s.stride + dy, x0 : x0 + run]
             part = patch[dy * run : (dy + 1) * run]
             for c in range(run):
                 line[c] += part[c]
+
+
+@_jit
+def _name_groups(s: Step, index: Ints, scratch: Scratch) -> None:
+    """Write the group of each winner of a sample to ``scratch.group``."""
+    for p in range(s.height * s.width):
+        for e in range(s.active_groups):
+            scratch.group[p, e] = index[p, e] % s.groups
 
 
 @_jit
@@ -810,6 +837,9 @@ def _decode_sample_gradient(
     patch, work = scratch.decoder_patch, scratch.work
     size = s.decoder_kernel_size
     run = size * s.channels
+    if size > 0 and s.channels >= LANES:
+        _decode_taps_gradient(s, index, z, decoder, d_z, d_decoder, scratch)
+        return
     for p in range(s.height * s.width):
         if size > 0:
             x0 = (p % s.width) * s.stride * s.channels
@@ -829,6 +859,61 @@ def _decode_sample_gradient(
                 dot += weight[c] * error_patch[c]
                 d_weight[c] += v * error_patch[c]
             d_z[p, e] = dot
+
+
+@_jit
+def _decode_taps_gradient(
+    s: Step, index: Ints, z: Floats, decoder: Floats, d_z: Floats, d_decoder: Floats, scratch: Scratch
+) -> None:
+    """Do what `_decode_sample_gradient` does where there are many channels, one tap of the kernel after the other."""
+    size, channels, width = s.decoder_kernel_size, s.channels, s.width
+    work, k, locations = scratch.work, s.active_groups, s.height * s.width
+    _name_groups(s, index, scratch)
+    group = scratch.group
+    for p in range(locations):
+        for e in range(k):
+            d_z[p, e] = 0.0
+    for dy in range(size):
+        for dx in range(size):
+            column = (dy * size + dx) * channels
+            for p in range(locations):
+                x0 = ((p % width) * s.stride + dx) * channels
+                line = work[(p // width) * s.stride + dy, x0 : x0 + channels]
+                for e in range(k):
+                    weight = decoder[group[p, e], column : column + channels]
+                    dot = np.float32(0.0)
+                    for c in range(channels):
+                        dot += weight[c] * line[c]
+                    d_z[p, e] += dot
+    # The weights of one group after the other, so that a sum over all its places stays in registers.
+    starts, place = scratch.group_starts, scratch.group_place
+    starts[:] = 0
+    for p in range(locations):
+        for e in range(k):
+            starts[group[p, e] + 2] += 1
+    for g in range(2, starts.shape[0]):
+        starts[g] += starts[g - 1]
+    for p in range(locations):
+        for e in range(k):
+            at = starts[group[p, e] + 1]
+            starts[group[p, e] + 1] = at + 1
+            place[at] = p
+            scratch.group_value[at] = z[p, e]
+    positions = work.reshape(-1, channels)
+    across = work.shape[1] // channels
+    for g in range(s.groups):
+        first, count = starts[g], starts[g + 1] - starts[g]
+        if count == 0:
+            continue
+        for dy in range(size):
+            for dx in range(size):
+                for i in range(count):
+                    p = place[first + i]
+                    y, x = (p // width) * s.stride + dy, (p % width) * s.stride + dx
+                    scratch.group_row[i] = y * across + x
+                values = scratch.group_value[first : first + count]
+                column = (dy * size + dx) * channels
+                _add_rows(d_decoder[g], column, positions, 0, channels, scratch.group_row, values, count)
 
 
 @_jit

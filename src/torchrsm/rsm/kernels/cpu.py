@@ -18,9 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.functional import Cells, Grid
 from torchrsm.rsm.kernels import compiled
-from torchrsm.rsm.kernels.compiled import Entries, Input, Limits, Matrices, Packed, Reads, Scratch, Taps, Targets
+from torchrsm.rsm.kernels.compiled import (
+    Entries,
+    Input,
+    Limits,
+    Matrices,
+    Packed,
+    Reads,
+    Scratch,
+    Taps,
+    Targets,
+)
 from torchrsm.rsm.kernels.step import Context, Step, Weights
 from torchrsm.rsm.kernels.vectors import LANES
 
@@ -63,24 +73,44 @@ class FusedEngine:
         return loss
 
     def run(self, kernel: Callable[..., None], count: int, arguments: Callable[[int], tuple[Any, ...]]) -> None:
-        """Call ``kernel(first, last, *arguments(part))`` for each part of ``count`` samples or cells, a thread each.
+        """Call ``kernel(first, last, *arguments(part))`` for each part of ``count`` samples or rows, a thread each.
 
         A part has working memory of its own among its arguments.
         """
         parts = self.parts(count)
         bounds = [part * count // parts for part in range(parts + 1)]
+        self._in_threads(parts, lambda part: kernel(bounds[part], bounds[part + 1], *arguments(part)))
+
+    def run_in_pieces(
+        self, kernel: Callable[..., None], count: int, arguments: Callable[[int], tuple[Any, ...]]
+    ) -> None:
+        """Do what `run` does in pieces that a thread takes when it is free; for results that no order of them changes.
+
+        Cells are on for different times, so equal parts would not be equally long.
+        """
+        parts = self.parts(count)
+        size = -(-count // (_PIECES * parts)) if parts > 1 else count
+        pieces = iter(range(0, count, size))  # `next` of it is atomic
+
+        def work(part: int) -> None:
+            mine = arguments(part)
+            for first in pieces:
+                kernel(first, min(first + size, count), *mine)
+
+        self._in_threads(parts, work)
+
+    def _in_threads(self, parts: int, work: Callable[[int], None]) -> None:
+        """Call ``work(part)`` for each part, the first in this thread."""
         if parts == 1:
-            kernel(0, count, *arguments(0))
+            work(0)
             return
         process = os.getpid()
         if self._pool is None or self._pool._max_workers < parts - 1 or self._pool_process != process:
             # A process that was forked has the pool, but none of its threads.
             self._pool = ThreadPoolExecutor(parts - 1, thread_name_prefix="torchrsm")
             self._pool_process = process
-        waiting = [
-            self._pool.submit(kernel, bounds[part], bounds[part + 1], *arguments(part)) for part in range(1, parts)
-        ]
-        kernel(bounds[0], bounds[1], *arguments(0))
+        waiting = [self._pool.submit(work, part) for part in range(1, parts)]
+        work(0)
         for future in waiting:
             future.result()
 
@@ -102,18 +132,17 @@ class FusedEngine:
 
         The entries are listed for as many samples at a time as `_MOST_ENTRIES` allows.
         """
-        batch = len(winners)
+        batch, taps = len(learns), targets.tap.shape[1]
         in_a_sample = sources.shape[-2] * sources.shape[-1]
         at_once = max(1, min(batch, _MOST_ENTRIES // max(in_a_sample, 1)))
-        taps = targets.row.shape[1] * targets.column.shape[1]
         with (
             self._borrowed(("entries", cells, at_once * in_a_sample), _entries) as entries,
             self._borrowed(("sums", self.parts(cells), taps, gradient.shape[1]), _sums) as sums,
         ):
             for n0 in range(0, batch, at_once):
-                sort(n0, min(n0 + at_once, batch), step, reads, entries, scratch)
-                constants = (n0, targets, entries, winners, d_drive, learns, gradient)
-                self.run(compiled.cell_gradient, cells, lambda part: (*constants, sums[part]))  # noqa: B023
+                sort(n0, min(n0 + at_once, batch), step, reads, learns, entries, scratch)
+                constants = (n0 > 0, targets, len(winners) // batch, entries, winners, d_drive, gradient)
+                self.run_in_pieces(compiled.cell_gradient, cells, lambda part: (*constants, sums[part]))  # noqa: B023
 
     @contextmanager
     def packed(self, weights: Any) -> Iterator[Any]:
@@ -204,20 +233,20 @@ class _Select(torch.autograd.Function):
         index = _locations(ctx.index)
         sums = [Matrices(*(np.zeros(shape, np.float32) for shape in shapes)) for _ in range(engine.parts(batch))]
         constants = (step, reads, index, d)
-        learns = (d != 0).any(2)
+        learns = (d != 0).any((1, 2))
         d_recurrent = torch.empty(recurrent)
         d_input = torch.empty(feedforward) if sparse else None
         with engine.scratch(step, reads.input, batch, reads) as scratch:
             engine.run(compiled.select_gradient, batch, lambda part: (*constants, sums[part], scratch[part]))
-            winners = index.view(np.uint32)
+            winners, every = index.reshape(-1, step.active_groups), d.reshape(-1, step.active_groups)
             engine.run_cells(
                 compiled.sort_memory, step, reads, reads.memory_index, step.cells, _memory_targets(step), scratch[0],
-                winners, d, learns, d_recurrent.numpy(),
+                winners, every, learns, d_recurrent.numpy(),
             )  # fmt: skip
             if d_input is not None:
                 engine.run_cells(
                     compiled.sort_input, step, reads, scratch[0].pooled_index, step.channels, _input_targets(step),
-                    scratch[0], winners % np.uint32(step.groups), d, learns, d_input.numpy(),
+                    scratch[0], winners % step.groups, every, learns, d_input.numpy(),
                 )  # fmt: skip
         d_image, _, d_feedback, d_bias = _add_parts(sums)
         return (
@@ -314,6 +343,9 @@ _LARGE_PAGE = 2**21
 """Bytes."""
 
 _NO_WORDS = np.empty((0, 0), np.uint32)
+
+_PIECES = 8
+"""Pieces for each thread, where threads take them when they are free."""
 
 _MOST_KEPT = 64
 """Kinds of working memory that are kept for the next step."""
@@ -412,6 +444,11 @@ def _scratch(sizes: _Sizes) -> Scratch:
         above_row=np.empty((sizes.above_width, cells), np.float32),
         patch=np.empty(taps, np.float32),
         decoder_patch=np.empty(size**2 * channels, np.float32),
+        group=np.empty((locations, k), np.int32),
+        group_starts=np.empty(s.groups + 2, np.int32),
+        group_place=np.empty(locations * k, np.int32),
+        group_row=np.empty(locations, np.int32),
+        group_value=np.empty(locations * k, np.float32),
         work=np.empty(work if size else (s.input_height, s.input_width * channels), np.float32),
         target=np.zeros(channels, np.float32),
     )
@@ -419,7 +456,7 @@ def _scratch(sizes: _Sizes) -> Scratch:
 
 def _entries(key: tuple[str, int, int]) -> Entries:
     _, cells, count = key
-    kinds = (np.uint32, np.float32, np.int32, np.uint32, np.float32)
+    kinds = (np.int32, np.float32, np.int32, np.int32, np.float32)
     return Entries(np.empty(cells + 2, np.int32), *(np.empty(count, kind) for kind in kinds))
 
 
@@ -444,23 +481,35 @@ def _taps(size: int, stride: int, before: int, locations: int, source: int) -> A
 
 
 @functools.cache
-def _reached(size: int, stride: int, before: int, locations: int, source: int) -> Any:
-    """Return ``[source, size]``: the location that reaches each row of the source by each tap, -1 for none."""
-    ahead = np.arange(source)[:, None] + before - np.arange(size)
-    at = ahead // stride
-    return np.where((ahead % stride == 0) & (at >= 0) & (at < locations), at, -1).astype(np.int32)
+def _targets(size: int, stride: int, before: Grid, grid: Grid, source: Grid) -> Targets:
+    """Return which locations of ``grid`` each place of the source reaches by which taps of a square kernel.
+
+    Args:
+        size: side of the kernel.
+        stride: of the locations.
+        before: rows and columns of zeros before the source's first.
+        grid: the locations.
+        source: the places.
+    """
+    at, there = [], []
+    for offset, locations, places in zip(before, grid, source, strict=True):
+        ahead = np.arange(places)[:, None] + offset - np.arange(size)
+        at.append(ahead // stride)
+        there.append((ahead % stride == 0) & (at[-1] >= 0) & (at[-1] < locations))
+    location = at[0][:, None, :, None] * grid.width + at[1][None, :, None, :]  # row, column, tap's row, tap's column
+    found = (there[0][:, None, :, None] & there[1][None, :, None, :]).reshape(-1, size * size)
+    first = np.argsort(~found, axis=1, kind="stable")  # those that are there, in order
+    location = np.take_along_axis(location.reshape(-1, size * size), first, 1)
+    return Targets(*(np.ascontiguousarray(x.astype(np.int32)) for x in (found.sum(1), first, location)))
 
 
 def _memory_targets(s: Step) -> Targets:
     r = s.recurrent_kernel_size
-    row, column = (_reached(r, 1, r // 2, size, size) for size in s.grid)
-    return Targets(row, column, s.height * s.width, s.width, s.width)
+    return _targets(r, 1, Grid(r // 2, r // 2), s.grid, s.grid)
 
 
 def _input_targets(s: Step) -> Targets:
-    row = _reached(s.kernel_size, s.stride, s.top, s.height, s.input_height)
-    column = _reached(s.kernel_size, s.stride, s.left, s.width, s.input_width)
-    return Targets(row, column, s.input_height * s.input_width, s.input_width, s.width)
+    return _targets(s.kernel_size, s.stride, Grid(s.top, s.left), s.grid, s.input_grid)
 
 
 def _input(x: Tensor | Cells) -> Input:

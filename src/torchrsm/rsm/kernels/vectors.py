@@ -18,7 +18,10 @@ from numba.extending import intrinsic
 LANES = 16
 """Numbers in a vector of this code."""
 
-WIDEST = 16 if llvm.get_host_cpu_features().get("avx512f", False) else 4
+HAS_SCATTER = all(llvm.get_host_cpu_features().get(name, False) for name in ("avx512f", "avx512vl"))
+"""Whether the processor reads and writes a vector's numbers at places of its own, as AVX-512 does."""
+
+WIDEST = 16 if HAS_SCATTER else 4
 """Vectors of the widest strip: as many as fit into the registers of the processor, beside a row."""
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -215,3 +218,92 @@ def rank_among(typing: Any, numbers: Any, at: Any, vectors: Any) -> Any:
         return found
 
     return signature, generate
+
+
+@intrinsic
+def add_at_places(
+    typing: Any, out: Any, first: Any, places: Any, values: Any, start: Any, count: Any, factor: Any
+) -> Any:
+    """``out[first + places[i]] += factor * values[i]`` for ``count`` numbers i from ``start`` on.
+
+    These places are different ones. All arrays have one dimension. Only where `HAS_SCATTER`. Nothing is checked.
+    """
+    signature = types.void(out, types.intp, places, values, types.intp, types.intp, types.float32)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out_, places_, values_ = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 3)
+        )
+        first, start, count, factor = arguments[1], *arguments[4:]
+        integer = count.type
+        base = builder.bitcast(builder.gep(out_.data, [first]), ir.IntType(8).as_pointer())
+        end = builder.add(start, count)
+        before = builder.block
+        loop, body, rest = (builder.append_basic_block(name) for name in ("whole", "body", "rest"))
+        few, many, done = (builder.append_basic_block(name) for name in ("few", "many", "done"))
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        at = builder.phi(integer)
+        at.add_incoming(start, before)
+        following = builder.add(at, ir.Constant(integer, LANES))
+        builder.cbranch(builder.icmp_signed("<=", following, end), body, rest)
+        builder.position_at_end(body)
+        _add_vector(builder, base, places_.data, values_.data, at, None, factor, LANES)
+        at.add_incoming(following, builder.block)
+        builder.branch(loop)
+
+        builder.position_at_end(rest)
+        left = builder.sub(end, at)
+        builder.cbranch(builder.icmp_signed(">", left, ir.Constant(integer, LANES // 2)), many, few)
+        for block, lanes in ((many, LANES), (few, LANES // 2)):
+            builder.position_at_end(block)
+            _add_vector(builder, base, places_.data, values_.data, at, left, factor, lanes)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _add_vector(builder: Any, base: Any, places: Any, values: Any, at: Any, left: Any, factor: Any, lanes: int) -> None:
+    """Write the code of `add_at_places` for one vector; ``left`` of its numbers count, None for all."""
+    floats, bits = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(_LANE, lanes)
+    mask_type = ir.VectorType(ir.IntType(1), lanes)
+    pointer = ir.IntType(8).as_pointer()
+
+    def function(name: str, result: Any, kinds: list[Any]) -> Any:
+        return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, kinds), name)
+
+    def repeated(value: Any) -> Any:
+        nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+        one = builder.insert_element(nothing, value, ir.Constant(_LANE, 0))
+        return builder.shuffle_vector(one, nothing, ir.Constant(bits, [0] * lanes))
+
+    numbers = builder.bitcast(builder.gep(values, [at]), floats.as_pointer())
+    where = builder.bitcast(builder.gep(places, [at]), bits.as_pointer())
+    zeros, none, align = ir.Constant(floats, [0.0] * lanes), ir.Constant(bits, [0] * lanes), ir.Constant(_LANE, 4)
+    if left is None:
+        mask = ir.Constant(mask_type, [1] * lanes)
+        change, index = builder.load(numbers), builder.load(where)
+        change.align = index.align = 4
+    else:
+        mask = builder.icmp_signed("<", ir.Constant(bits, list(range(lanes))), repeated(builder.trunc(left, _LANE)))
+        load_numbers = function(
+            f"llvm.masked.load.v{lanes}f32.p0", floats, [floats.as_pointer(), _LANE, mask_type, floats]
+        )
+        load_places = function(f"llvm.masked.load.v{lanes}i32.p0", bits, [bits.as_pointer(), _LANE, mask_type, bits])
+        change = builder.call(load_numbers, [numbers, align, mask, zeros])
+        index = builder.call(load_places, [where, align, mask, none])
+    gather, scatter = {
+        16: ("llvm.x86.avx512.mask.gather.dps.512", "llvm.x86.avx512.mask.scatter.dps.512"),
+        8: ("llvm.x86.avx512.mask.gather3siv8.sf", "llvm.x86.avx512.mask.scattersiv8.sf"),
+    }[lanes]
+    scale = ir.Constant(_LANE, 4)
+    old = builder.call(
+        function(gather, floats, [floats, pointer, bits, mask_type, _LANE]), [zeros, base, index, mask, scale]
+    )
+    new = builder.fadd(old, builder.fmul(change, repeated(factor), flags=_CONTRACT), flags=_CONTRACT)
+    builder.call(
+        function(scatter, ir.VoidType(), [pointer, mask_type, bits, floats, _LANE]), [base, mask, index, new, scale]
+    )
