@@ -75,8 +75,8 @@ class Learner(Protocol):
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from the next batches of the stream, `batches_per_update` of them.
 
-        Raises:
-            NonFiniteError: a loss is NaN or infinite.
+        Nothing in it waits for the device. Whoever calls it looks whether the losses are finite
+        (`require_finite_losses`).
         """
         ...
 
@@ -95,7 +95,7 @@ def mean_of_scored(errors: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
 def require_finite_losses(names: Sequence[str], losses: Tensor) -> None:
     """Raise a `NonFiniteError` that names the first loss ``[n]`` that is not finite.
 
-    This is the one place where an update waits for the device.
+    It waits for the device.
     """
     if not bool(losses.isfinite().all()):
         name, value = next(pair for pair in zip(names, losses.tolist(), strict=True) if not math.isfinite(pair[1]))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchrsm.learning.contract import Taught, mean_of_scored, require_finite_losses
+from torchrsm.learning.contract import Taught
 from torchrsm.learning.local import LearningConfig, LocalLearning
+from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
@@ -23,6 +23,7 @@ Phase = Literal["stack", "both", "rectifier"]
 LayerStates = tuple[LayerState, ...]
 
 _CPU = torch.device("cpu")
+_ALONE = Ranks()
 
 
 class OnlineState(NamedTuple):
@@ -47,6 +48,7 @@ class OnlineLearner:
         stack_learns: false if only the rectifier learns in this run; see `take_stack`.
         shape: batch, channels, height and width of the frames to come.
         device: where the model learns; batches are moved there.
+        ranks: the processes that train together; ``shape`` holds the streams of this one.
 
     Raises:
         ValueError: the model cannot read such frames.
@@ -62,15 +64,15 @@ class OnlineLearner:
         stack_learns: bool,
         shape: tuple[int, int, int, int],
         device: torch.device = _CPU,
+        ranks: Ranks = _ALONE,
     ) -> None:
+        self._ranks = ranks
         self.model = VideoPredictor(model).to(device)  # made on the CPU: the same weights on any device
         self._device = device
         self._learning = LocalLearning(self.model, learning)
         self._fresh = self.model.initial_state(shape)
         self.state = OnlineState(self._fresh, torch.zeros(shape[0], dtype=torch.int64, device=device))
-        self._rectifying = (
-            None if rectifying is None else RectifierLearning(self.model, rectifying, math.prod(shape[1:]))
-        )
+        self._rectifying = None if rectifying is None else RectifierLearning(self.model, rectifying, shape, ranks)
         self._rectifier_from = 1.0 if rectifying is None else 1.0 - rectifying.share if stack_learns else 0.0
         self._stack_until = self._rectifier_from
         if rectifying is not None and stack_learns and rectifying.stack_share is not None:
@@ -138,28 +140,67 @@ class OnlineLearner:
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from one frame of each stream: predict it, learn from the error, hear it (or a dream)."""
         (batch,) = batches
-        frames, starts = batch.frames.to(self._device), batch.starts.to(self._device)
         phase = self.phase(progress)
-        layers, alone = restart(self.state.layers, self._fresh, starts), self.state.alone
+        self._set_progress(phase, progress)
+        frames, starts = batch.frames.to(self._device), batch.starts.to(self._device)
+        taught, self.state = self._update(phase, frames, starts, self.state)
+        return taught
+
+    def _set_progress(self, phase: Phase, progress: float) -> None:
+        """Let all that changes through a run, but for weights and states, follow the ``progress``, in 0..1."""
+        if phase != "rectifier":
+            self._learning.set_progress(progress / self._stack_until)
+        if phase != "stack":
+            assert self._rectifying is not None
+            self._rectifying.set_progress((progress - self._rectifier_from) / (1 - self._rectifier_from))
+
+    def _update(self, phase: Phase, frames: Tensor, starts: Tensor, state: OnlineState) -> tuple[Taught, OnlineState]:
+        """Change the weights, return what the update was made of and the state after it; nothing waits for the device.
+
+        Args:
+            phase: what learns.
+            frames: ``[b, c, h, w]``, on the device of the model.
+            starts: ``[b]`` bool, where a sequence begins.
+            state: what the streams have seen.
+        """
+        layers, alone = restart(state.layers, self._fresh, starts), state.alone
         learn = ~starts
         scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
         losses: list[Tensor] = []
+        weights: list[nn.Parameter] = []
         with torch.set_grad_enabled(phase != "rectifier"):
             prediction = self.model.predict_raw(layers)
-        if phase != "rectifier":
-            errors = self.model.losses(prediction, frames, scored)
-            self._learning.step(errors, prediction, progress / self._stack_until)
-            losses += [error.detach() for error in errors]
         predicted, heard = prediction.raw, frames
+        if phase != "rectifier":
+            errors = self._shared(self.model.losses(prediction, frames, scored), scored)
+            self._learning.find_gradients(errors)
+            losses += [error.detach() for error in errors]
+            weights += self.model.stack.parameters()
         if phase != "stack":
             assert self._rectifying is not None
-            done = (progress - self._rectifier_from) / (1 - self._rectifier_from)
             last = self.model.last_frame(layers)
-            rectified = self._rectifying.step(prediction, frames, learn, done, last, alone)
+            rectified = self._rectifying.find_gradients(prediction, frames, learn, last, alone)
             losses += rectified.losses.unbind()
+            weights += self._rectifying.weights
             predicted = rectified.frame
-            heard, alone = self._rectifying.heard(frames, predicted, learn, done, alone)
+            heard, alone = self._rectifying.heard(frames, predicted, learn, alone)
+        errors_of_frames = torch.where(scored, frame_squared_error_on_device(predicted, frames), 0.0)
+        figures = torch.stack((scored.sum().to(errors_of_frames.dtype), errors_of_frames.sum()))
         values = torch.stack(losses)
-        require_finite_losses(self.loss_names(phase), values)
-        self.state = OnlineState(self.model.observe(heard, prediction, layers), alone)
-        return Taught(*mean_of_scored(frame_squared_error_on_device(predicted, frames), scored), values)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        self._ranks.sum([*gradients, values, figures])
+        if phase != "rectifier":
+            self._learning.step(prediction)
+        if self._rectifying is not None and phase != "stack":
+            self._rectifying.step()
+        after = OnlineState(self.model.observe(heard, prediction, layers), alone)
+        return Taught(figures[0], figures[1] / figures[0].clamp(min=1), values), after
+
+    def _shared(self, losses: tuple[Tensor, ...], scored: Tensor) -> tuple[Tensor, ...]:
+        """Weigh means over the scored streams of this process, so that their sum is the mean over all processes."""
+        if self._ranks.count == 1:
+            return losses
+        own = scored.sum().to(losses[0].dtype)
+        every = own.clone()
+        self._ranks.sum([every])
+        return tuple(loss * (own / every.clamp(min=1)) for loss in losses)

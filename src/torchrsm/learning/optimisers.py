@@ -26,3 +26,12 @@ def adam(
     return torch.optim.Adam(
         weights, learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=has_fused_steps(weights)
     )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all weights, in place where it is a tensor, so that a captured step follows it."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

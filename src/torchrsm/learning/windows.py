@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.baselines.sequence_model import SequenceModel, Window
-from torchrsm.learning.contract import Taught, mean_of_scored, require_finite_losses
-from torchrsm.learning.optimisers import adam, has_fused_steps
+from torchrsm.learning.contract import Taught, mean_of_scored
+from torchrsm.learning.optimisers import adam, has_fused_steps, set_rate
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.rsm import kernels
 from torchrsm.scoring.metrics import frame_squared_error_on_device
@@ -124,7 +124,6 @@ class SequenceLearner:
         )
         lesson = self.model.learn(window, self.state)
         losses = torch.stack([loss.detach() for loss in lesson.losses])
-        require_finite_losses(self.loss_names("sequence"), losses)
         self._step(lesson.losses, progress)
         self.state = lesson.state
         errors = frame_squared_error_on_device(lesson.frames, window.frames)
@@ -143,7 +142,7 @@ class SequenceLearner:
                 weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
             if self.config.gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self.config.gradient_norm)
-            optimiser.param_groups[0]["lr"] = rate * factor
+            set_rate(optimiser, rate * factor)
             optimiser.step()
             optimiser.zero_grad()
 
