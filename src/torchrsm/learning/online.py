@@ -126,6 +126,8 @@ class OnlineLearner:
             kernels.set_threads(threads)
         else:
             kernels.set_threads(1, torch_threads=threads)
+        if phase == "rectifier":
+            self.model.stack.zero_grad()  # gradients that no one needs any more
         self.model.train(phase != "rectifier")
 
     def warm_up(self) -> None:
