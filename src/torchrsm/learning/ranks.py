@@ -20,5 +20,10 @@ class Ranks:
     rank: int = 0
     count: int = 1
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether `sum` can be a part of a CUDA graph."""
+        return self.count == 1
+
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in place; a process alone leaves them as they are."""

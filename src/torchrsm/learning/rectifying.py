@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from torchrsm.learning.muon import Muon
-from torchrsm.learning.optimisers import adam, set_rate
+from torchrsm.learning.optimisers import adam, set_rate, with_rates_on_device
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
@@ -255,5 +255,6 @@ def _stage_optimisers(group: WeightGroup, config: RectifyingConfig) -> list[tupl
     if others:
         found.append((adam(others, config.learning_rate), config.learning_rate))
     if kernels and config.matrix_learning_rate is not None:
-        found.append((Muon(kernels, config.matrix_learning_rate), config.matrix_learning_rate))
+        muon = with_rates_on_device(Muon(kernels, config.matrix_learning_rate))
+        found.append((muon, config.matrix_learning_rate))
     return found

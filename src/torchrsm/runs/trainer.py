@@ -52,8 +52,8 @@ from torchrsm.state import flatten, unflatten
 from torchrsm.storage.folders import WEIGHTS_FILE, load_weights
 from torchrsm.storage.shipped import CONFIG_FILE
 from torchrsm.storage.tensors import make_folder, save_tensors, write_atomically
-from torchrsm.streams import Stream, StreamBatch
 from torchrsm.streams.settings import make_stream
+from torchrsm.streams.stream import Stream, StreamBatch, StreamInPlace
 
 
 class Trainer:
@@ -97,6 +97,7 @@ class Trainer:
         self.stream: Stream = stream or make_stream(
             found(config.stream, self.folder), training.batch_size, training.seed
         )
+        self._stream_in_place = self.stream if isinstance(self.stream, StreamInPlace) else None
         shape = (self.stream.batch_size, *self.stream.frame_shape)
         self._randomness = Randomness(training.seed, self.device)
         with self._randomness.in_use():
@@ -222,14 +223,15 @@ class Trainer:
         The sums stay on the device; they are read once for each record.
         """
         with self._naming_the_checkpoint(self.step + 1):
-            batches = [self._next_batch() for _ in range(self.learner.batches_per_update)]
             phase = self.phase
-            taught = self.learner.teach(batches, self.progress)
+            if self._stream_in_place is not None:
+                taught = self.learner.teach_in_place(self._stream_in_place, self.progress)
+            else:
+                batches = [self._next_batch() for _ in range(self.learner.batches_per_update)]
+                taught = self.learner.teach(batches, self.progress)
             if self.device.type == "cpu":  # elsewhere a look would wait for the device; `_log` looks at the sums
                 require_finite_losses(self.learner.loss_names(phase), taught.losses)
-        one = torch.ones_like(taught.scored)
-        means = torch.cat((torch.stack((one, taught.frame_squared_error)), taught.losses.to(one.dtype)))
-        self._sums = taught.scored * means if self._sums is None else self._sums + taught.scored * means
+        self._sums = taught.sums.clone() if self._sums is None else self._sums + taught.sums
         self.step += 1
 
     def _next_batch(self) -> StreamBatch:
