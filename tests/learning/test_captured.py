@@ -17,6 +17,7 @@ from torchrsm.learning.muon import Muon
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.windows import SequenceLearner
 from torchrsm.rsm.layer import RSMLayer
+from torchrsm.runs.record import METRICS_FILE
 from torchrsm.state import flatten, map_state
 from torchrsm.streams import ArrayStream, BouncingBalls, StreamBatch
 from torchrsm.streams.stream import StreamInPlace
@@ -255,6 +256,7 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchrsm.runs.settings.OnlineLearner", taped)
     whole = Trainer(run, tmp_path / "whole").run()
+    written = tapes[0].replayed
     stopped = Trainer(run, tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         stopped.run(lambda record: stopped.stop() if record.step == 10 else None)
@@ -262,10 +264,24 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, monkeypatch):
     assert resumed.step == 10
     parts = resumed.run()
     assert_same(whole.state_dict(), parts.state_dict())
-    for file in ("metrics.jsonl", "checkpoint.safetensors"):
-        if file == "metrics.jsonl":
-            assert (tmp_path / "whole" / file).read_text() == (tmp_path / "parts" / file).read_text()
+    records = [(tmp_path / name / METRICS_FILE).read_text() for name in ("whole", "parts")]
+    assert records[0] == records[1]
+    assert len(records[0].splitlines()) == 3
+    assert written == 24
     assert [tape.recorded for tape in tapes] == [1, 1, 1]
+
+
+def test_a_run_takes_a_stream_in_place_without_a_look_at_its_frames(tmp_path, monkeypatch):
+    run = preset("tiny").replace(**{"training.steps": 10, "training.batch_size": 4, "model.rectifier": None})
+    run = run.replace(**{"model.height": 10, "model.width": 10})
+    ends = []
+    for name, kind in (("whole", ArrayStream), ("in-place", ArrayInPlace)):
+        trainer = Trainer(run, tmp_path / name, stream=noise_stream(12, kind))
+        if kind is ArrayInPlace:
+            monkeypatch.setattr(trainer, "_next_batch", None)
+        ends.append(trainer.run().state_dict())
+    assert_same(*ends)
+    assert (tmp_path / "whole" / METRICS_FILE).read_text() == (tmp_path / "in-place" / METRICS_FILE).read_text()
 
 
 class Failing(Tape):
