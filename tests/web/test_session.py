@@ -272,7 +272,7 @@ def test_a_training_that_fails_says_so_and_stops(library):
     with torch.no_grad():
         session._training.learner.model.stack.layers[0].output_bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="loss/layer_1 is nan"):
-        session.advance(share=1.0)
+        session._learn(0.0)  # one step
     assert not session.trains
 
 
