@@ -33,6 +33,7 @@ class Loop:
         self.torch_threads = threads if engine == "reference" else 1
         self.model = VideoPredictor(run.model, engine).train()
         self.learning = LocalLearning(self.model, run.learning)
+        self.learning.set_progress(0.5)
         self.stream = make_stream(run.stream, batch, run.training.seed)
         self.state = self.fresh = self.model.initial_state((batch, *self.stream.frame_shape))
 
@@ -41,7 +42,8 @@ class Loop:
         frames, starts, _ = next(self.stream)
         state = restart(self.state, self.fresh, starts)
         prediction = self.model.predict_raw(state)
-        self.learning.step(self.model.losses(prediction, frames, ~starts), prediction, 0.5)
+        self.learning.find_gradients(self.model.losses(prediction, frames, ~starts))
+        self.learning.step(prediction)
         self.state = self.model.observe(frames, prediction, state)
         return prediction
 

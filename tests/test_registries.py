@@ -76,7 +76,7 @@ def test_stages_learn_from_their_own_loss_alone():
     """The gradient of each stage is that of its own loss: no graph leads from one to the other."""
     rectifier = TwoStages(TwoStagesConfig(), InputSizes(channels=1, layer_cells=(4,), seen_channels=1))
     raw, frame = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    losses = rectifier.losses(rectifier.stages(raw, (), raw), frame)
+    losses = rectifier.losses(rectifier.stages(raw, (), raw), frame, torch.tensor([True, True]))
     for number, own in enumerate(rectifier.weight_groups()):
         for other, loss in enumerate(losses):
             found = torch.autograd.grad(loss, own.weights, retain_graph=True, allow_unused=True)

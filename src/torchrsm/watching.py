@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrsm.learning.contract import NonFiniteError
+from torchrsm.learning.contract import NonFiniteError, require_finite_losses
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.randomness import Randomness
 from torchrsm.model import VideoPredictor
@@ -97,6 +97,7 @@ class Watcher:
         batch = StreamBatch(seen, torch.tensor([begins]), torch.tensor([0]))
         with self._randomness.in_use(), kernels.threads_in_use(1):
             taught = self._learner.teach([batch], _HALF_WAY)
+        require_finite_losses(self._learner.loss_names(self._learner.phase(_HALF_WAY)), taught.losses)
         copied = None if begins or self._last is None else float(frame_squared_error(self._last, seen))
         self._last = seen
         number, self._count = self._count, self._count + 1

@@ -13,6 +13,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "reference")]
 
+from lessons import follow  # noqa: E402
 from warm_kernels import tiny_run  # noqa: E402
 
 from torchrsm import LocalLearning, VideoPredictor, restart  # noqa: E402
@@ -39,7 +40,7 @@ def golden_run() -> list[dict]:
         state = restart(state, fresh, starts)
         prediction = model.predict(state)
         losses = model.losses(prediction, frames, ~starts)
-        learning.step(losses, prediction, step / STEPS)
+        follow(learning, losses, prediction, step / STEPS)
         state = model.observe(frames, prediction, state)
         record.append(
             {

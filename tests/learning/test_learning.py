@@ -3,10 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from lessons import follow
 from pydantic import ValidationError
 
 from torchrsm.learning.local import LearningConfig, LocalLearning
 from torchrsm.learning.muon import Muon
+from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig, motion_loss
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
@@ -97,7 +99,7 @@ def test_the_first_step_is_as_long_as_the_rate():
     learning = LocalLearning(model, config)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     prediction, losses = predicted(model)
-    learning.step(losses, prediction, progress=0.25)
+    follow(learning, losses, prediction, progress=0.25)
     for name, parameter in model.named_parameters():
         moved = (parameter.detach() - before[name]).abs()
         rate = 0.5 * (1e-3 if ".0." in name else 4e-3)
@@ -113,7 +115,7 @@ def test_a_layer_learns_from_its_own_error_alone():
         learning = LocalLearning(model, LearningConfig(learning_rates=(1e-2,)))
         before = [p.detach().clone() for p in model.parameters()]
         prediction, losses = predicted(model)
-        learning.step(tuple(f * loss for f, loss in zip(factors, losses, strict=True)), prediction, 0.0)
+        follow(learning, tuple(f * loss for f, loss in zip(factors, losses, strict=True)), prediction)
         changes = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
         first = len(list(model.stack.layers[0].parameters()))
         moved.append((changes[:first], changes[first:]))
@@ -130,7 +132,7 @@ def test_a_step_does_not_add_to_the_gradients_of_the_last():
     gradients = []
     for _ in range(2):
         prediction, losses = predicted(model)
-        learning.step(losses, prediction, 0.0)
+        follow(learning, losses, prediction)
         gradients.append(model.stack.layers[0].decoder.grad.clone())
     torch.testing.assert_close(*gradients)
 
@@ -138,7 +140,7 @@ def test_a_step_does_not_add_to_the_gradients_of_the_last():
 def test_a_step_counts_the_wins():
     model = build(1, boost=1.0, inhibition_decay=None, boost_decay=0.0)
     prediction, losses = predicted(model)
-    LocalLearning(model, LearningConfig()).step(losses, prediction, 0.0)
+    follow(LocalLearning(model, LearningConfig()), losses, prediction)
     duty = model.stack.layers[0].duty
     assert duty.sum().item() == pytest.approx(2)  # so many cells win at a location
 
@@ -165,7 +167,7 @@ def test_a_tiny_model_learns(engine):
         state = restart(state, fresh, batch.starts)
         prediction = model.predict(state)
         losses = model.losses(prediction, batch.frames, ~batch.starts)
-        learning.step(losses, prediction, step / steps)
+        follow(learning, losses, prediction, step / steps)
         state = model.observe(batch.frames, prediction, state)
         errors.append((prediction.frame - batch.frames).square().mean().item())
     errors = torch.tensor(errors)
@@ -187,7 +189,7 @@ def rectified_model(rectifier=None):
 def begin(model=None, **settings):
     model = model or rectified_model()
     dreams = {"loop_share": 0.5} if settings.keys() & {"motion_weight", "loop_error"} else {}
-    return RectifierLearning(model, RectifyingConfig(**dreams | settings), 64)
+    return RectifierLearning(model, RectifyingConfig(**dreams | settings), (STREAMS, 1, 8, 8), Ranks())
 
 
 def some_prediction(model):
@@ -205,14 +207,16 @@ def some_prediction(model):
 
 
 def teach(learning, prediction, frame, progress=1.0, learn=None, last=None, alone=None):
-    return learning.step(
+    learning.set_progress(progress)
+    rectified = learning.find_gradients(
         prediction,
         frame,
         torch.ones(STREAMS, dtype=torch.bool) if learn is None else torch.tensor(learn),
-        progress,
         torch.zeros_like(frame) if last is None else last,
         torch.zeros(STREAMS, dtype=torch.int64) if alone is None else torch.tensor(alone),
     )
+    learning.step()
+    return rectified
 
 
 def copies(module):
@@ -261,7 +265,7 @@ def test_a_step_s_losses_are_their_formulas():
     got = teach(learning, prediction, frame, **settings)
     torch.manual_seed(7)
     follows = [0, 1]  # the dream is too far from what comes, 64 pixels of random values
-    noise = 0.3 * torch.randn(2, 1, 8, 8).double().numpy()
+    noise = 0.3 * torch.randn(STREAMS, 1, 8, 8)[follows].double().numpy()  # drawn for all streams, taught or not
     x, y, condition = (v[follows].double().numpy() for v in (rectified, frame, prediction.raw))
 
     def logits(images):
@@ -431,18 +435,22 @@ def test_a_dream_far_from_what_comes_has_no_target(loop_error, follows):
 def test_motion_is_that_of_numpy():
     generator = torch.Generator().manual_seed(0)
     rectified, last = (torch.rand(3, 2, 4, 5, generator=generator) for _ in range(2))
-    motion = torch.tensor(6.5)
+    motion, dreams = torch.tensor(6.5), torch.tensor([True, False, True])
     own = ((rectified.double().numpy() - last.double().numpy()) ** 2).reshape(3, -1).sum(1)
-    expected = ((own / 6.5 - 1) ** 2).mean()
-    assert motion_loss(rectified, last, motion).item() == pytest.approx(expected, rel=1e-5)
-    assert motion_loss(rectified[:1], last[:1], torch.tensor(own[0])).item() == pytest.approx(0, abs=1e-9)
-    assert motion_loss(rectified, last, torch.tensor(0.0)) == 0  # a still world asks for nothing
-    assert motion_loss(last, last, motion) == 1  # what stands still is as wrong as what moves sqrt(2) times as far
+    expected = ((own[[0, 2]] / 6.5 - 1) ** 2).mean()
+    assert motion_loss(rectified, last, motion, dreams).item() == pytest.approx(expected, rel=1e-5)
+    first = torch.tensor([True, False, False])
+    assert motion_loss(rectified, last, torch.tensor(own[0]), first).item() == pytest.approx(0, abs=1e-9)
+    assert motion_loss(rectified, last, motion, ~dreams & dreams) == 0  # nobody dreams
+    assert motion_loss(rectified, last, torch.tensor(0.0), dreams) == 0  # a still world asks for nothing
+    assert (
+        motion_loss(last, last, motion, dreams) == 1
+    )  # what stands still is as wrong as what moves sqrt(2) times as far
 
 
 def test_motion_s_gradient_makes_a_slow_dream_move_more():
     rectified = torch.full((1, 1, 2, 2), 0.1, requires_grad=True)
-    motion_loss(rectified, torch.zeros(1, 1, 2, 2), torch.tensor(1.0)).backward()
+    motion_loss(rectified, torch.zeros(1, 1, 2, 2), torch.tensor(1.0), torch.tensor([True])).backward()
     assert (rectified.grad < 0).all()
 
 
@@ -471,7 +479,8 @@ def hear(alone, errors=(0.5,) * STREAMS, learn=(True,) * STREAMS, progress=1.0, 
     learning = begin(**dreams if dreams["loop_share"] else {})
     frame = torch.full((STREAMS, 1, 8, 8), 0.25)
     rectified = frame + (torch.tensor(errors) / 64).sqrt().view(-1, 1, 1, 1)
-    heard, count = learning.heard(frame, rectified, torch.tensor(learn), progress, torch.tensor(alone))
+    learning.set_progress(progress)
+    heard, count = learning.heard(frame, rectified, torch.tensor(learn), torch.tensor(alone))
     own = [torch.equal(heard[n], rectified[n]) for n in range(STREAMS)]
     assert own == [not torch.equal(heard[n], frame[n]) for n in range(STREAMS)]
     assert count.dtype == torch.int64

@@ -222,22 +222,23 @@ def test_the_discriminator_is_its_formula():
 
 
 def test_adversarial_losses_are_their_formulas():
-    real, generated = torch.tensor([-3.0, 0.5, 2.0]), torch.tensor([1.0, -0.25, -4.0])
+    real, generated = torch.tensor([-3.0, 0.5, 9.0, 2.0]), torch.tensor([1.0, -0.25, 9.0, -4.0])
+    learn = torch.tensor([True, True, False, True])
 
     def cross_entropy(logits, label):
-        says = 1 / (1 + np.exp(-logits.double().numpy()))
+        says = 1 / (1 + np.exp(-logits[learn].double().numpy()))
         return -(label * np.log(says) + (1 - label) * np.log(1 - says)).mean()
 
-    assert adversarial_loss(generated).item() == pytest.approx(cross_entropy(generated, 1), rel=1e-6)
+    assert adversarial_loss(generated, learn).item() == pytest.approx(cross_entropy(generated, 1), rel=1e-6)
     expected = cross_entropy(real, 0.9) + cross_entropy(generated, 0)
-    assert discriminator_loss(real, generated).item() == pytest.approx(expected, rel=1e-6)
+    assert discriminator_loss(real, generated, learn).item() == pytest.approx(expected, rel=1e-6)
     expected = cross_entropy(real, 0.7) + cross_entropy(generated, 0)
-    assert discriminator_loss(real, generated, 0.7).item() == pytest.approx(expected, rel=1e-6)
+    assert discriminator_loss(real, generated, learn, 0.7).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_smoothed_labels_keep_the_discriminator_from_being_too_sure():
-    logits = torch.linspace(-3, 6, 901)
-    losses = torch.stack([discriminator_loss(logit[None], torch.tensor([-9.0])) for logit in logits])
+    logits, one = torch.linspace(-3, 6, 901), torch.tensor([True])
+    losses = torch.stack([discriminator_loss(logit[None], torch.tensor([-9.0]), one) for logit in logits])
     assert logits[losses.argmin()].item() == pytest.approx(np.log(9), abs=0.02)  # it says 0.9, and no more
 
 

@@ -141,18 +141,21 @@ class PlainOnline:
         return frame, 0
 
     def teach_rectifier(self, prediction, frames, starts, progress, last):
-        """Return the rectified frames as they were before the step, and the losses."""
+        """Return the rectified frames as they were before the step, and the losses.
+
+        Where no stream teaches, the losses are 0 and the optimisers take a step along gradients of zero.
+        """
         config, streams = self.rectifying, range(len(frames))
         made = self.model.rectify(prediction)
         awake = [i for i in streams if not starts[i] and self.alone[i] == 0]
         dreams = [i for i in streams if not starts[i] and self.alone[i] > 0]
         follows = sorted(awake + [i for i in dreams if squared_error(made[i], frames[i]) <= config.loop_error])
-        if not follows:
-            return made.detach(), [0.0] * 4
         mine, real, condition = made[follows], frames[follows], prediction.raw[follows].detach()
-        noise = config.noise_deviation * torch.randn_like(real)
-        error = ((mine - real) ** 2).mean()
-        adversarial = F.softplus(-self.judge(mine + noise, condition)).mean()
+        noise = (config.noise_deviation * torch.randn_like(frames))[follows]  # drawn for all, whoever teaches
+        error = adversarial = judged = 0 * made.sum() + 0 * self.judge(made, prediction.raw).sum()
+        if follows:
+            error = ((mine - real) ** 2).mean()
+            adversarial = F.softplus(-self.judge(mine + noise, condition)).mean()
         motion = torch.zeros(())
         if awake and dreams:
             world = torch.stack([((frames[i] - last[i]) ** 2).sum() for i in awake]).mean()
@@ -161,11 +164,12 @@ class PlainOnline:
                 motion = ((own / world - 1) ** 2).mean()
         total = error + config.adversarial_weight * adversarial + config.motion_weight * motion
         self.step_rectifier(total, progress)
-        says_real = self.judge(real + noise, condition)
-        says_mine = self.judge(mine.detach() + noise, condition)
-        label = config.real_label
-        judged = (label * F.softplus(-says_real) + (1 - label) * F.softplus(says_real)).mean()
-        judged = judged + F.softplus(says_mine).mean()
+        if follows:
+            says_real = self.judge(real + noise, condition)
+            says_mine = self.judge(mine.detach() + noise, condition)
+            label = config.real_label
+            judged = (label * F.softplus(-says_real) + (1 - label) * F.softplus(says_real)).mean()
+            judged = judged + F.softplus(says_mine).mean()
         weights = list(self.judge.parameters())
         for weight, gradient in zip(weights, torch.autograd.grad(judged, weights), strict=True):
             weight.data -= config.discriminator_learning_rate * gradient

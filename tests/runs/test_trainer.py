@@ -51,7 +51,7 @@ def test_the_recorded_error_is_that_of_the_frames_after_the_first(tmp_path, monk
     # Without dropout and learning the run can be repeated by hand.
     trainer.model.eval()
     monkeypatch.setattr(trainer.model, "train", lambda mode=True: trainer.model)
-    monkeypatch.setattr(trainer.learner._learning, "step", lambda losses, prediction, progress: None)
+    monkeypatch.setattr(trainer.learner._learning, "step", lambda prediction: None)
     model = trainer.run()
     state, errors = model.initial_state((4, 1, 12, 12)), []
     for t in range(5):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrsm import VideoConfig, VideoPredictor, fit, physics, preset
+from torchrsm import NonFiniteError, VideoConfig, VideoPredictor, fit, physics, preset
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.web import messages
 from torchrsm.web.library import MAX_VIDEOS, Library
@@ -263,6 +263,17 @@ def test_a_training_that_is_stopped_keeps_what_it_has_learned(library):
         session.advance(share=1.0)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert not model.training
+
+
+def test_a_training_that_fails_says_so_and_stops(library):
+    session = configured(library)
+    session.apply(messages.Train(minutes=10))
+    session.advance(share=1.0)
+    with torch.no_grad():
+        session._training.learner.model.stack.layers[0].output_bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="loss/layer_1 is nan"):
+        session._learn(0.0)  # one step
+    assert not session.trains
 
 
 def test_a_training_ends(library):

@@ -110,6 +110,11 @@ class Seq2SeqConvLSTM(SequenceModel):
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property
+    def asks_for_values(self) -> bool:
+        """Whether the number of updates decides how many frames are decoded."""
+        return self.config.curriculum_updates is not None
+
+    @property
     def shortest_window(self) -> int:
         """Enough to decode a frame."""
         return self.config.decode_every + 1

@@ -128,6 +128,11 @@ class SequenceModel(nn.Module):
         return predict_next(self, frames)
 
     @property
+    def asks_for_values(self) -> bool:
+        """Whether the host reads a value in `learn`, so that no update can be recorded and replayed."""
+        return False
+
+    @property
     def shortest_window(self) -> int:
         """The fewest frames of a window that teach something."""
         return 1

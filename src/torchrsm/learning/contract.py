@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from torchrsm.streams import StreamBatch
+from torchrsm.streams.stream import StreamBatch, StreamInPlace
 
 
 class NonFiniteError(ArithmeticError):
@@ -24,11 +24,13 @@ class Taught(NamedTuple):
             sequences have none.
         frame_squared_error: a scalar, the mean over those frames; 0 if there are none.
         losses: ``[n]``, see `Learner.loss_names`.
+        sums: ``[2 + n]``, what a record adds up: the scored frames, their errors, and each loss times the frames.
     """
 
     scored: Tensor
     frame_squared_error: Tensor
     losses: Tensor
+    sums: Tensor
 
 
 class Learner(Protocol):
@@ -75,10 +77,20 @@ class Learner(Protocol):
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from the next batches of the stream, `batches_per_update` of them.
 
-        Raises:
-            NonFiniteError: a loss is NaN or infinite.
+        Nothing in it waits for the device. Whoever calls it looks whether the losses are finite
+        (`require_finite_losses`). The figures hold until the next update.
         """
         ...
+
+    def teach_in_place(self, stream: StreamInPlace, progress: float) -> Taught:
+        """Take one update as `teach` does from the next batches of a stream that is made on the device."""
+        ...
+
+
+def taught(scored: Tensor, frame_squared_error: Tensor, losses: Tensor) -> Taught:
+    """Return the figures of an update, with their `Taught.sums`."""
+    means = torch.cat((torch.stack((torch.ones_like(scored), frame_squared_error)), losses.to(scored.dtype)))
+    return Taught(scored, frame_squared_error, losses, scored * means)
 
 
 def mean_of_scored(errors: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +107,7 @@ def mean_of_scored(errors: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
 def require_finite_losses(names: Sequence[str], losses: Tensor) -> None:
     """Raise a `NonFiniteError` that names the first loss ``[n]`` that is not finite.
 
-    This is the one place where an update waits for the device.
+    It waits for the device.
     """
     if not bool(losses.isfinite().all()):
         name, value = next(pair for pair in zip(names, losses.tolist(), strict=True) if not math.isfinite(pair[1]))

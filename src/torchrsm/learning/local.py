@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from torchrsm.learning.optimisers import adam
+from torchrsm.learning.optimisers import adam, set_rate
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 
@@ -44,14 +44,20 @@ class LocalLearning:
             for layer, rate in zip(layers, rates, strict=True)
         ]
 
-    def step(self, losses: tuple[Tensor, ...], prediction: Prediction, progress: float) -> None:
-        """Take one step on the errors of one frame; ``progress`` through the run is in 0..1."""
+    def set_progress(self, progress: float) -> None:
+        """Set the learning rates in force at this ``progress`` through the stack's part of the run, in 0..1."""
         factor = self.config.rate_factor(progress)
-        for layer, optimiser, loss, rate, part in zip(
-            self.model.stack.layers, self.optimisers, losses, self.learning_rates, prediction.layers, strict=True
-        ):
-            optimiser.param_groups[0]["lr"] = rate * factor
-            optimiser.zero_grad()
+        for optimiser, rate in zip(self.optimisers, self.learning_rates, strict=True):
+            set_rate(optimiser, rate * factor)
+
+    def find_gradients(self, losses: tuple[Tensor, ...]) -> None:
+        """Find the gradient of each layer's error for the weights of that layer."""
+        for layer, loss in zip(self.model.stack.layers, losses, strict=True):
+            layer.zero_grad()
             loss.backward()
+
+    def step(self, prediction: Prediction) -> None:
+        """Take one step along the gradients that `find_gradients` found for this prediction."""
+        for layer, optimiser, part in zip(self.model.stack.layers, self.optimisers, prediction.layers, strict=True):
             optimiser.step()
             layer.update_duty(part.cells)

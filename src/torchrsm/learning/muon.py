@@ -74,10 +74,11 @@ class Muon(torch.optim.Optimizer):
                     alike[change.shape].append((weight, change.flatten(1)))
             for shape, entries in alike.items():
                 steps = orthogonalised(torch.stack([matrix for _, matrix in entries]))
-                rate = group["lr"] * max(1.0, steps.shape[1] / steps.shape[2]) ** 0.5
+                # The rate may be a tensor, which a captured step reads anew.
+                steps *= -group["lr"] * max(1.0, steps.shape[1] / steps.shape[2]) ** 0.5
                 for (weight, _), step in zip(entries, steps, strict=True):
                     kernel = step.view(shape)
-                    weight.add_(kernel.transpose(0, 1) if group["transposed"] else kernel, alpha=-rate)
+                    weight.add_(kernel.transpose(0, 1) if group["transposed"] else kernel)
 
     def _changed(self, weight: Tensor, momentum: float) -> Tensor:
         """Take the gradient into the momentum; return Nesterov's look-ahead of it."""

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchrsm.learning.contract import Taught, mean_of_scored, require_finite_losses
+from torchrsm.learning.captured import Recorder, Updates, recorder_for
+from torchrsm.learning.contract import Taught, taught
 from torchrsm.learning.local import LearningConfig, LocalLearning
+from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerState
 from torchrsm.scoring.metrics import frame_squared_error_on_device
-from torchrsm.streams import StreamBatch
+from torchrsm.streams.stream import StreamBatch, StreamInPlace
 
 Phase = Literal["stack", "both", "rectifier"]
 LayerStates = tuple[LayerState, ...]
 
 _CPU = torch.device("cpu")
+_ALONE = Ranks()
 
 
 class OnlineState(NamedTuple):
@@ -37,6 +40,13 @@ class OnlineState(NamedTuple):
     alone: Tensor
 
 
+class _Frames(NamedTuple):
+    """What an update takes from a batch: ``[b, c, h, w]``, and ``[b]`` bool, where a sequence begins."""
+
+    frames: Tensor
+    starts: Tensor
+
+
 class OnlineLearner:
     """A `torchrsm.learning.contract.Learner`.
 
@@ -47,6 +57,8 @@ class OnlineLearner:
         stack_learns: false if only the rectifier learns in this run; see `take_stack`.
         shape: batch, channels, height and width of the frames to come.
         device: where the model learns; batches are moved there.
+        ranks: the processes that train together; ``shape`` holds the streams of this one.
+        recorder_for: returns what records updates on a device; None where they run as they are written.
 
     Raises:
         ValueError: the model cannot read such frames.
@@ -62,19 +74,30 @@ class OnlineLearner:
         stack_learns: bool,
         shape: tuple[int, int, int, int],
         device: torch.device = _CPU,
+        ranks: Ranks = _ALONE,
+        recorder_for: Callable[[torch.device], Recorder | None] = recorder_for,
     ) -> None:
+        self._ranks = ranks
         self.model = VideoPredictor(model).to(device)  # made on the CPU: the same weights on any device
-        self._device = device
         self._learning = LocalLearning(self.model, learning)
         self._fresh = self.model.initial_state(shape)
-        self.state = OnlineState(self._fresh, torch.zeros(shape[0], dtype=torch.int64, device=device))
-        self._rectifying = (
-            None if rectifying is None else RectifierLearning(self.model, rectifying, math.prod(shape[1:]))
-        )
+        self._rectifying = None if rectifying is None else RectifierLearning(self.model, rectifying, shape, ranks)
         self._rectifier_from = 1.0 if rectifying is None else 1.0 - rectifying.share if stack_learns else 0.0
         self._stack_until = self._rectifier_from
         if rectifying is not None and stack_learns and rectifying.stack_share is not None:
             self._stack_until = rectifying.stack_share
+        state = OnlineState(self._fresh, torch.zeros(shape[0], dtype=torch.int64, device=device))
+        recorder = recorder_for(device) if ranks.can_be_captured else None
+        self._updates: Updates[_Frames, OnlineState] = Updates(state, self.modules, self.optimisers, device, recorder)
+
+    @property
+    def state(self) -> OnlineState:
+        """What the streams have seen."""
+        return self._updates.state
+
+    @state.setter
+    def state(self, state: OnlineState) -> None:
+        self._updates.state = state
 
     def take_stack(self, given: VideoPredictor) -> None:
         """Start from the stack of another model.
@@ -124,6 +147,8 @@ class OnlineLearner:
             kernels.set_threads(threads)
         else:
             kernels.set_threads(1, torch_threads=threads)
+        if phase == "rectifier":
+            self.model.stack.zero_grad()  # gradients that no one needs any more
         self.model.train(phase != "rectifier")
 
     def warm_up(self) -> None:
@@ -138,28 +163,79 @@ class OnlineLearner:
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from one frame of each stream: predict it, learn from the error, hear it (or a dream)."""
         (batch,) = batches
-        frames, starts = batch.frames.to(self._device), batch.starts.to(self._device)
+        phase = self._set_progress(progress)
+        return self._updates.run(phase, partial(self._update, phase), _frames(batch))
+
+    def teach_in_place(self, stream: StreamInPlace, progress: float) -> Taught:
+        """Take one update from the next frames of a stream that is made on the device; see `teach`."""
+        phase = self._set_progress(progress)
+        return self._updates.run_in_place(phase, partial(self._update, phase), stream, _frames)
+
+    def _set_progress(self, progress: float) -> Phase:
+        """Let all that changes through a run, but for weights and states, follow the ``progress``, in 0..1.
+
+        Returns:
+            The phase.
+        """
         phase = self.phase(progress)
-        layers, alone = restart(self.state.layers, self._fresh, starts), self.state.alone
+        if phase != "rectifier":
+            self._learning.set_progress(progress / self._stack_until)
+        if phase != "stack":
+            assert self._rectifying is not None
+            self._rectifying.set_progress((progress - self._rectifier_from) / (1 - self._rectifier_from))
+        return phase
+
+    def _update(self, phase: Phase, inputs: _Frames, state: OnlineState) -> tuple[Taught, OnlineState]:
+        """Change the weights, return what the update was made of and the state after it; nothing waits for the device.
+
+        Args:
+            phase: what learns.
+            inputs: on the device of the model.
+            state: what the streams have seen.
+        """
+        frames, starts = inputs
+        layers, alone = restart(state.layers, self._fresh, starts), state.alone
         learn = ~starts
         scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
         losses: list[Tensor] = []
+        weights: list[nn.Parameter] = []
         with torch.set_grad_enabled(phase != "rectifier"):
             prediction = self.model.predict_raw(layers)
-        if phase != "rectifier":
-            errors = self.model.losses(prediction, frames, scored)
-            self._learning.step(errors, prediction, progress / self._stack_until)
-            losses += [error.detach() for error in errors]
         predicted, heard = prediction.raw, frames
+        if phase != "rectifier":
+            errors = self._shared(self.model.losses(prediction, frames, scored), scored)
+            self._learning.find_gradients(errors)
+            losses += [error.detach() for error in errors]
+            weights += self.model.stack.parameters()
         if phase != "stack":
             assert self._rectifying is not None
-            done = (progress - self._rectifier_from) / (1 - self._rectifier_from)
             last = self.model.last_frame(layers)
-            rectified = self._rectifying.step(prediction, frames, learn, done, last, alone)
+            rectified = self._rectifying.find_gradients(prediction, frames, learn, last, alone)
             losses += rectified.losses.unbind()
+            weights += self._rectifying.weights
             predicted = rectified.frame
-            heard, alone = self._rectifying.heard(frames, predicted, learn, done, alone)
+            heard, alone = self._rectifying.heard(frames, predicted, learn, alone)
+        errors_of_frames = torch.where(scored, frame_squared_error_on_device(predicted, frames), 0.0)
+        figures = torch.stack((scored.sum().to(errors_of_frames.dtype), errors_of_frames.sum()))
         values = torch.stack(losses)
-        require_finite_losses(self.loss_names(phase), values)
-        self.state = OnlineState(self.model.observe(heard, prediction, layers), alone)
-        return Taught(*mean_of_scored(frame_squared_error_on_device(predicted, frames), scored), values)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        self._ranks.sum([*gradients, values, figures])
+        if phase != "rectifier":
+            self._learning.step(prediction)
+        if self._rectifying is not None and phase != "stack":
+            self._rectifying.step()
+        after = OnlineState(self.model.observe(heard, prediction, layers), alone)
+        return taught(figures[0], figures[1] / figures[0].clamp(min=1), values), after
+
+    def _shared(self, losses: tuple[Tensor, ...], scored: Tensor) -> tuple[Tensor, ...]:
+        """Weigh means over the scored streams of this process, so that their sum is the mean over all processes."""
+        if self._ranks.count == 1:
+            return losses
+        own = scored.sum().to(losses[0].dtype)
+        every = own.clone()
+        self._ranks.sum([every])
+        return tuple(loss * (own / every.clamp(min=1)) for loss in losses)
+
+
+def _frames(batch: StreamBatch) -> _Frames:
+    return _Frames(batch.frames, batch.starts)

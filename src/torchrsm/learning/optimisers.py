@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+_Optimiser = TypeVar("_Optimiser", bound=torch.optim.Optimizer)
 
 _FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
 
@@ -23,6 +26,26 @@ def adam(
     weight_decay: float = 0.0,
 ) -> torch.optim.Adam:
     """Return Adam for weights that are all on one device."""
-    return torch.optim.Adam(
-        weights, learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=has_fused_steps(weights)
+    return with_rates_on_device(
+        torch.optim.Adam(
+            weights, learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=has_fused_steps(weights)
+        )
     )
+
+
+def with_rates_on_device(optimiser: _Optimiser) -> _Optimiser:
+    """Make each rate of weights on a CUDA device a tensor there, which a captured step reads; return the optimiser."""
+    for group in optimiser.param_groups:
+        device = group["params"][0].device
+        if device.type == "cuda":
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+    return optimiser
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all weights, in place where it is a tensor, so that a captured step follows it."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

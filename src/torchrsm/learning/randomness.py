@@ -15,7 +15,8 @@ class Randomness:
     """The states of torch's global generators as a run left them (while it works: as others left them).
 
     Layers draw from torch's global generators. While a run works, `in_use` puts its own states there, and afterwards
-    those that it found. So two runs in one process, or a run and the program around it, draw what each would alone.
+    those that it found. So two runs in one process, or a run and the program around it, draw what each would alone. A
+    CUDA graph takes its numbers from where the generator stands when it is replayed, so this holds for graphs, too.
 
     Args:
         seed: of the generators.

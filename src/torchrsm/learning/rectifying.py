@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrsm.learning.muon import Muon
-from torchrsm.learning.optimisers import adam
+from torchrsm.learning.optimisers import adam, set_rate, with_rates_on_device
+from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
-from torchrsm.rectifiers.contract import WeightGroup
+from torchrsm.rectifiers.contract import WeightGroup, mean_over
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 
@@ -92,7 +94,7 @@ class Rectified(NamedTuple):
     losses: Tensor
 
 
-def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor) -> Tensor:
+def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor, dreams: Tensor) -> Tensor:
     """Return how far dreams are from moving as much as the world does, a scalar.
 
     An average of futures moves less than any of them, so dreams slow down. A dream that has left the frames that came
@@ -102,11 +104,12 @@ def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor) -> Tensor:
     Args:
         rectified: ``[b, c, h, w]``.
         last: the frames heard before them, ``[b, c, h, w]``.
-        motion: the world's, a scalar. If it is 0, the world stands still, and so is the loss.
+        motion: the world's, a scalar. If it is 0, the world stands still or is unknown, and the loss is 0.
+        dreams: ``[b]`` bool, the streams that dream. If there are none, the loss is 0.
     """
     own = (rectified - last).square().sum((1, 2, 3))
     moves = motion > 0
-    loss = (own / torch.where(moves, motion, 1.0) - 1).square().mean()
+    loss = mean_over((own / torch.where(moves, motion, 1.0) - 1).square(), dreams)
     return torch.where(moves, loss, 0.0)
 
 
@@ -120,17 +123,24 @@ class RectifierLearning:
     Args:
         model: its rectifier learns.
         config: how.
-        frame_elements: channels x height x width of the frames to come.
+        shape: batch (of this process), channels, height and width of the frames to come.
+        ranks: the processes that train together.
     """
 
-    def __init__(self, model: VideoPredictor, config: RectifyingConfig, frame_elements: int) -> None:
+    def __init__(
+        self, model: VideoPredictor, config: RectifyingConfig, shape: tuple[int, int, int, int], ranks: Ranks
+    ) -> None:
         assert model.rectifier is not None
         self.model = model
         self.rectifier = model.rectifier
         self.config = config
-        self.discriminator = Discriminator(frame_elements) if config.adversarial_weight else None
+        self._ranks = ranks
+        self._streams = shape[0] * ranks.count
+        device = next(self.rectifier.parameters()).device
+        self._dreamers = torch.zeros((), dtype=torch.int64, device=device)
+        self.discriminator = Discriminator(math.prod(shape[1:])) if config.adversarial_weight else None
         if self.discriminator is not None:
-            self.discriminator.to(next(self.rectifier.parameters()).device)
+            self.discriminator.to(device)
             self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
         self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
         self._groups = self.rectifier.weight_groups()
@@ -149,19 +159,23 @@ class RectifierLearning:
         judge = [] if self.discriminator is None else [self._discriminator]
         return [*(optimiser for optimiser, _ in self._stages), *judge]
 
-    def step(
-        self, prediction: Prediction, frame: Tensor, learn: Tensor, progress: float, last: Tensor, alone: Tensor
-    ) -> Rectified:
-        """Take one step of each optimiser.
+    def set_progress(self, progress: float) -> None:
+        """Set what depends on the ``progress`` through this phase, in 0..1: rates, and how many streams may dream."""
+        config = self.config
+        factor = config.rate_factor(progress)
+        for optimiser, rate in self._stages:
+            set_rate(optimiser, rate * factor)
+        self._dreamers.fill_(round(config.loop_share * self._streams) if progress >= config.loop_from else 0)
 
-        The number of streams that teach is known on the device alone, and it decides the sizes of the tensors that
-        follow. So on an accelerator this step waits for the device.
+    def find_gradients(
+        self, prediction: Prediction, frame: Tensor, learn: Tensor, last: Tensor, alone: Tensor
+    ) -> Rectified:
+        """Find the gradients of all weights. No size depends on how many streams teach, so nothing waits.
 
         Args:
             prediction: of the stack, from `VideoPredictor.predict_raw`.
             frame: the frame that came, ``[b, c, h, w]``.
             learn: ``[b]`` bool, false for streams to leave out.
-            progress: through this phase, in 0..1.
             last: the frame that the stack heard before, ``[b, c, h, w]``.
             alone: ``[b]`` steps for which each stream has heard its own frames; below 0 for one that wakes up, which
                 teaches nothing.
@@ -171,63 +185,48 @@ class RectifierLearning:
         made = self.rectifier.stages(prediction.raw, cells, prediction.seen)
         rectified = made[-1].detach()
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
-        near = frame_squared_error_on_device(rectified, frame) <= config.loop_error
-        follows = awake | (dreams & near)
-        real, condition = frame[follows], prediction.raw[follows]
-        if not len(real):
-            return Rectified(rectified, rectified.new_zeros(len(self.loss_names)))
-        wanted = tuple(one[follows] for one in made)
-        losses = list(self.rectifier.losses(wanted, real))
+        follows = awake | (dreams & (frame_squared_error_on_device(rectified, frame) <= config.loop_error))
+        moved = torch.where(awake, (frame - last).square().sum((1, 2, 3)), 0.0).sum()
+        counts = torch.stack((follows.sum(), dreams.sum(), awake.sum())).to(frame.dtype)
+        every = torch.cat((counts, moved[None]))
+        self._ranks.sum([every])  # from here on: over the streams of all processes
+        shares = counts / every[:3].clamp(min=1)
+        losses = [loss * shares[0] for loss in self.rectifier.losses(made, frame, follows)]
         total = sum(losses[1:], losses[0])
         if self.discriminator is not None:
-            noise = config.noise_deviation * torch.randn_like(real)
-            losses.append(adversarial_loss(self.discriminator(wanted[-1] + noise, condition)))
+            noise = config.noise_deviation * torch.randn_like(frame)
+            condition = prediction.raw
+            losses.append(adversarial_loss(self.discriminator(made[-1] + noise, condition), follows) * shares[0])
             total = total + config.adversarial_weight * losses[-1]
-        motion = self._motion(made[-1], frame, last, dreams, awake)
-        if motion is not None:
-            total = total + config.motion_weight * motion
-        self._follow(total, progress)
-        if self.discriminator is not None:
-            losses.append(self._judge(real + noise, wanted[-1].detach() + noise, condition))
         if config.motion_weight:
-            losses.append(total.new_zeros(()) if motion is None else motion)
+            motion = motion_loss(made[-1], last, every[3] / every[2].clamp(min=1), dreams) * shares[1]
+            total = total + config.motion_weight * motion
+        self.rectifier.zero_grad()
+        total.backward()
+        if self.discriminator is not None:
+            self.discriminator.zero_grad()  # clears what the rectifier's loss left there
+            real, generated = (self.discriminator(image + noise, condition) for image in (frame, rectified))
+            losses.append(discriminator_loss(real, generated, follows, config.real_label) * shares[0])
+            losses[-1].backward()
+        if config.motion_weight:
+            losses.append(motion)
         return Rectified(rectified, torch.stack([loss.detach() for loss in losses]))
 
-    def _motion(self, rectified: Tensor, frame: Tensor, last: Tensor, dreams: Tensor, awake: Tensor) -> Tensor | None:
-        """Return `motion_loss` of the streams that dream against those that are awake; None if there are not both."""
-        if not self.config.motion_weight:
-            return None
-        dreaming, moved = rectified[dreams], (frame - last)[awake]
-        if not len(dreaming) or not len(moved):
-            return None
-        return motion_loss(dreaming, last[dreams], moved.square().sum((1, 2, 3)).mean())
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All that learn here: the rectifier's and the discriminator's."""
+        judge = [] if self.discriminator is None else list(self.discriminator.parameters())
+        return [*self.rectifier.parameters(), *judge]
 
-    def _follow(self, total: Tensor, progress: float) -> None:
-        """Let each stage of the rectifier take a step down the sum of the losses, whose graphs share no weights."""
-        self.model.zero_grad()
-        total.backward()
+    def step(self) -> None:
+        """Take one step of each optimiser along the gradients that `find_gradients` found."""
         if self.config.gradient_norm is not None:
             for stage in self._groups:
                 torch.nn.utils.clip_grad_norm_(stage.weights, self.config.gradient_norm)
-        for optimiser, rate in self._stages:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * self.config.rate_factor(progress)
+        for optimiser in self.optimisers:
             optimiser.step()
 
-    def _judge(self, real: Tensor, generated: Tensor, condition: Tensor) -> Tensor:
-        """Let the discriminator take a step, and return its loss before it."""
-        assert self.discriminator is not None
-        self._discriminator.zero_grad()  # also clears the gradients that the rectifier's step left
-        loss = discriminator_loss(
-            self.discriminator(real, condition), self.discriminator(generated, condition), self.config.real_label
-        )
-        loss.backward()
-        self._discriminator.step()
-        return loss
-
-    def heard(
-        self, frame: Tensor, rectified: Tensor, learn: Tensor, progress: float, alone: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def heard(self, frame: Tensor, rectified: Tensor, learn: Tensor, alone: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.
 
         No stream can predict the frame after a dream, which is a jump. It needs one more frame, or as many as the stack
@@ -237,11 +236,10 @@ class RectifierLearning:
             frame: the frame that came, ``[b, c, h, w]``.
             rectified: the model's own, ``[b, c, h, w]``.
             learn: ``[b]`` bool, false where ``frame`` is the first of a sequence.
-            progress: through this phase, in 0..1.
             alone: ``[b]`` int64, what this returned for the frame before.
         """
-        count = round(self.config.loop_share * len(frame)) if progress >= self.config.loop_from else 0
-        dreamers = torch.arange(len(frame), device=frame.device) < count
+        first = self._ranks.rank * len(frame)
+        dreamers = torch.arange(first, first + len(frame), device=frame.device) < self._dreamers
         starts = frame_squared_error_on_device(rectified, frame) < self.config.loop_error
         own = dreamers & learn & ((starts & (alone == 0)) | (alone > 0)) & (alone < self.config.loop_steps)
         awake = torch.where(alone > 0, -self._waking_steps, (alone + 1).clamp(max=0))
@@ -257,5 +255,6 @@ def _stage_optimisers(group: WeightGroup, config: RectifyingConfig) -> list[tupl
     if others:
         found.append((adam(others, config.learning_rate), config.learning_rate))
     if kernels and config.matrix_learning_rate is not None:
-        found.append((Muon(kernels, config.matrix_learning_rate), config.matrix_learning_rate))
+        muon = with_rates_on_device(Muon(kernels, config.matrix_learning_rate))
+        found.append((muon, config.matrix_learning_rate))
     return found

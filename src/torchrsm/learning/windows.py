@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.baselines.sequence_model import SequenceModel, Window
-from torchrsm.learning.contract import Taught, mean_of_scored, require_finite_losses
-from torchrsm.learning.optimisers import adam, has_fused_steps
+from torchrsm.learning.captured import Recorder, Updates, recorder_for
+from torchrsm.learning.contract import Taught, mean_of_scored, taught
+from torchrsm.learning.optimisers import adam, has_fused_steps, set_rate, with_rates_on_device
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.rsm import kernels
 from torchrsm.scoring.metrics import frame_squared_error_on_device
-from torchrsm.streams import StreamBatch
+from torchrsm.streams.stream import StreamBatch, StreamInPlace
 
 _CPU = torch.device("cpu")
 
@@ -61,6 +62,7 @@ class SequenceLearner:
         config: how.
         shape: batch, channels, height and width of the frames to come.
         device: where the model learns; it and the batches are moved there.
+        recorder_for: returns what records updates on a device; None where they run as they are written.
 
     Raises:
         ValueError: the model cannot read such frames, needs longer windows, or has another number of losses than there
@@ -73,13 +75,12 @@ class SequenceLearner:
         config: SequenceLearningConfig,
         shape: tuple[int, int, int, int],
         device: torch.device = _CPU,
+        recorder_for: Callable[[torch.device], Recorder | None] = recorder_for,
     ) -> None:
         if config.window < model.shortest_window:
             raise ValueError(f"window must be >= {model.shortest_window} for this model; got {config.window}")
         self.model = model.to(device)
         self.config = config
-        self._device = device
-        self.state = model.initial_state(shape)
         self._groups = [group for group in model.weight_groups() if group]
         count = len(self._groups)
         rates = config.learning_rates * count if len(config.learning_rates) == 1 else config.learning_rates
@@ -89,6 +90,19 @@ class SequenceLearner:
         self.optimisers: Sequence[torch.optim.Optimizer] = [
             _optimiser(config, group, rate) for group, rate in zip(self._groups, rates, strict=True)
         ]
+        recorder = None if model.asks_for_values else recorder_for(device)
+        self._updates: Updates[Window, Any] = Updates(
+            model.initial_state(shape), self.modules, self.optimisers, device, recorder
+        )
+
+    @property
+    def state(self) -> Any:
+        """What the streams have seen."""
+        return self._updates.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._updates.state = state
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -118,32 +132,38 @@ class SequenceLearner:
 
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from the next window of each stream."""
+        factor = self.config.rate_factor(progress)
+        for optimiser, rate in zip(self.optimisers, self._rates, strict=True):
+            set_rate(optimiser, rate * factor)
         window = Window(
-            torch.stack([batch.frames for batch in batches]).to(self._device),
-            torch.stack([batch.starts for batch in batches]).to(self._device),
+            torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
         )
-        lesson = self.model.learn(window, self.state)
-        losses = torch.stack([loss.detach() for loss in lesson.losses])
-        require_finite_losses(self.loss_names("sequence"), losses)
-        self._step(lesson.losses, progress)
-        self.state = lesson.state
-        errors = frame_squared_error_on_device(lesson.frames, window.frames)
-        return Taught(*mean_of_scored(errors, lesson.scored), losses)
+        return self._updates.run("sequence", self._update, window)
 
-    def _step(self, losses: tuple[Tensor, ...], progress: float) -> None:
+    def teach_in_place(self, stream: StreamInPlace, progress: float) -> Taught:
+        """Take one update from the next window of a stream that is made on the device."""
+        return self.teach([self._updates.next_of(stream) for _ in range(self.batches_per_update)], progress)
+
+    def _update(self, window: Window, state: Any) -> tuple[Taught, Any]:
+        """Change the weights; return what the update was made of and the state after it. Nothing waits."""
+        lesson = self.model.learn(window, state)
+        losses = torch.stack([loss.detach() for loss in lesson.losses])
+        self._step(lesson.losses)
+        errors = frame_squared_error_on_device(lesson.frames, window.frames)
+        return taught(*mean_of_scored(errors, lesson.scored), losses), lesson.state
+
+    def _step(self, losses: tuple[Tensor, ...]) -> None:
         # All gradients are taken before any step, since one loss may go through the weights of another.
         last = len(losses) - 1
         gradients = [
             torch.autograd.grad(loss, group, retain_graph=number < last, allow_unused=True)
             for number, (loss, group) in enumerate(zip(losses, self._groups, strict=True))
         ]
-        factor = self.config.rate_factor(progress)
-        for group, found, optimiser, rate in zip(self._groups, gradients, self.optimisers, self._rates, strict=True):
+        for group, found, optimiser in zip(self._groups, gradients, self.optimisers, strict=True):
             for weight, gradient in zip(group, found, strict=True):
                 weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
             if self.config.gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self.config.gradient_norm)
-            optimiser.param_groups[0]["lr"] = rate * factor
             optimiser.step()
             optimiser.zero_grad()
 
@@ -161,14 +181,19 @@ def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate
     if config.optimiser == "adam":
         return adam(weights, rate, (config.momentum, config.square_decay), config.epsilon, decay)
     if config.optimiser == "rmsprop":
-        return torch.optim.RMSprop(
-            weights,
-            rate,
-            alpha=config.square_decay,
-            eps=config.epsilon,
-            weight_decay=decay,
-            momentum=config.momentum,
-            foreach=True,
+        return with_rates_on_device(
+            torch.optim.RMSprop(
+                weights,
+                rate,
+                alpha=config.square_decay,
+                eps=config.epsilon,
+                weight_decay=decay,
+                momentum=config.momentum,
+                foreach=True,
+                capturable=weights[0].device.type == "cuda",
+            )
         )
     fused = has_fused_steps(weights)
-    return torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay, fused=fused)
+    return with_rates_on_device(
+        torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay, fused=fused)
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from torchrsm.config import Config
@@ -88,18 +89,27 @@ class Rectifier(nn.Module):
         """Return what each stage makes, ``[b, ...]``, on graphs that share nothing; the last is the rectified frame."""
         return (self(raw, cells, seen),)
 
-    def losses(self, made: tuple[Tensor, ...], frame: Tensor) -> tuple[Tensor, ...]:
+    def losses(self, made: tuple[Tensor, ...], frame: Tensor, learn: Tensor) -> tuple[Tensor, ...]:
         """Return one scalar for each stage: of a stage that makes a frame, its mean squared error.
 
         Args:
-            made: what `stages` returned, without the streams that teach nothing.
+            made: what `stages` returned.
             frame: the frame that came, ``[b, c, h, w]``.
+            learn: ``[b]`` bool, false for streams that teach nothing. The loss is 0 if none teaches.
         """
-        return tuple((one - frame).square().mean() for one in made)
+        return tuple(mean_over((one - frame).square().flatten(1).mean(1), learn) for one in made)
 
     def weight_groups(self) -> tuple[WeightGroup, ...]:
         """Return the weights that each loss changes; no weight is in two groups."""
         return (WeightGroup(list(self.parameters()), kernels_of(self)),)
+
+
+def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of the chosen ones of ``values [b]``, a scalar; 0 if none is. ``chosen`` is ``[b]`` bool.
+
+    The sizes do not depend on how many are chosen, so nothing waits for the device.
+    """
+    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
 
 
 def kernels_of(module: nn.Module) -> list[tuple[Tensor, bool]]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrsm.rectifiers.contract import mean_over
 from torchrsm.rectifiers.parts import LEAKY_SLOPE
 
 
@@ -30,19 +31,27 @@ class Discriminator(nn.Module):
         return self.unit(F.leaky_relu(features, LEAKY_SLOPE)).squeeze(1)  # type: ignore[no-any-return]
 
 
-def discriminator_loss(real: Tensor, generated: Tensor, real_label: float = 0.9) -> Tensor:
+def discriminator_loss(real: Tensor, generated: Tensor, learn: Tensor, real_label: float = 0.9) -> Tensor:
     """Return the discriminator's mean cross-entropy, nats, a scalar.
 
     Args:
         real: logits ``[b]`` for frames that came; their label is smoothed to ``real_label``, in 0..1.
         generated: logits ``[b]`` for generated frames, of label 0.
+        learn: ``[b]`` bool, false for pairs to leave out.
     """
-    labels = torch.full_like(real, real_label)
-    return F.binary_cross_entropy_with_logits(real, labels) + F.binary_cross_entropy_with_logits(
-        generated, torch.zeros_like(generated)
-    )
+    return mean_over(_cross_entropy(real, real_label) + _cross_entropy(generated, 0.0), learn)
 
 
-def adversarial_loss(generated: Tensor) -> Tensor:
-    """Return the generator's mean cross-entropy, nats, a scalar: small if the discriminator takes it for real."""
-    return F.binary_cross_entropy_with_logits(generated, torch.ones_like(generated))
+def adversarial_loss(generated: Tensor, learn: Tensor) -> Tensor:
+    """Return the generator's mean cross-entropy, nats, a scalar: small if the discriminator takes it for real.
+
+    Args:
+        generated: logits ``[b]``.
+        learn: ``[b]`` bool, false for frames to leave out.
+    """
+    return mean_over(_cross_entropy(generated, 1.0), learn)
+
+
+def _cross_entropy(logits: Tensor, label: float) -> Tensor:
+    labels = torch.full_like(logits, label)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")

@@ -141,6 +141,20 @@ def balls_compact() -> RunConfig:
     )
 
 
+def balls_wide() -> RunConfig:
+    """Return a wide recurrent stack that reads one frame at a time, and a rectifier without any memory.
+
+    All that the rectifier knows of the frames before the last it hears from the stack: its prediction and its winners.
+    """
+    below = {"groups": 512, "active_groups": 24, "input_decay": None}
+    above = {"groups": 128, "active_groups": 8}
+    return balls_compact().replace(
+        name="balls-wide",
+        **{f"model.layers.0.{name}": value for name, value in below.items()},
+        **{f"model.layers.1.{name}": value for name, value in above.items()},
+    )
+
+
 def paper_rectifier() -> RunConfig:
     """Return `balls` with the published rectifier and its settings."""
     changes = {"model.rectifier": PaperConfig(), "rectifying": RectifyingConfig()}
@@ -281,6 +295,7 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         balls,
         balls_1l,
         balls_compact,
+        balls_wide,
         paper_rectifier,
         paper,
         paper_1l,

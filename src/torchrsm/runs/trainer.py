@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from torchrsm.baselines import SequenceModel
-from torchrsm.learning.contract import NonFiniteError, require_finite_tensors
+from torchrsm.learning.contract import NonFiniteError, require_finite_losses, require_finite_tensors
 from torchrsm.learning.randomness import Randomness
 from torchrsm.model import VideoPredictor
 from torchrsm.rsm import kernels
@@ -52,8 +52,8 @@ from torchrsm.state import flatten, unflatten
 from torchrsm.storage.folders import WEIGHTS_FILE, load_weights
 from torchrsm.storage.shipped import CONFIG_FILE
 from torchrsm.storage.tensors import make_folder, save_tensors, write_atomically
-from torchrsm.streams import Stream, StreamBatch
 from torchrsm.streams.settings import make_stream
+from torchrsm.streams.stream import Stream, StreamBatch, StreamInPlace
 
 
 class Trainer:
@@ -97,6 +97,7 @@ class Trainer:
         self.stream: Stream = stream or make_stream(
             found(config.stream, self.folder), training.batch_size, training.seed
         )
+        self._stream_in_place = self.stream if isinstance(self.stream, StreamInPlace) else None
         shape = (self.stream.batch_size, *self.stream.frame_shape)
         self._randomness = Randomness(training.seed, self.device)
         with self._randomness.in_use():
@@ -222,11 +223,15 @@ class Trainer:
         The sums stay on the device; they are read once for each record.
         """
         with self._naming_the_checkpoint(self.step + 1):
-            batches = [self._next_batch() for _ in range(self.learner.batches_per_update)]
-            taught = self.learner.teach(batches, self.progress)
-        one = torch.ones_like(taught.scored)
-        means = torch.cat((torch.stack((one, taught.frame_squared_error)), taught.losses.to(one.dtype)))
-        self._sums = taught.scored * means if self._sums is None else self._sums + taught.scored * means
+            phase = self.phase
+            if self._stream_in_place is not None:
+                taught = self.learner.teach_in_place(self._stream_in_place, self.progress)
+            else:
+                batches = [self._next_batch() for _ in range(self.learner.batches_per_update)]
+                taught = self.learner.teach(batches, self.progress)
+            if self.device.type == "cpu":  # elsewhere a look would wait for the device; `_log` looks at the sums
+                require_finite_losses(self.learner.loss_names(phase), taught.losses)
+        self._sums = taught.sums.clone() if self._sums is None else self._sums + taught.sums
         self.step += 1
 
     def _next_batch(self) -> StreamBatch:
@@ -250,6 +255,8 @@ class Trainer:
 
     def _log(self, logs: Mapping[str, IO[str]], phase: str, frames_per_second: float) -> Record:
         assert self._sums is not None
+        with self._naming_the_checkpoint(self.step):
+            require_finite_losses(("frame_squared_error", *self.learner.loss_names(phase)), self._sums[1:])
         frames, error, *losses = self._sums.tolist()
         frames = max(frames, 1.0)
         record = Record(
@@ -306,7 +313,8 @@ class Trainer:
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
         tensors |= flatten("state", self.learner.state)
-        self._require_finite(tensors)
+        sums = {} if self._sums is None else {"an error since the last record": self._sums}
+        self._require_finite(tensors | sums)
         tensors |= {RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
         header = {
             "format": FORMAT,

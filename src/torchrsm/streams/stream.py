@@ -62,6 +62,27 @@ class Stream(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamInPlace(Stream, Protocol):
+    """A stream that is made on the device of a model, so that a step of it can be recorded and replayed.
+
+    `Stream.__next__` does `prepare` and `advance`, and returns copies.
+    """
+
+    @property
+    def batch(self) -> StreamBatch:
+        """What `advance` wrote last: the same tensors after each step."""
+        ...
+
+    def prepare(self) -> None:
+        """Do the host's part of the next step, before it."""
+        ...
+
+    def advance(self) -> None:
+        """Write the next frames to `batch` by tensor operations alone, all in place."""
+        ...
+
+
 def check_stream(stream: Stream, steps: int = 250) -> None:
     """Play a stream and verify that it keeps the contract of `Stream`.
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrsm.learning.contract import NonFiniteError
+from torchrsm.learning.contract import NonFiniteError, require_finite_losses
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.media.films import Comparison, encode_mp4
 from torchrsm.model import VideoPredictor
@@ -124,14 +124,19 @@ class _Training:
         return min(1.0, self.seconds / (60 * self.minutes))
 
     def teach(self, until: float) -> None:
-        """Learn until a time of `time.perf_counter`, one step at least."""
+        """Learn until a time of `time.perf_counter`, one step at least.
+
+        Raises:
+            NonFiniteError: a loss is NaN or infinite.
+        """
         while self.running:
             begun = time.perf_counter()
             phase = self.learner.phase(self.progress)
             if phase != self.phase:
                 self.learner.model.train(phase != "rectifier")
                 self.phase = phase
-            self.learner.teach([next(self.stream)], self.progress)
+            taught = self.learner.teach([next(self.stream)], self.progress)
+            require_finite_losses(self.learner.loss_names(phase), taught.losses)
             now = time.perf_counter()
             self.seconds += now - begun
             self.running = self.progress < 1
