@@ -22,12 +22,12 @@ class ReferenceEngine:
             above = F.to_dense(context.feedback, weights.feedback.shape[0])
             feedback = F.resize(above @ weights.feedback, step.grid)
         a = F.drive(
-            F.encode(_dense_input(step, context.input), weights.feedforward, step.kernel_size, step.stride),
+            F.encode(dense_input(step, context.input), weights.feedforward, step.kernel_size, step.stride),
             F.neighbours(s, step.recurrent_kernel_size) @ weights.recurrent,
             feedback,
             weights.bias,
         )
-        index = F.select_winners(_rank(step, a, context), step.groups, step.active_groups)
+        index = F.select_winners(rank(step, a, context), step.groups, step.active_groups)
         return index, a.gather(-1, index.long())
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
@@ -44,16 +44,18 @@ class ReferenceEngine:
     ) -> Tensor:
         """See `Engine.loss`."""
         prediction = self.decode(step, weights, index, z)
-        return F.prediction_loss(prediction, _dense_input(step, target)[..., : step.channels], learn, step.margin)
+        return F.prediction_loss(prediction, dense_input(step, target)[..., : step.channels], learn, step.margin)
 
 
-def _dense_input(step: Step, x: Tensor | Cells) -> Tensor:
+def dense_input(step: Step, x: Tensor | Cells) -> Tensor:
+    """Return an input or a target as a map ``[b, h, w, c]``, cells of the layer below pooled."""
     if isinstance(x, Cells):
         return F.max_pool(F.to_dense(x, step.channels), step.input_pool)
     return x
 
 
-def _rank(step: Step, a: Tensor, context: Context) -> Tensor:
+def rank(step: Step, a: Tensor, context: Context) -> Tensor:
+    """Return the rank of each cell ``[b, h, w, n]``: its drive ``a``, and what limits or lifts it (line 5)."""
     if context.refractory is not None:
         last = F.to_dense(Cells(context.refractory, nn.relu(context.refractory + 1).sign().to(a.dtype)), step.cells)
         return F.rank_refractory(a, last > 0)
