@@ -29,10 +29,10 @@ from torch.nn import functional as nn
 from torchrsm.precision import precision, products, products_in
 from torchrsm.rsm import functional as F
 from torchrsm.rsm.functional import Cells, Grid
-from torchrsm.rsm.kernels.reference import dense_input, rank
+from torchrsm.rsm.kernels.reference import rank
 from torchrsm.rsm.kernels.step import Context, Step, Weights
 
-_FEW = 512
+FEW_INPUTS = 512
 """Inputs of a location up to which they are collected for one product; more are left to a convolution, which collects
 them piece by piece and never writes them all."""
 
@@ -73,9 +73,7 @@ class CudaEngine:
         loss: Tensor = _Loss.apply(step, index, target, learn, z, weights.decoder, weights.output_bias)
         return loss
 
-    def winners(
-        self, step: Step, shared: Tensor, own: Tensor, bias: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor]:
+    def winners(self, step: Step, shared: Tensor, own: Tensor, bias: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Add up the drive and choose.
 
         Args:
@@ -222,7 +220,7 @@ class _Window(NamedTuple):
 
     def collects(self, channels: int) -> bool:
         """Return whether the inputs of all windows are few enough to be written."""
-        return self.size == 1 or self.size**2 * channels <= _FEW
+        return self.size == 1 or self.size**2 * channels <= FEW_INPUTS
 
 
 def _encoder(step: Step) -> _Window:
@@ -240,7 +238,7 @@ def _convolve(x: Tensor, weight: Tensor, window: _Window) -> Tensor:
     if window.collects(channels):
         return _product(window.inputs(x), weight)
     out = nn.conv2d(_rounded(window.pad(x)).permute(0, 3, 1, 2), _kernel(weight, channels, window), None, window.stride)
-    return out.permute(0, 2, 3, 1).flatten(0, 2)
+    return out.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, window: _Window) -> Tensor:
@@ -262,7 +260,8 @@ def _weight_gradient(x: Tensor, gradient: Tensor, window: _Window) -> Tensor:
         1,
         [False, True, False],
     )
-    return kernel.permute(2, 3, 1, 0).reshape(-1, n)
+    weight: Tensor = kernel.permute(2, 3, 1, 0).reshape(-1, n)
+    return weight
 
 
 def _kernel(weight: Tensor, channels: int, window: _Window) -> Tensor:
@@ -278,12 +277,13 @@ def _kernel(weight: Tensor, channels: int, window: _Window) -> Tensor:
 def _interpolation(size: int, target: int, like: Tensor) -> Tensor:
     """Return the matrix ``[target, size]`` of `functional.resize` along one side of a map."""
     identity = torch.eye(size, device=like.device)
-    return nn.interpolate(identity[None], target, mode="linear", align_corners=False)[0].t()
+    columns: Tensor = nn.interpolate(identity[None], target, mode="linear", align_corners=False)
+    return columns[0].t()
 
 
 def _add_resized(out: Tensor, x: Tensor) -> None:
     """Add a map ``[b, h, w, n]``, resized, to ``out [b, h', w', n]``."""
-    batch, height, width, n = x.shape
+    batch, height, width, _ = x.shape
     rows = _interpolation(height, out.shape[1], x)
     wide = _interpolation(width, out.shape[2], x) @ x.flatten(0, 1)
     out.view(batch, out.shape[1], -1).baddbmm_(rows.expand(batch, -1, -1), wide.view(batch, height, -1))
@@ -441,10 +441,10 @@ def _spread(step: Step, groups: Tensor, decoder: Tensor) -> Tensor:
         return _product(groups.flatten(1), decoder).view(batch, *step.input_grid, c)
     rows = _rounded(decoder).view(step.groups, size**2, c).permute(2, 1, 0).flatten(0, 1)
     pieces = rows @ _rounded(groups.flatten(1, 2)).transpose(1, 2)
-    grid = [(side - 1) * step.stride + size for side in (height, width)]
-    full = nn.fold(pieces, grid, size, stride=step.stride).permute(0, 2, 3, 1)
+    grid = Grid((height - 1) * step.stride + size, (width - 1) * step.stride + size)
+    full = nn.fold(pieces, tuple(grid), size, stride=step.stride).permute(0, 2, 3, 1)
     top, left = step.decoder_top, step.decoder_left
-    bottom, right = top + step.input_height - grid[0], left + step.input_width - grid[1]
+    bottom, right = top + step.input_height - grid.height, left + step.input_width - grid.width
     return nn.pad(full, (0, 0, -left, right, -top, bottom))
 
 

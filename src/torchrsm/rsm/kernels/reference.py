@@ -22,7 +22,7 @@ class ReferenceEngine:
             above = F.to_dense(context.feedback, weights.feedback.shape[0])
             feedback = F.resize(above @ weights.feedback, step.grid)
         a = F.drive(
-            F.encode(dense_input(step, context.input), weights.feedforward, step.kernel_size, step.stride),
+            F.encode(_dense_input(step, context.input), weights.feedforward, step.kernel_size, step.stride),
             F.neighbours(s, step.recurrent_kernel_size) @ weights.recurrent,
             feedback,
             weights.bias,
@@ -44,11 +44,10 @@ class ReferenceEngine:
     ) -> Tensor:
         """See `Engine.loss`."""
         prediction = self.decode(step, weights, index, z)
-        return F.prediction_loss(prediction, dense_input(step, target)[..., : step.channels], learn, step.margin)
+        return F.prediction_loss(prediction, _dense_input(step, target)[..., : step.channels], learn, step.margin)
 
 
-def dense_input(step: Step, x: Tensor | Cells) -> Tensor:
-    """Return an input or a target as a map ``[b, h, w, c]``, cells of the layer below pooled."""
+def _dense_input(step: Step, x: Tensor | Cells) -> Tensor:
     if isinstance(x, Cells):
         return F.max_pool(F.to_dense(x, step.channels), step.input_pool)
     return x

@@ -163,6 +163,7 @@ def winners(
             HAS_BOOST=boost is not None,
             ROWS=height,
             GROUPS=width,
+            enable_fp_fusion=False,  # ranks are rounded as the reference rounds them
         )
     return index, drive
 
