@@ -1,6 +1,12 @@
-import pytest
+import os
 
-from torchrsm.rsm import kernels
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; its kernels then run on the CPU
+
+from torchrsm.rsm import kernels  # noqa: E402  # not before the variable is set
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -9,7 +15,9 @@ def _one_thread():
     kernels.set_threads(1)
 
 
-@pytest.fixture(params=["fused", "reference"])
-def engine(request):
-    """Run a test with each engine."""
+@pytest.fixture(params=["fused", "reference", "cuda"])
+def engine(request, monkeypatch):
+    """Run a test with each engine; that for CUDA on tensors of the CPU."""
+    if request.param == "cuda":
+        monkeypatch.setitem(kernels.ENGINES, "cuda", kernels.ENGINES["cuda"]._replace(devices=None, package=None))
     return request.param
