@@ -6,7 +6,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; its kernels then run on the CPU
 
-from torchrsm.rsm import kernels  # noqa: E402  # not before the variable is set
+from torchrsm.rsm import kernels  # not before the variable is set
 
 
 @pytest.fixture(scope="session", autouse=True)
