@@ -7,6 +7,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; its kernels then run on the CPU
 
 from torchrsm.rsm import kernels  # not before the variable is set
+from torchrsm.rsm.kernels.cuda import CudaEngine
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,7 +18,7 @@ def _one_thread():
 
 @pytest.fixture(params=["fused", "reference", "cuda"])
 def engine(request, monkeypatch):
-    """Run a test with each engine; that for CUDA on tensors of the CPU."""
+    """Run a test with each engine; that for CUDA on tensors of the CPU, without Triton, whose interpreter is slow."""
     if request.param == "cuda":
-        monkeypatch.setitem(kernels.ENGINES, "cuda", kernels.ENGINES["cuda"]._replace(devices=None, package=None))
+        monkeypatch.setitem(kernels.ENGINES, "cuda", kernels.EngineEntry(CudaEngine(triton=torch.cuda.is_available())))
     return request.param

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrsm.precision import products_in
 from torchrsm.rsm import kernels
@@ -343,15 +344,55 @@ def test_frozen_weights_get_no_gradient():
         assert [field for field, w in weights._asdict().items() if w.grad is not None] == [name]
 
 
-@pytest.mark.parametrize("engine", [CudaEngine(), CudaEngine(triton=False)])
 @pytest.mark.parametrize("what", ["memory", "feedback", "input"])
-def test_the_engine_for_cuda_takes_no_cells_that_do_not_exist(engine, what):
+def test_the_engine_for_cuda_takes_no_cells_that_do_not_exist(what):
     case = {"memory": {}, "feedback": CASES["feedback"], "input": {"pool": 2}}[what]
     problem = Problem(7, False, **case)
-    part = getattr(problem.context, what)
-    part.index[0, 0, 0, 0] = 10_000
-    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
-        problem.select(engine)
+    getattr(problem.context, what).index[0, 0, 0, 0] = 10_000
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        problem.select(CudaEngine(triton=False))
+    *_, loss, _ = problem.learned(CudaEngine())
+    assert loss.isnan()
+
+
+def test_more_cells_than_the_kernel_takes_are_sorted(reference, monkeypatch):
+    problem = Problem(0, True, **CASES["refractory"])
+    monkeypatch.setattr(cuda, "MOST_CELLS", problem.step.cells - 1)
+    monkeypatch.setattr(torch.ops.torchrsm, "winners", None)
+    assert_exact(problem, CudaEngine(), reference)
+
+
+class Sums(TorchDispatchMode):
+    """Lists the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        if function is torch.ops.aten.convolution_backward.default:
+            assert torch.backends.cudnn.deterministic
+            assert not args[-1][0]  # the gradient of the input would be a sum of another kind
+        if function is torch.ops.aten.convolution.default:
+            assert not torch.backends.cudnn.benchmark
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["cuda", "cuda, sorting, convolutions"])
+def test_nothing_is_added_up_in_an_order_that_changes(name, case, monkeypatch):
+    """On CUDA these add as their threads arrive (torch's notes on reproducibility list them)."""
+    if "convolutions" in name:
+        monkeypatch.setattr(cuda, "FEW_INPUTS", 0)
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    with Sums() as sums:
+        Problem(0, False, **CASES[case]).learned(FAST[name]())
+    assert "scatter" in "".join(sums.names) or "dense" in sums.names
+    added = ("scatter_add", "index_add", "index_put", "scatter_reduce", "index_reduce", "put_", "bincount", "cumsum")
+    backwards = ("upsample_linear1d_backward", "upsample_bilinear2d_backward", "max_pool2d_with_indices_backward")
+    assert not [name for name in sums.names if name.startswith((*added, *backwards))]
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == before
 
 
 @pytest.mark.parametrize("what", ["memory", "feedback", "refractory", "input"])

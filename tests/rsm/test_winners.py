@@ -1,4 +1,4 @@
-"""The Triton kernel that chooses winners against the reference, row by row; in Triton's interpreter without a GPU."""
+"""The Triton kernels against the reference, row by row; in Triton's interpreter where there is no GPU."""
 
 import os
 import subprocess
@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from torchrsm.rsm.functional import Grid, select_winners
+from torchrsm.rsm.functional import Cells, Grid, select_winners, to_dense
 from torchrsm.rsm.kernels import Context, Step
-from torchrsm.rsm.kernels.cuda import triton_is_installed
+from torchrsm.rsm.kernels.cuda import MOST_CELLS, triton_is_installed
 from torchrsm.rsm.kernels.reference import rank
 
 pytestmark = pytest.mark.skipif(not triton_is_installed(), reason="needs triton")
@@ -71,14 +71,12 @@ def test_winners_of_any_rows(groups, cells_per_group, k):
     same_as_the_reference(rows, groups, k, elements=16_384)  # fewer programs than a GPU takes: each costs time here
 
 
-@pytest.mark.parametrize("elements", [32, 100_000])
+@pytest.mark.parametrize("elements", [32, 65_536])
 def test_the_rows_of_a_program_do_not_matter(elements):
     same_as_the_reference(rows_of_any_kind(3, 30, seed=1), 10, 4, elements=elements)
 
 
 def test_rows_of_the_most_cells():
-    from torchrsm.rsm.kernels.triton_winners import MOST_CELLS
-
     same_as_the_reference(rows_of_any_kind(1, MOST_CELLS, seed=2), MOST_CELLS, 24)
     same_as_the_reference(rows_of_any_kind(1, MOST_CELLS, seed=3), MOST_CELLS // 8, 5)
 
@@ -158,30 +156,63 @@ def test_what_groups_share_and_the_bias_are_added():
     assert torch.equal(drive, a.gather(1, index.long()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "count", "k"), [(0, 5, 2), (1, 1, 1), (130, 7, 3), (9, 1030, 24), (600, 64, 3)])
+def test_cells_become_a_map(rows, count, k, dtype):
+    from torchrsm.rsm.kernels.triton_dense import dense
+
+    random = torch.Generator().manual_seed(rows)
+    index = torch.rand(rows, count, generator=random).argsort(1)[:, :k].to(torch.int32)
+    value = torch.randn(index.shape, generator=random)
+    missing = torch.rand(index.shape, generator=random) < 0.25
+    cells = Cells(index.masked_fill(missing, -1), value.masked_fill(missing, 0.0))
+    out = dense(cells.index.to(DEVICE), cells.value.to(DEVICE), count, dtype).cpu()
+    assert out.dtype == dtype
+    assert torch.equal(out, to_dense(cells, count).to(dtype))
+
+
+def test_cells_that_do_not_exist_make_a_row_not_a_number():
+    from torchrsm.rsm.kernels.triton_dense import dense
+
+    index = torch.tensor([[0, 2], [1, 3], [9, -1], [-1, -1]], dtype=torch.int32, device=DEVICE)
+    out = dense(index, torch.ones(4, 2, device=DEVICE), 3, torch.float32).cpu()
+    assert out.isnan().all(1).tolist() == [False, True, True, False]
+    assert torch.equal(out[[0, 3]], torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from torchrsm.rsm.kernels.triton_dense import _dense_kernel
 from torchrsm.rsm.kernels.triton_winners import _winners_kernel
 
-names = _winners_kernel.arg_names
+TYPES = {"refractory": "*i32", "index": "*i32", "rows": "i32", "locations": "i32", "groups": "i32", "count": "i32"}
+
+
+def compile(kernel, **constants):
+    signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    print(len(done.asm["ptx"]))
+
+
 for limits in (False, True):
-    constants = dict(
-        CELLS_PER_GROUP=8, WINNERS=3, RESTING=0 if limits else 3, HAS_SHARED=not limits, HAS_BIAS=not limits,
-        HAS_INHIBITION=limits, HAS_BOOST=limits, ROWS=32, GROUPS=64,
+    compile(
+        _winners_kernel, CELLS_PER_GROUP=8, WINNERS=3, RESTING=0 if limits else 3, HAS_SHARED=not limits,
+        HAS_BIAS=not limits, HAS_INHIBITION=limits, HAS_BOOST=limits, ROWS=32, GROUPS=64,
     )
-    integers = {"refractory": "*i32", "index": "*i32", "rows": "i32", "locations": "i32", "groups": "i32"}
-    signature = {name: "constexpr" if name in constants else integers.get(name, "*fp32") for name in names}
-    source = ASTSource(fn=_winners_kernel, signature=signature, constexprs=constants)
-    target = GPUTarget("cuda", 90, 32)
-    print(len(triton.compile(source, target=target, options={"enable_fp_fusion": False}).asm["ptx"]))
+TYPES["value"] = TYPES["out"] = "*bf16"
+compile(_dense_kernel, ENTRIES=24, ROWS=4, COLUMNS=512)
 """
 
 
-def test_the_kernel_compiles_for_a_gpu(tmp_path):
+def test_the_kernels_compile_for_a_gpu(tmp_path):
     """For an H100, which need not be there; what only the interpreter accepts shows here."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(int(size) > 1000 for size in done.stdout.split())
+    sizes = [int(size) for size in done.stdout.split()]
+    assert len(sizes) == 3
+    assert min(sizes) > 1000

@@ -36,19 +36,20 @@ FEW_INPUTS = 512
 """Inputs of a location up to which they are collected for one product; more are left to a convolution, which collects
 them piece by piece and never writes them all."""
 
-_MOST_CELLS = 4096
-"""Cells of a location up to which the kernel chooses the winners; above, torch sorts them."""
+MOST_CELLS = 4096
+"""Cells of a location up to which the kernel chooses the winners, in registers; above, torch sorts them."""
 
 
 class CudaEngine:
     """The step in dense products, with a precision of `torchrsm.precision`, behind the calls of `Engine`.
 
-    Cells that do not exist (an index of ``n`` or more) end in torch's own error for an index out of bounds, which CUDA
-    reports late. A drive that is NaN wins and makes the loss NaN.
+    Nothing wrong passes in silence, though no value can be looked at: a drive that is NaN wins and makes the loss NaN,
+    and so do cells that do not exist (an index of ``n`` or more), unless tensor operations meet them, whose error for
+    an index out of bounds CUDA reports late.
 
     Args:
-        triton: whether Triton chooses the winners. It does so on CUDA, and on the CPU where ``TRITON_INTERPRET=1``;
-            else tensor operations do, with the same result.
+        triton: whether Triton's kernels choose the winners and write maps. They do so on CUDA, and on the CPU where
+            ``TRITON_INTERPRET=1``; else tensor operations do, with the same result.
     """
 
     def __init__(self, triton: bool = True) -> None:
@@ -63,15 +64,41 @@ class CudaEngine:
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
         """See `Engine.decode`."""
-        x = _Decode.apply(step, index, z, weights.decoder) + weights.output_bias
+        x = _Decode.apply(self, step, index, z, weights.decoder) + weights.output_bias
         return F.activate(x, step.activation)
 
     def loss(
         self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
     ) -> Tensor:
         """See `Engine.loss`."""
-        loss: Tensor = _Loss.apply(step, index, target, learn, z, weights.decoder, weights.output_bias)
+        loss: Tensor = _Loss.apply(self, step, index, target, learn, z, weights.decoder, weights.output_bias)
         return loss
+
+    def runs_triton(self, device: torch.device) -> bool:
+        """Return whether Triton's kernels work on tensors of this device."""
+        on_device = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+        return self.triton and on_device and triton_is_installed()
+
+    def dense(self, cells: Cells, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Write sparse cells as a contiguous map ``[b, h, w, count]``, 0 where no cell is named.
+
+        A cell is named at most once at a location, so the order of writing does not matter.
+        """
+        shape = cells.index.shape
+        index, value = (part.reshape(-1, shape[3]).contiguous() for part in cells)
+        if self.runs_triton(index.device):
+            from torchrsm.rsm.kernels.triton_dense import dense
+
+            written: Tensor = dense(index, value, count, dtype)
+            return written.view(*shape[:3], count)
+        # One long row, with a place at its end for entries that name no cell, which leaves the map aligned.
+        end = len(index) * count
+        place = torch.arange(0, end, count, device=index.device)[:, None] + index
+        place = torch.where(index < count, place, end + 1)  # out of bounds, an error
+        place = torch.where(index < 0, end, place)
+        flat = torch.zeros(end + 1, dtype=dtype, device=index.device)
+        flat.scatter_(0, place.flatten(), value.to(dtype).flatten())
+        return flat[:end].view(*shape[:3], count)
 
     def winners(self, step: Step, shared: Tensor, own: Tensor, bias: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Add up the drive and choose.
@@ -86,7 +113,7 @@ class CudaEngine:
         Returns:
             Cell index and drive, ``[b, h, w, k]`` each; the drive is NaN where the rank is.
         """
-        if not self.triton or step.cells > _MOST_CELLS or not _triton_runs(own.device):
+        if step.cells > MOST_CELLS or not self.runs_triton(own.device):
             return _winners_by_sorting(step, F.drive(shared, own, None, bias), context)
         from torchrsm.rsm.kernels.triton_winners import winners
 
@@ -118,12 +145,6 @@ class CudaEngine:
 def triton_is_installed() -> bool:
     """Return whether Triton can be imported; torch for the CPU comes without it."""
     return importlib.util.find_spec("triton") is not None
-
-
-def _triton_runs(device: torch.device) -> bool:
-    """Return whether a Triton kernel can run on tensors of this device."""
-    on_device = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return on_device and triton_is_installed()
 
 
 def _winners_by_sorting(step: Step, a: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -166,24 +187,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _map_type(device: torch.device) -> torch.dtype:
     """Return the type of a map that only goes into products: half the memory where these round to bfloat16."""
     return torch.bfloat16 if products(device) == "bfloat16" else torch.float32
-
-
-def _dense(cells: Cells, count: int, dtype: torch.dtype) -> Tensor:
-    """Write sparse cells as a contiguous map ``[b, h, w, count]``, 0 where no cell is named.
-
-    Each cell is named at most once at a location, so writing has no order; and one long row, with a place at its end
-    for entries that name no cell, leaves the map aligned.
-    """
-    shape = cells.index.shape
-    locations = shape[0] * shape[1] * shape[2]
-    index = cells.index.reshape(locations, -1).long()
-    end = locations * count
-    place = torch.arange(0, end, count, device=index.device)[:, None] + index
-    place = torch.where(index < count, place, end + 1)  # out of bounds, an error
-    place = torch.where(index < 0, end, place)
-    flat = torch.zeros(end + 1, dtype=dtype, device=index.device)
-    flat.scatter_(0, place.flatten(), cells.value.to(dtype).flatten())
-    return flat[:end].view(*shape[:3], count)
 
 
 # Convolutions of maps with their channels last.
@@ -313,20 +316,20 @@ class _Select(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with _fixed_sums():
             kind = _map_type(bias.device)
-            x = _read(step, context.input, kind)
+            x = _read(engine, step, context.input, kind)
             s = context.memory
-            s = _dense(s, step.cells, kind) if isinstance(s, Cells) else s.to(kind)
+            s = engine.dense(s, step.cells, kind) if isinstance(s, Cells) else s.to(kind)
             shape = (len(s), *step.grid, -1)
             own = _convolve(s, recurrent, _neighbourhood(step)).view(shape)
             above = None
             if context.feedback is not None and feedback is not None:
-                above = _dense(context.feedback, len(feedback), kind)
+                above = engine.dense(context.feedback, len(feedback), kind)
                 # Multiplied on the small grid first: the resize is linear, and there are more locations after it.
                 small = _product(above.flatten(0, 2), feedback)
                 _add_resized(own, small.view(*above.shape[:3], -1))
             shared = _convolve(x, feedforward, _encoder(step)).view(shape)
             index, drive = engine.winners(step, shared, own, bias, context)
-        ctx.step = step
+        ctx.engine, ctx.step = engine, step
         ctx.save_for_backward(index, x, s, above)
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
@@ -337,15 +340,16 @@ class _Select(torch.autograd.Function):
     def backward(ctx: Any, d_drive: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if d_drive is None:
             return (None,) * 7
+        engine: CudaEngine = ctx.engine
         step: Step = ctx.step
         index, x, s, above = ctx.saved_tensors
         feedforward, recurrent, feedback, bias = ctx.needs_input_grad[3:]
         gradients: list[Tensor | None] = [None] * 4
         with _fixed_sums():
             if feedforward:
-                d_shared = _dense(Cells(index % step.groups, d_drive), step.groups, torch.float32)
+                d_shared = engine.dense(Cells(index % step.groups, d_drive), step.groups)
                 gradients[0] = _weight_gradient(x, d_shared, _encoder(step))
-            d_own = _dense(Cells(index, d_drive), step.cells, torch.float32)
+            d_own = engine.dense(Cells(index, d_drive), step.cells)
             if recurrent:
                 gradients[1] = _weight_gradient(s, d_own, _neighbourhood(step))
             if feedback and above is not None:
@@ -358,9 +362,9 @@ class _Select(torch.autograd.Function):
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Step, index: Tensor, z: Tensor, decoder: Tensor) -> Tensor:
+    def forward(ctx: Any, engine: CudaEngine, step: Step, index: Tensor, z: Tensor, decoder: Tensor) -> Tensor:
         with _fixed_sums():
-            groups = _groups(step, index, z)
+            groups = _groups(engine, step, index, z)
             ctx.step = step
             ctx.save_for_backward(index, groups, decoder)
             return _spread(step, groups, decoder)
@@ -370,13 +374,15 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, d_x: Tensor) -> tuple[Tensor | None, ...]:
         index, groups, decoder = ctx.saved_tensors
         with _fixed_sums():
-            return None, None, *_spread_gradients(ctx.step, index, groups, decoder, d_x, ctx.needs_input_grad[2:4])
+            gradients = _spread_gradients(ctx.step, index, groups, decoder, d_x, ctx.needs_input_grad[3:5])
+        return None, None, None, *gradients
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        engine: CudaEngine,
         step: Step,
         index: Tensor,
         target: Tensor | Cells,
@@ -386,8 +392,8 @@ class _Loss(torch.autograd.Function):
         output_bias: Tensor,
     ) -> Tensor:
         with _fixed_sums():
-            goal = _read(step, target, torch.float32)[..., : step.channels]
-            groups = _groups(step, index, z)
+            goal = _read(engine, step, target, torch.float32)[..., : step.channels]
+            groups = _groups(engine, step, index, z)
             prediction = F.activate(_spread(step, groups, decoder) + output_bias, step.activation)
         m = step.margin
         inside = slice(m, step.input_height - m), slice(m, step.input_width - m)
@@ -410,24 +416,24 @@ class _Loss(torch.autograd.Function):
             d_x = nn.pad(d_x, (0, 0, *(step.margin,) * 4))
         if prediction is not None:
             d_x = torch.ops.aten.sigmoid_backward(d_x, prediction)
-        z_or_decoder = ctx.needs_input_grad[4:6]
+        z_or_decoder = ctx.needs_input_grad[5:7]
         with _fixed_sums():
             gradients = _spread_gradients(step, index, groups, decoder, d_x, z_or_decoder)
-        d_bias = d_x.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[6] else None
-        return None, None, None, None, *gradients, d_bias
+        d_bias = d_x.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[7] else None
+        return None, None, None, None, None, *gradients, d_bias
 
 
-def _read(step: Step, x: Tensor | Cells, dtype: torch.dtype) -> Tensor:
+def _read(engine: CudaEngine, step: Step, x: Tensor | Cells, dtype: torch.dtype) -> Tensor:
     """Return an input or a target as a map ``[b, h, w, c]``, cells of the layer below pooled."""
     if not isinstance(x, Cells):
         return x.to(dtype)
-    dense = _dense(x, step.channels, dtype)
-    return dense if step.input_pool == 1 else F.max_pool(dense, step.input_pool)
+    cells = engine.dense(x, step.channels, dtype)
+    return cells if step.input_pool == 1 else F.max_pool(cells, step.input_pool)
 
 
-def _groups(step: Step, index: Tensor, z: Tensor) -> Tensor:
+def _groups(engine: CudaEngine, step: Step, index: Tensor, z: Tensor) -> Tensor:
     """Return the values of the winners' groups as a map ``[b, h, w, g]``."""
-    return _dense(Cells(index % step.groups, z), step.groups, _map_type(z.device))
+    return engine.dense(Cells(index % step.groups, z), step.groups, _map_type(z.device))
 
 
 def _spread(step: Step, groups: Tensor, decoder: Tensor) -> Tensor:

@@ -11,9 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_CELLS = 4096
-"""A program holds the groups of a location in registers; more cells than this do not fit well."""
-
 _ELEMENTS = 2048  # ranks that one program holds: 16 for each of its threads
 
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # the rank of a cell that must rest
@@ -117,7 +114,8 @@ def winners(
     and not silently wrong. ``-0.0`` equals ``0.0``.
 
     Args:
-        own: drive of each cell without what the others add, ``[rows, n]`` float32; n at most `MOST_CELLS`.
+        own: drive of each cell without what the others add, ``[rows, n]`` float32; n at most
+            `torchrsm.rsm.kernels.cuda.MOST_CELLS`.
         groups: of a row. Cell ``j`` of group ``i`` has the index ``j * groups + i``.
         active_groups: winners of a row, at most ``groups``.
         shared: ``[rows, groups]`` float32, added for all the cells of a group; or None.
@@ -127,7 +125,7 @@ def winners(
         inhibition: ``[rows, n]`` float32 in 0..1, or None.
         boost: ``[n]`` float32, factors of the rank, or None.
         refractory: ``[rows, e]`` int32, cells that come last, -1 for none; or None.
-        elements: about how many ranks one program takes.
+        elements: about how many ranks one program takes, a power of 2.
 
     Returns:
         Cell index ``[rows, active_groups]`` int32, best first; and drive ``[rows, active_groups]`` float32.
