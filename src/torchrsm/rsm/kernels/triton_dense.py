@@ -50,9 +50,8 @@ def dense(index: Tensor, value: Tensor, count: int, dtype: torch.dtype) -> Tenso
     height = min(_ELEMENTS // width, triton.next_power_of_2(rows))
     with torch.cuda.device_of(out):
         _dense_kernel[(triton.cdiv(rows, height), triton.cdiv(count, width))](
-            # Rounded by torch, because Triton's interpreter cuts digits off where a GPU rounds.
             index,
-            value.to(dtype),
+            value.to(dtype),  # rounded by torch: Triton's interpreter cuts digits off where a GPU rounds
             out,
             rows,
             count,
