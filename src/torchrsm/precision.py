@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, get_args
@@ -78,6 +80,7 @@ def products_in(precision: Precision) -> Iterator[None]:
 @contextmanager
 def _tf32_allowed(allowed: bool) -> Iterator[None]:
     """Let CUDA compute float32 products as tf32, or not, in torch's older and newer names for it."""
+    _hear_of_the_newer_names()
     matmul, convolution = None, None
     # Torch refuses to answer by the older names where somebody has set the newer ones.
     with suppress(RuntimeError):
@@ -96,3 +99,14 @@ def _tf32_allowed(allowed: bool) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = convolution
         for place, value in zip(_PLACES, before, strict=True):
             place.fp32_precision = value
+
+
+@functools.cache
+def _hear_of_the_newer_names() -> None:
+    """Let torch 2.9 say once, to nobody, that the names are to change; later versions do not say it.
+
+    The older names are used because torch answers by both then; after the newer ones the older are an error.
+    """
+    with warnings.catch_warnings(), suppress(RuntimeError):
+        warnings.simplefilter("ignore")
+        _ = torch.backends.cuda.matmul.allow_tf32
