@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "science" / "architecture.md").read_text()
 # Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
 ORDER = (
     ("private_folder",),
-    ("compiling", "config", "registry", "state"),
+    ("compiling", "config", "precision", "registry", "state"),
     ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),

@@ -1,16 +1,20 @@
-"""The fused kernels against the dense reference, and the choice between them."""
+"""The engines against the dense reference, and the choice between them."""
 
 import tracemalloc
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchrsm.precision import products_in
 from torchrsm.rsm import kernels
 from torchrsm.rsm.functional import Cells, Grid, empty_cells, group_values, max_pool, to_dense
-from torchrsm.rsm.kernels import Context, Step, Weights, choose_engine
+from torchrsm.rsm.kernels import ENGINES, Context, Step, Weights, choose_engine, cuda
 from torchrsm.rsm.kernels.cpu import FusedEngine
+from torchrsm.rsm.kernels.cuda import CudaEngine
 from torchrsm.rsm.layer import LayerConfig, RSMLayer
 
 CPU = torch.device("cpu")
@@ -156,6 +160,23 @@ def fused():
     return FusedEngine(threads=1)
 
 
+# The engine for CUDA runs on the CPU here: its kernel in Triton's interpreter, or without it; what it multiplies
+# collected for one product, or left to convolutions.
+FAST = {
+    "fused": lambda: FusedEngine(threads=1),
+    "cuda": CudaEngine,
+    "cuda, sorting, convolutions": lambda: CudaEngine(triton=False),
+}
+
+
+@pytest.fixture(params=FAST)
+def fast(request, monkeypatch):
+    """Each engine that must agree with the reference."""
+    if "convolutions" in request.param:
+        monkeypatch.setattr(cuda, "FEW_INPUTS", 0)
+    return FAST[request.param]()
+
+
 @pytest.fixture(scope="module")
 def reference():
     return choose_engine("reference", CPU)
@@ -172,11 +193,12 @@ def assert_close_gradients(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_the_reference(case, fused, reference):
+def test_agrees_with_the_reference(case, fast, reference):
     problem = Problem(0, False, **CASES[case])
-    index, a, decoded, loss, gradients = problem.learned(fused)
+    index, a, decoded, loss, gradients = problem.learned(fast)
     expected_index, expected_a, expected_decoded, expected_loss, expected_gradients = problem.learned(reference)
     assert index.dtype == torch.int32
+    assert a.dtype == torch.float32
     assert torch.equal(index, expected_index)
     torch.testing.assert_close(a, expected_a, rtol=0, atol=1e-5)
     torch.testing.assert_close(decoded, expected_decoded, rtol=0, atol=1e-5)
@@ -184,20 +206,20 @@ def test_agrees_with_the_reference(case, fused, reference):
     assert_close_gradients(gradients, expected_gradients, 1e-4)
 
 
-def assert_exact(problem, fused, reference):
-    index, a = problem.select(fused)
+def assert_exact(problem, fast, reference):
+    index, a = problem.select(fast)
     expected_index, expected_a = problem.select(reference)
     assert torch.equal(index, expected_index)
     assert torch.equal(a, expected_a)
     if problem.step.activation == "identity":
         z = problem.number(*index.shape)
-        decoded = fused.decode(problem.step, problem.weights, index, z)
+        decoded = fast.decode(problem.step, problem.weights, index, z)
         assert torch.equal(decoded, reference.decode(problem.step, problem.weights, index, z))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_reference_without_rounding(case, fused, reference):
-    assert_exact(Problem(1, True, **CASES[case]), fused, reference)
+def test_equals_the_reference_without_rounding(case, fast, reference):
+    assert_exact(Problem(1, True, **CASES[case]), fast, reference)
 
 
 @st.composite
@@ -228,13 +250,14 @@ def configurations(draw):
     return case
 
 
+@pytest.mark.parametrize("name", ["fused", "cuda"])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(configurations(), st.integers(0, 2**16))
-def test_equals_the_reference_for_any_configuration(case, seed):
-    fused, reference = FusedEngine(threads=1), choose_engine("reference", CPU)
+def test_equals_the_reference_for_any_configuration(name, case, seed):
+    fast, reference = FAST[name](), choose_engine("reference", CPU)
     problem = Problem(seed, True, **case)
-    assert_exact(problem, fused, reference)
-    *_, loss, gradients = problem.learned(fused)
+    assert_exact(problem, fast, reference)
+    *_, loss, gradients = problem.learned(fast)
     *_, expected_loss, expected_gradients = problem.learned(reference)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-7)
     for name, gradient in expected_gradients.items():
@@ -242,13 +265,13 @@ def test_equals_the_reference_for_any_configuration(case, seed):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_decode_has_the_gradients_of_the_reference(case, fused, reference):
+def test_decode_has_the_gradients_of_the_reference(case, fast, reference):
     problem = Problem(6, False, **CASES[case])
     step = problem.step
     index, _ = problem.select(reference)
     z, wanted = problem.number(*index.shape), problem.number(index.shape[0], *step.input_grid, step.channels)
     gradients = []
-    for engine in (fused, reference):
+    for engine in (fast, reference):
         inputs = [part.clone().requires_grad_() for part in (z, problem.weights.decoder, problem.weights.output_bias)]
         weights = problem.weights._replace(decoder=inputs[1], output_bias=inputs[2])
         (engine.decode(step, weights, index, inputs[0]) * wanted).sum().backward()
@@ -256,6 +279,124 @@ def test_decode_has_the_gradients_of_the_reference(case, fused, reference):
     for ours, expected in zip(*gradients, strict=True):
         assert expected.abs().max() > 0
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["cuda", "cuda, sorting, convolutions"])
+def test_equals_the_reference_without_rounding_in_any_precision(name, case, precision, reference, monkeypatch):
+    """The numbers here are whole eighths up to 32, which a bfloat16 holds."""
+    if "convolutions" in name:
+        monkeypatch.setattr(cuda, "FEW_INPUTS", 0)
+    with products_in(precision):
+        assert_exact(Problem(1, True, **CASES[case]), FAST[name](), reference)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda, sorting, convolutions"])
+def test_bfloat16_rounds_factors_and_nothing_else(name, monkeypatch):
+    if "convolutions" in name:
+        monkeypatch.setattr(cuda, "FEW_INPUTS", 0)
+    problem = Problem(0, False, **CASES["feedback"], recurrent_kernel_size=3)
+    exact = problem.learned(FAST[name]())
+    before = problem.weights
+    factors = Weights(*(w.bfloat16().float() for w in before))._replace(
+        bias=before.bias, output_bias=before.output_bias
+    )
+    with products_in("bfloat16"):
+        rounded = problem.learned(FAST[name]())
+        problem.weights = factors
+        assert all(map(torch.equal, rounded[:4], problem.learned(FAST[name]())[:4]))
+    same = (exact[0] == rounded[0]).all(-1)
+    assert same.float().mean() > 0.9
+    difference = (exact[1] - rounded[1])[same].abs().max()
+    assert 1e-4 < difference < 0.05
+    for one, other in zip((exact[3], *exact[4].values()), (rounded[3], *rounded[4].values()), strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert 0 < (one - other).abs().max() < 0.1 * one.abs().max()
+
+
+def test_drive_that_is_not_a_number_makes_the_loss_one(reference):
+    for engine in (CudaEngine(), CudaEngine(triton=False)):
+        for case in ("plain", "inhibition", "boost"):
+            problem = Problem(0, False, **CASES[case])
+            problem.weights.bias[3] = torch.nan
+            *_, loss, _ = problem.learned(engine)
+            assert loss.isnan()
+
+
+def test_samples_that_are_left_out_may_hold_anything():
+    problem = Problem(0, False)
+    problem.learn = torch.tensor([True, False, True])
+    expected = problem.learned(CudaEngine())
+    problem.target[1] = torch.nan
+    *_, loss, gradients = problem.learned(CudaEngine())
+    assert torch.equal(loss, expected[3])
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in expected[4].items())
+
+
+def test_frozen_weights_get_no_gradient():
+    problem = Problem(0, False, **CASES["feedback"])
+    for name in Weights._fields:
+        weights = Weights(*(w.clone().requires_grad_(field == name) for field, w in problem.weights._asdict().items()))
+        index, a = CudaEngine().select(problem.step, weights, problem.context)
+        z = group_values(torch.tanh(a), problem.step.cells_per_group)
+        CudaEngine().loss(problem.step, weights, index, z, problem.target, problem.learn).backward()
+        assert [field for field, w in weights._asdict().items() if w.grad is not None] == [name]
+
+
+@pytest.mark.parametrize("what", ["memory", "feedback", "input"])
+def test_the_engine_for_cuda_takes_no_cells_that_do_not_exist(what):
+    case = {"memory": {}, "feedback": CASES["feedback"], "input": {"pool": 2}}[what]
+    problem = Problem(7, False, **case)
+    getattr(problem.context, what).index[0, 0, 0, 0] = 10_000
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        problem.select(CudaEngine(triton=False))
+    if CudaEngine().runs_triton(CPU):
+        *_, loss, _ = problem.learned(CudaEngine())
+        assert loss.isnan()
+
+
+class Sums(TorchDispatchMode):
+    """Lists the operators that are called, and sees that convolutions repeat."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        if function is torch.ops.aten.convolution_backward.default:
+            assert torch.backends.cudnn.deterministic
+            assert not args[-1][0]  # the gradient of the input would be a sum of another kind
+        if function is torch.ops.aten.convolution.default:
+            assert not torch.backends.cudnn.benchmark
+        return function(*args, **(kwargs or {}))
+
+
+def test_more_cells_than_the_kernel_takes_are_sorted(reference, monkeypatch):
+    problem = Problem(0, True, **CASES["refractory"])
+    monkeypatch.setattr(cuda, "MOST_CELLS", problem.step.cells - 1)
+    assert_exact(problem, CudaEngine(), reference)
+    with Sums() as sums:
+        problem.select(CudaEngine())
+    assert "sort" in sums.names
+    assert "winners" not in sums.names
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["cuda", "cuda, sorting, convolutions"])
+def test_nothing_is_added_up_in_an_order_that_changes(name, case, monkeypatch):
+    """On CUDA these add as their threads arrive (torch's notes on reproducibility list them)."""
+    if "convolutions" in name:
+        monkeypatch.setattr(cuda, "FEW_INPUTS", 0)
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    with Sums() as sums:
+        Problem(0, False, **CASES[case]).learned(FAST[name]())
+    assert "scatter" in "".join(sums.names) or "dense" in sums.names
+    added = ("scatter_add", "index_add", "index_put", "scatter_reduce", "index_reduce", "put_", "bincount", "cumsum")
+    backwards = ("upsample_linear1d_backward", "upsample_bilinear2d_backward", "max_pool2d_with_indices_backward")
+    assert not [name for name in sums.names if name.startswith((*added, *backwards))]
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == before
 
 
 @pytest.mark.parametrize("what", ["memory", "feedback", "refractory", "input"])
@@ -283,7 +424,7 @@ def test_winners_that_do_not_exist_are_refused(fused):
 
 
 @pytest.mark.parametrize("pool", [1, 2, 3])
-def test_cells_are_pooled_as_their_dense_map(pool, fused):
+def test_cells_are_pooled_as_their_dense_map(pool, fast):
     """A layer that copies each channel of its input to one cell shows what the kernel pooled, signs included."""
     count = 4
     problem = Problem(4, False, channels=count, groups=count, cells_per_group=1, active_groups=count)
@@ -304,14 +445,14 @@ def test_cells_are_pooled_as_their_dense_map(pool, fused):
     weights = problem.weights._replace(feedforward=torch.eye(count), bias=torch.zeros(count))
     below = problem.cells((3, 5, 7), count, 3)
     context = Context(below, memory=empty_cells(3, step.grid, 1))
-    pooled = to_dense(Cells(*fused.select(step, weights, context)), count)
+    pooled = to_dense(Cells(*fast.select(step, weights, context)), count)
     expected = max_pool(to_dense(below, count), pool)
     assert (expected < 0).any()
     torch.testing.assert_close(pooled, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", ["plain", "one cell a group", "refractory", "inhibition", "boost", "feedback"])
-def test_ties_go_to_the_lowest_index(case, fused, reference):
+def test_ties_go_to_the_lowest_index(case, fast, reference):
     """Equal weights make all cells equal: the first groups win, with the first of their cells that may."""
     problem = Problem(2, True, **CASES[case])
     for value in (0.0, 0.5):
@@ -320,19 +461,19 @@ def test_ties_go_to_the_lowest_index(case, fused, reference):
             problem.context = problem.context._replace(boost=torch.ones(problem.step.cells))
         if case == "inhibition":
             problem.context = problem.context._replace(inhibition=torch.zeros_like(problem.context.inhibition))
-        index, _ = problem.select(fused)
+        index, _ = problem.select(fast)
         assert torch.equal(index, problem.select(reference)[0])
         if case != "refractory":
             first = torch.arange(problem.step.active_groups, dtype=torch.int32)
             assert torch.equal(index, first.expand_as(index))
 
 
-def test_ties_among_refractory_cells_go_to_the_lowest_index(fused, reference):
+def test_ties_among_refractory_cells_go_to_the_lowest_index(fast, reference):
     problem = Problem(2, True, groups=3, cells_per_group=2, active_groups=3)
     problem.weights = Weights(*(None if w is None else torch.zeros_like(w) for w in problem.weights))
     last = torch.tensor([4, 1, 2], dtype=torch.int32).expand(3, 4, 4, 3)  # both cells of group 1, one of group 2
     problem.context = problem.context._replace(refractory=last)
-    for engine in (fused, reference):
+    for engine in (fast, reference):
         index, _ = problem.select(engine)
         assert (index == torch.tensor([0, 5, 1])).all()  # group 1 comes last, with its first cell
 
@@ -392,20 +533,35 @@ def test_set_threads_refuses(count):
 # --- Choice -----------------------------------------------------------------------------------------------------------
 
 
-def test_choose_engine():
+def test_choose_engine(monkeypatch):
     assert isinstance(choose_engine("auto", CPU), FusedEngine)
     assert choose_engine("fused", CPU) is choose_engine("auto", CPU)
     assert not isinstance(choose_engine("reference", CPU), FusedEngine)
     assert choose_engine("auto", torch.device("meta")) is choose_engine("reference", CPU)
+    monkeypatch.setitem(ENGINES, "cuda", ENGINES["cuda"]._replace(package=("triton", lambda: True)))
+    assert isinstance(choose_engine("auto", torch.device("cuda", 1)), CudaEngine)
+    assert choose_engine("auto", torch.device("cuda"), torch.float64) is choose_engine("reference", CPU)
 
 
 def test_choose_engine_refuses():
-    with pytest.raises(ValueError, match="engine must be one of auto, fused, reference; got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of auto, cuda, fused, reference; got 'fast'"):
         choose_engine("fast", CPU)
     with pytest.raises(
         ValueError, match=r"engine 'fused' needs weights on cpu of torch.float32; got cuda, torch.float32"
     ):
         choose_engine("fused", torch.device("cuda"))
+
+
+def test_without_triton_the_reference_serves_cuda_and_says_so_once(monkeypatch):
+    monkeypatch.setitem(ENGINES, "cuda", ENGINES["cuda"]._replace(package=("a-package", lambda: False)))
+    device = torch.device("cuda")
+    with pytest.warns(UserWarning, match="engine 'cuda' is left out, because the package a-package is not installed"):
+        assert choose_engine("auto", device) is ENGINES["reference"].engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_engine("auto", device) is ENGINES["reference"].engine
+    with pytest.raises(ValueError, match="engine 'cuda' needs the package a-package, which is not installed"):
+        choose_engine("cuda", device)
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_refuses_another_size():
 
 
 def test_refuses_an_unknown_engine():
-    with pytest.raises(ValueError, match="engine must be one of auto, fused, reference; got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of auto, cuda, fused, reference; got 'fast'"):
         build(engine="fast")
 
 

@@ -1,4 +1,4 @@
-"""Both engines against the NumPy oracle, over several steps, at random weights."""
+"""All engines against the NumPy oracle, over several steps, at random weights."""
 
 from typing import NamedTuple
 

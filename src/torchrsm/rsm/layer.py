@@ -297,7 +297,9 @@ class RSMLayer(nn.Module):
     def update_duty(self, cells: Cells) -> None:
         """Take the winners into the running frequency of each cell, which the boosted rank uses."""
         if self.config.boost > 0:
-            wins = torch.bincount(cells.index.flatten(), minlength=self.config.cells)
+            winners = cells.index.flatten().long()
+            # Not `torch.bincount`, for which the host waits. Sums of integers do not depend on their order.
+            wins = winners.new_zeros(self.config.cells).scatter_add_(0, winners, torch.ones_like(winners))
             frequency = wins / (cells.index.numel() / cells.index.shape[-1])
             self.duty.lerp_(frequency.to(self.duty.dtype), 1 - self.config.boost_decay)
 

@@ -1,15 +1,18 @@
-"""Engines: the dense reference and the fused sparse kernels, and the one place that chooses between them."""
+"""Engines: the dense reference, the fused sparse kernels and CUDA's, and the one place that chooses between them."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
 from torchrsm.rsm.kernels.cpu import FusedEngine
+from torchrsm.rsm.kernels.cuda import CudaEngine, triton_is_installed
 from torchrsm.rsm.kernels.reference import ReferenceEngine
 from torchrsm.rsm.kernels.step import Context, Engine, Step, Weights
 
@@ -39,21 +42,29 @@ class EngineEntry(NamedTuple):
         engine: the implementation.
         devices: types of devices; None for all.
         dtypes: of the weights; None for all of floating point.
+        package: what must be installed besides what torchrsm itself needs, and whether it is; None for nothing.
     """
 
     engine: Engine
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
+    package: tuple[str, Callable[[], bool]] | None = None
 
     def serves(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether the engine computes with weights of this kind."""
         right_device = self.devices is None or device.type in self.devices
         return right_device and (self.dtypes is None or dtype in self.dtypes)
 
+    @property
+    def missing(self) -> str | None:
+        """The package that the engine lacks, or None."""
+        return None if self.package is None or self.package[1]() else self.package[0]
+
 
 _fused = FusedEngine(threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 ENGINES: dict[str, EngineEntry] = {
+    "cuda": EngineEntry(CudaEngine(), ("cuda",), (torch.float32,), ("triton", triton_is_installed)),
     "fused": EngineEntry(_fused, devices=("cpu",), dtypes=(torch.float32,)),
     "reference": EngineEntry(ReferenceEngine()),
 }
@@ -64,21 +75,41 @@ def choose_engine(name: EngineName, device: torch.device, dtype: torch.dtype = t
     """Return the engine of this name, or for ``auto`` the first one that serves weights of this kind.
 
     While a program is exported or compiled, ``auto`` is the reference, the one that is made of tensor operations alone.
+    An engine that lacks a package is passed over with one warning in a process.
 
     Raises:
-        ValueError: an unknown name, or an engine that does not serve such weights.
+        ValueError: an unknown name, an engine that does not serve such weights, or one that lacks a package.
     """
     if name == "auto":
         if torch.compiler.is_compiling():
             return ENGINES["reference"].engine
-        return next(entry.engine for entry in ENGINES.values() if entry.serves(device, dtype))
+        return _first_that_serves(device, dtype)
     check_engine(name)
     entry = ENGINES[name]
     if not entry.serves(device, dtype):
         devices = ", ".join(entry.devices or ("any device",))
         dtypes = ", ".join(str(kind) for kind in entry.dtypes or ("any floating-point type",))
         raise ValueError(f"engine {name!r} needs weights on {devices} of {dtypes}; got {device.type}, {dtype}")
+    if entry.missing is not None:
+        raise ValueError(f"engine {name!r} needs the package {entry.missing}, which is not installed")
     return entry.engine
+
+
+def _first_that_serves(device: torch.device, dtype: torch.dtype) -> Engine:
+    for name, entry in ENGINES.items():
+        if entry.serves(device, dtype):
+            if entry.missing is None:
+                return entry.engine
+            _warn_of_missing(name, entry.missing)
+    raise AssertionError("the reference serves all")
+
+
+@functools.cache  # once in a process
+def _warn_of_missing(name: str, package: str) -> None:
+    warnings.warn(
+        f"engine {name!r} is left out, because the package {package} is not installed; a slower one is used",
+        stacklevel=3,
+    )
 
 
 def check_engine(name: EngineName) -> None:

@@ -27,7 +27,7 @@ class ReferenceEngine:
             feedback,
             weights.bias,
         )
-        index = F.select_winners(_rank(step, a, context), step.groups, step.active_groups)
+        index = F.select_winners(rank(step, a, context), step.groups, step.active_groups)
         return index, a.gather(-1, index.long())
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
@@ -53,7 +53,8 @@ def _dense_input(step: Step, x: Tensor | Cells) -> Tensor:
     return x
 
 
-def _rank(step: Step, a: Tensor, context: Context) -> Tensor:
+def rank(step: Step, a: Tensor, context: Context) -> Tensor:
+    """Return the rank of each cell ``[b, h, w, n]``: its drive ``a``, and what limits or lifts it (line 5)."""
     if context.refractory is not None:
         last = F.to_dense(Cells(context.refractory, nn.relu(context.refractory + 1).sign().to(a.dtype)), step.cells)
         return F.rank_refractory(a, last > 0)
