@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from torchrsm.config import Config
+from torchrsm.precision import layers_of
 from torchrsm.predictor import check_frame, check_shape, predict_next, rollout
 from torchrsm.rectifiers import AnyRectifierConfig, InputSizes, make_rectifier
 from torchrsm.rsm.functional import Grid
@@ -160,7 +161,8 @@ class VideoPredictor(nn.Module):
         if self.rectifier is None:
             return prediction.frame
         cells = [layer.cells for layer in prediction.layers]
-        frame: Tensor = self.rectifier(prediction.raw, cells, prediction.seen)
+        with layers_of(prediction.raw.device):
+            frame: Tensor = self.rectifier(prediction.raw, cells, prediction.seen)
         return frame
 
     def rollout(self, state: tuple[LayerState, ...], steps: int) -> tuple[Tensor, tuple[LayerState, ...]]:

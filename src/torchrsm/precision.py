@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ Products = Literal["float32", "tf32", "bfloat16"]
 """What the factors of a product are rounded to: 23, 10 or 7 binary places. Sums are float32 in all three."""
 
 Precision = Literal["auto", Products]
-"""`Products`, or ``auto`` for the fastest whose winners can be trusted: tf32 on CUDA, float32 elsewhere."""
+"""`Products`, or ``auto``: tf32 on CUDA; bfloat16 on a CPU that computes in it; float32 elsewhere."""
 
 _setting: Precision = "float32"
 
@@ -30,8 +30,32 @@ _PLACES = (
 def products(device: torch.device) -> Products:
     """Return what products on this device are rounded to; float32 outside of any block of `products_in`."""
     if _setting == "auto":
-        return "tf32" if device.type == "cuda" else "float32"
+        return _FASTEST.get(device.type, _float32)()
     return _setting
+
+
+def _float32() -> Products:
+    return "float32"
+
+
+@functools.cache
+def _of_this_cpu() -> Products:
+    """Return bfloat16 where the processor has instructions for it: without them it is many times slower."""
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+_FASTEST: dict[str, Callable[[], Products]] = {"cuda": lambda: "tf32", "cpu": _of_this_cpu}
+
+
+def layers_of(device: torch.device) -> AbstractContextManager[object]:
+    """Let torch compute the convolutions and products of a network on this device in bfloat16, if that is set.
+
+    Only what is computed in the block is: values, gradients and weights are stored as they were. Backward passes
+    follow the forward pass.
+    """
+    if products(device) != "bfloat16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def precision() -> Precision:
@@ -44,6 +68,10 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     _check_name(precision)
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision must be auto, float32 or bfloat16 on {device.type}; got 'tf32'")
+    if precision == "bfloat16" and device.type == "cpu" and _of_this_cpu() != "bfloat16":
+        raise ValueError("precision must be auto or float32 on this CPU, which has no bfloat16; got 'bfloat16'")
+    if precision == "bfloat16" and device.type == "mps":
+        raise ValueError("precision must be auto or float32 on mps; got 'bfloat16'")
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         name = torch.cuda.get_device_name(device)
         raise ValueError(f"precision must be auto, float32 or tf32 on {name}, which has no bfloat16; got 'bfloat16'")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrsm.learning.optimisers import adam, set_rate
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
+from torchrsm.rsm import kernels
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -58,6 +59,6 @@ class LocalLearning:
 
     def step(self, prediction: Prediction) -> None:
         """Take one step along the gradients that `find_gradients` found for this prediction."""
-        for layer, optimiser, part in zip(self.model.stack.layers, self.optimisers, prediction.layers, strict=True):
-            optimiser.step()
+        kernels.side_by_side([optimiser.step for optimiser in self.optimisers])
+        for layer, part in zip(self.model.stack.layers, prediction.layers, strict=True):
             layer.update_duty(part.cells)

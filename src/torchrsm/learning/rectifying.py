@@ -15,6 +15,7 @@ from torchrsm.learning.optimisers import adam, set_rate, with_rates_on_device
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
+from torchrsm.precision import layers_of
 from torchrsm.rectifiers.contract import WeightGroup, mean_over
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from torchrsm.scoring.metrics import frame_squared_error_on_device
@@ -182,7 +183,8 @@ class RectifierLearning:
         """
         config = self.config
         cells = [layer.cells for layer in prediction.layers]
-        made = self.rectifier.stages(prediction.raw, cells, prediction.seen)
+        with layers_of(frame.device):
+            made = self.rectifier.stages(prediction.raw, cells, prediction.seen)
         rectified = made[-1].detach()
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
         follows = awake | (dreams & (frame_squared_error_on_device(rectified, frame) <= config.loop_error))

@@ -14,6 +14,7 @@ from torchrsm.learning.captured import Recorder, Updates, recorder_for
 from torchrsm.learning.contract import Taught, mean_of_scored, taught
 from torchrsm.learning.optimisers import adam, has_fused_steps, set_rate, with_rates_on_device
 from torchrsm.learning.schedules import ScheduleConfig
+from torchrsm.precision import layers_of
 from torchrsm.rsm import kernels
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
@@ -146,7 +147,8 @@ class SequenceLearner:
 
     def _update(self, window: Window, state: Any) -> tuple[Taught, Any]:
         """Change the weights; return what the update was made of and the state after it. Nothing waits."""
-        lesson = self.model.learn(window, state)
+        with layers_of(window.frames.device):
+            lesson = self.model.learn(window, state)
         losses = torch.stack([loss.detach() for loss in lesson.losses])
         self._step(lesson.losses)
         errors = frame_squared_error_on_device(lesson.frames, window.frames)

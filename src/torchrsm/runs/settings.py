@@ -18,6 +18,7 @@ from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.model import ModelConfig, VideoPredictor
+from torchrsm.precision import Precision
 from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig
 from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
 
@@ -35,6 +36,8 @@ class TrainingConfig(Config):
         threads: of the fused kernel; None for all cores at hand.
         device: where the model learns: ``cpu``, ``cuda`` (the first one), ``cuda:N`` or ``mps``; ``auto`` for the
             CPU, whose engine is the fastest that there is.
+        precision: of products while it learns: ``float32``, ``bfloat16`` (factors rounded to 8 binary digits, sums in
+            float32), ``tf32`` (on CUDA) or ``auto``, the fastest that the device has instructions for.
         log_steps: steps between two lines of the record.
         checkpoint_seconds: seconds between two checkpoints.
     """
@@ -45,6 +48,7 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, gt=0)
     device: str = Field(default="cpu", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    precision: Precision = "auto"
     log_steps: int = Field(default=100, gt=0)
     checkpoint_seconds: float = Field(default=30.0, ge=0)
 

@@ -32,6 +32,7 @@ from torchrsm.baselines import SequenceModel
 from torchrsm.learning.contract import NonFiniteError, require_finite_losses, require_finite_tensors
 from torchrsm.learning.randomness import Randomness
 from torchrsm.model import VideoPredictor
+from torchrsm.precision import check_precision, products_in
 from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import (
     CHECKPOINT_FILE,
@@ -93,6 +94,7 @@ class Trainer:
             _check_free(self.folder)
         going_on = resume and (self.folder / CHECKPOINT_FILE).exists()
         self.device = choose_device(training.device)
+        check_precision(training.precision, self.device)
         self.threads = training.threads or kernels.threads()
         self.stream: Stream = stream or make_stream(
             found(config.stream, self.folder), training.batch_size, training.seed
@@ -168,7 +170,8 @@ class Trainer:
             if self._files_as_left() != self._left:
                 raise ValueError(f"{self.folder} was written by someone else in the meantime; resume the run anew")
             try:
-                with kernels.threads_in_use(self.threads), self._randomness.in_use():
+                precision = products_in(self.config.training.precision)
+                with kernels.threads_in_use(self.threads), precision, self._randomness.in_use():
                     return self._run(report)
             finally:
                 self._left = self._files_as_left()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_engine",
     "choose_engine",
     "set_threads",
+    "side_by_side",
     "threads",
     "threads_in_use",
 ]
@@ -139,6 +140,11 @@ def set_threads(count: int, torch_threads: int = 1) -> None:
 def threads() -> int:
     """Return how many threads the fused kernel uses."""
     return _fused.threads
+
+
+def side_by_side(tasks: Sequence[Callable[[], object]]) -> None:
+    """Call each task, in the threads of the fused kernel where it has several; no order is kept."""
+    _fused.side_by_side(tasks)
 
 
 @contextmanager

@@ -107,11 +107,11 @@ class Targets(NamedTuple):
     """The locations that each place of the source reaches by the taps of a kernel.
 
     Attributes:
-        count: ``[places]``, how many.
+        counts: ``[places]``, how many.
         tap, location: ``[places, taps]``, the first ``count`` of them: by which tap which location.
     """
 
-    count: Ints
+    counts: Ints
     tap: Ints
     location: Ints
 
@@ -655,7 +655,7 @@ def select_gradient(
 
 @_jit
 def sort_memory(n0: int, n1: int, s: Step, r: Reads, learns: Flags, entries: Entries, scratch: Scratch) -> None:
-    """List the layer's own past in the samples n0..n1 that are learned from, cell by cell: where it was on, how much."""
+    """List the layer's own past in the samples n0..n1 that are learned from, cell by cell: where and how much."""
     count = 0
     for n in range(n0, n1):
         if not learns[n]:
@@ -759,7 +759,7 @@ def cell_gradient(
             place, v = entries.place[at], entries.value[at]
             n, q = place // places, place % places
             tap, location = targets.tap[q], targets.location[q]
-            for i in range(targets.count[q]):
+            for i in range(targets.counts[q]):
                 start = (n * locations + location[i]) * k
                 _add_at(total, tap[i] * columns, won, d, start, k, v)
         for tap in range(taps):

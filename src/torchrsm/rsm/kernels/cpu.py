@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrsm.precision import products
 from torchrsm.rsm.functional import Cells, Grid
 from torchrsm.rsm.kernels import compiled
 from torchrsm.rsm.kernels.compiled import (
@@ -38,13 +39,15 @@ from torchrsm.rsm.kernels.vectors import LANES
 class FusedEngine:
     """The sparse kernels behind the calls of `torchrsm.rsm.kernels.step.Engine`.
 
+    With bfloat16 (`torchrsm.precision`) the weights that read cells are rounded before they are added up; the sums, and
+    all that follows, are float32.
+
     Args:
         threads: parts into which a batch is cut, one thread each.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.precision = "float32"
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
         self._idle: dict[Any, list[Any]] = {}  # working memory that no step uses at the moment, by its sizes
@@ -99,6 +102,16 @@ class FusedEngine:
 
         self._in_threads(parts, work)
 
+    def side_by_side(self, tasks: Sequence[Callable[[], object]]) -> None:
+        """Call each task, in as many threads as there are for so many."""
+        left = iter(tasks)  # `next` of it is atomic
+
+        def work(part: int) -> None:
+            for task in left:
+                task()
+
+        self._in_threads(self.parts(len(tasks)), work)
+
     def _in_threads(self, parts: int, work: Callable[[int], None]) -> None:
         """Call ``work(part)`` for each part, the first in this thread."""
         if parts == 1:
@@ -147,7 +160,7 @@ class FusedEngine:
     @contextmanager
     def packed(self, weights: Any) -> Iterator[Any]:
         """Lend weights that are rounded to bfloat16, of no rows where the engine computes in float32."""
-        if self.precision == "float32" or weights is None or weights.shape[1] < _NARROWEST:
+        if products(_CPU) != "bfloat16" or weights is None or weights.shape[1] < _NARROWEST:
             yield _NO_WORDS
             return
         with self._borrowed(("words", weights.shape[0], weights.shape[1] // 32 * 16), _words) as words:
@@ -329,6 +342,8 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         return (*(None,) * 5, *(d_loss * gradient for gradient in ctx.saved_tensors))
 
+
+_CPU = torch.device("cpu")
 
 _TILE_BYTES = 2**19
 """Of the drives that are computed at once. With the weights of one tap they fit into the second cache of a core."""

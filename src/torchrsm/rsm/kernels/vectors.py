@@ -11,14 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba.core
+import numba.extending
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+cgutils: Any = numba.core.cgutils  # no types are known of these
+types: Any = numba.core.types
+intrinsic: Any = numba.extending.intrinsic
 
 LANES = 16
 """Numbers in a vector of this code."""
 
-HAS_SCATTER = all(llvm.get_host_cpu_features().get(name, False) for name in ("avx512f", "avx512vl"))
+_features: Any = llvm.get_host_cpu_features()
+
+HAS_SCATTER: bool = all(_features.get(name, False) for name in ("avx512f", "avx512vl"))
 """Whether the processor reads and writes a vector's numbers at places of its own, as AVX-512 does."""
 
 WIDEST = 16 if HAS_SCATTER else 4
