@@ -129,7 +129,7 @@ class OnlineLearner:
     def warm_up(self) -> None:
         """Compile the kernels, so that no budget in minutes pays for it."""
         learn = torch.ones_like(self.state.alone, dtype=torch.bool)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
             prediction = self.model.predict_raw(self._fresh)
             for loss in self.model.losses(prediction, torch.zeros_like(prediction.raw), learn):
                 loss.backward()

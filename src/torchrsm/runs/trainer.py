@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from torchrsm.baselines import SequenceModel
+from torchrsm.devices import choose_device, precise_type
 from torchrsm.learning.contract import NonFiniteError, require_finite_tensors
 from torchrsm.learning.randomness import Randomness
 from torchrsm.model import VideoPredictor
@@ -42,12 +43,10 @@ from torchrsm.runs.checkpoint import (
     optimiser_state,
     saved_sums,
 )
-from torchrsm.runs.devices import choose_device
 from torchrsm.runs.film import found, with_absolute_path
 from torchrsm.runs.lock import locked
 from torchrsm.runs.record import METRICS_FILE, TIMING_FILE, Record
 from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, first_difference, load_run_config, save_run_config
-from torchrsm.scoring.metrics import precise_type
 from torchrsm.state import flatten, unflatten
 from torchrsm.storage.folders import WEIGHTS_FILE, load_weights
 from torchrsm.storage.shipped import CONFIG_FILE
@@ -95,7 +94,7 @@ class Trainer:
         self.device = choose_device(training.device)
         self.threads = training.threads or kernels.threads()
         self.stream: Stream = stream or make_stream(
-            found(config.stream, self.folder), training.batch_size, training.seed
+            found(config.stream, self.folder), training.batch_size, training.seed, self.device
         )
         shape = (self.stream.batch_size, *self.stream.frame_shape)
         self._randomness = Randomness(training.seed, self.device)
@@ -231,6 +230,8 @@ class Trainer:
 
     def _next_batch(self) -> StreamBatch:
         batch = next(self.stream)
+        if batch.frames.device.type != "cpu":  # made there; to look at them would wait for all work of that device
+            return batch
         low, high = (float(value) for value in batch.frames.aminmax())  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)):
             raise NonFiniteError("the stream gave a frame with NaN or infinity")
