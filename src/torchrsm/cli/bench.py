@@ -30,7 +30,7 @@ class BenchCommand(Config):
         memory_from_length: lengths of training sequences at which the peak memory is measured, separated by commas;
             empty for none.
         threads: of training; None for all cores at hand.
-        device: see `DeviceFlag`.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     world: Annotated[Literal["balls"], tyro.conf.Positional] = "balls"

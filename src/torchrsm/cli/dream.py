@@ -57,7 +57,7 @@ class DreamCommand(Config):
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
         frames_per_second: of the film; of a GIF 1 to 50.
-        device: see `DeviceFlag`.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

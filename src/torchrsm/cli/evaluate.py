@@ -53,7 +53,7 @@ class EvaluateCommand(Config):
             whose world nothing is known.
         prime: true frames before a dream; None for 50.
         plot: write the dreams' physics by step (.png) here.
-        device: see `DeviceFlag`.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

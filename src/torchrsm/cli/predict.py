@@ -47,7 +47,7 @@ class PredictCommand(Config):
         frames: at most so many of each clip; None for all.
         json_file: write the errors here.
         frames_per_second: of the film that is made.
-        device: see `DeviceFlag`.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

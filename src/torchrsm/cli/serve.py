@@ -21,7 +21,7 @@ class ServeCommand(Config):
         models: folders of models to offer beside the shipped ones.
         host: address to listen on; the default is reached from this machine only.
         port: 0 for any that is free.
-        device: see `DeviceFlag`.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ()

@@ -37,7 +37,7 @@ class WatchCommand(Config):
         threshold: surprise from which a frame is an anomaly.
         frames: stop after so many; None for the end of the video.
         seed: of the weights.
-        device: see `DeviceFlag`.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     video: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|0")]

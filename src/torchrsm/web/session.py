@@ -238,7 +238,7 @@ class Session:
         seen = self._world.next()
         dreams = self.mode == "dream"
         start = torch.tensor([seen.start], device=self.library.device)
-        frame_there = seen.frame.to(self.library.device)
+        true_frame = seen.frame.to(self.library.device)
         with torch.no_grad():
             frames, cells = [], []
             for watcher in self._watchers:
@@ -247,7 +247,7 @@ class Session:
                 prediction = watcher.model.predict(watcher.state)
                 frames.append(prediction.frame.cpu())
                 cells.append([c.cells for c in prediction.layers] if hasattr(prediction, "layers") else [])
-                heard = self._paint(prediction.frame) if dreams else frame_there
+                heard = self._paint(prediction.frame) if dreams else true_frame
                 watcher.state = watcher.model.observe(heard, prediction, watcher.state)
         self.step += 1
         errors: list[float | None] = [_finite(frame_squared_error(frame, seen.frame)) for frame in frames]
