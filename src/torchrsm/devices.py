@@ -7,9 +7,12 @@ from typing import Annotated
 
 import torch
 from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 DEVICE_FORMS = "auto|cpu|cuda|cuda:N|mps"
 """How a device is named, for people."""
+
+_FORMS = "auto, cpu, cuda, cuda:N or mps"
 
 
 def check_device_name(name: str) -> str:
@@ -19,11 +22,18 @@ def check_device_name(name: str) -> str:
         ValueError: no device is named so.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}")
+        raise ValueError(f"device must be {_FORMS}; got {name!r}")
     return name
 
 
-DeviceName = Annotated[str, AfterValidator(check_device_name)]
+def _in_settings(name: str) -> str:
+    try:
+        return check_device_name(name)
+    except ValueError:
+        raise PydanticCustomError("device_name", f"Input should be {_FORMS}") from None
+
+
+DeviceName = Annotated[str, AfterValidator(_in_settings)]
 """The name of a device in settings: ``cpu``, ``cuda`` (the first one), ``cuda:N``, ``mps``, or ``auto``."""
 
 

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
+from torchrsm.runs.devices import available_devices, choose_device
 from warm_kernels import rectified_run, tiny_run
 
 from torchrsm import NonFiniteError, RectifyingConfig, Trainer, Watcher, load
 from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE
-from torchrsm.runs.devices import available_devices, choose_device
 from torchrsm.runs.settings import TrainingConfig
 from torchrsm.runs.trainer import METRICS_FILE
 from torchrsm.storage.tensors import load_tensors, save_tensors

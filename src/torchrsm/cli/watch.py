@@ -16,6 +16,7 @@ from pydantic import Field
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import FrameSize, clips_for
 from torchrsm.config import Config
+from torchrsm.runs.settings import DeviceFlag
 from torchrsm.streams import NumberedFrame, Webcam
 from torchrsm.streams.video_file import numbered_frames
 from torchrsm.watching import Watcher

@@ -290,7 +290,9 @@ def _check_world(balls: int, radius: float, resolution: int, sequence_length: in
     require_integer("seed", seed, 0, _LARGEST)
 
 
-def place_balls(seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: float) -> tuple[FloatArray, FloatArray]:
+def place_balls(
+    seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: float
+) -> tuple[FloatArray, FloatArray]:
     """Return positions and velocities at the start of sequences, both ``[sequences, balls, 2]`` in world units.
 
     Args:

@@ -111,7 +111,7 @@ class BouncingBallsOnDevice(BouncingBalls):
         super()._seek(step)
         if self._world is None:
             self._world = self._empty_world()
-        world, device = self._world, self._device
+        world = self._world
         world.positions.copy_(torch.from_numpy(self._positions))
         world.velocities.copy_(torch.from_numpy(self._velocities))
         world.numbers.copy_(torch.from_numpy(self._numbers))

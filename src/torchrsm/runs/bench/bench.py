@@ -28,6 +28,7 @@ from pydantic import Field, field_validator
 from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.config import Config
 from torchrsm.devices import DeviceName
+from torchrsm.predictor import Predictor
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
 from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, table
@@ -190,8 +191,7 @@ class Bench:
     def _train_and_score(self, name: str, seed: int, reporting: Reporting) -> None:
         run = preset(name)
         changes = {"steps": None, "minutes": self.config.minutes, "threads": self.config.threads, "seed": seed}
-        changes["device"] = self.config.device
-        run = run.replace(training=run.training.replace(**changes))
+        run = run.replace(training=run.training.replace(**changes, device=self.config.device))
         folder = self._run_folder(name, seed)
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(f"{name} seed {seed}") as report:
@@ -209,7 +209,9 @@ class Bench:
         before, names = json.loads(file.read_text()) if file.exists() else {}, self._scored()
         if set(names) <= before.keys():
             return
-        systems = {name: load(self._run_folder(name, 0), device=self.config.device) for name in names}
+        systems: dict[str, Predictor[Any, Any]] = {
+            name: load(self._run_folder(name, 0), device=self.config.device) for name in names
+        }
         _write_json(file, prediction_speeds(systems))
 
     def _write(self) -> Results:
