@@ -121,12 +121,14 @@ class BouncingBallsOnDevice(BouncingBalls):
 
     def _empty_world(self) -> _World:
         kind, device, count = precise_type(self._device), self._device, self._batch_size
-        moving = [torch.zeros(self._positions.shape, dtype=kind, device=device) for _ in range(4)]
+        now, velocities, then, next_velocities = (
+            torch.zeros(self._positions.shape, dtype=kind, device=device) for _ in range(4)
+        )
         numbers, times, index = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3))
         unseen, starts = (torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2))
         frames = torch.zeros(count, *self.frame_shape, dtype=torch.float32, device=device)
         self.batch = StreamBatch(frames, starts, index)
-        return _World(*moving, numbers, times, unseen)
+        return _World(now, velocities, then, next_velocities, numbers, times, unseen)
 
     def _refill(self) -> None:
         """Draw, on the CPU, the sequence that each element begins next, and put its start on the device."""
