@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from device_under_test import device
 from lessons import teach
 from online_oracle import PlainOnline
 
@@ -43,7 +44,7 @@ def learner_of(rectifier="compact", input_frames=1, dropout=0.5, share=0.75, sta
         discriminator_learning_rate=0.05,
         **DREAMS,
     )
-    return OnlineLearner(model, learning, rectifying, True, (STREAMS, 1, SIZE, SIZE)), learning, rectifying
+    return OnlineLearner(model, learning, rectifying, True, (STREAMS, 1, SIZE, SIZE), device()), learning, rectifying
 
 
 def plain(learner, learning, rectifying):

@@ -3,6 +3,7 @@ from typing import Literal, NamedTuple
 
 import pytest
 import torch
+from device_under_test import device, here
 from lessons import teach
 from torch import nn
 
@@ -44,7 +45,7 @@ class Toy(SequenceModel):
 
     def initial_state(self, shape):
         self.check_shape(shape)
-        return ToyState(torch.zeros(shape), torch.zeros(shape))
+        return ToyState(self.like.new_zeros(shape), self.like.new_zeros(shape))
 
     def predict(self, state):
         trace = self.weight[2] * state.trace + state.frame
@@ -74,7 +75,7 @@ class TwoLosses(Toy):
 
 
 def learner(model=None, **config):
-    return SequenceLearner(model or Toy(), SequenceLearningConfig(**config), SHAPE)
+    return SequenceLearner(model or Toy(), SequenceLearningConfig(**config), SHAPE, device())
 
 
 def stream(frames=None, length=20):

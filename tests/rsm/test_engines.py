@@ -4,6 +4,7 @@ import tracemalloc
 
 import pytest
 import torch
+from device_under_test import device, device_name, here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,7 +115,7 @@ class Problem:
             output_bias=self.number(*(grid if case["bias_per_element"] else (1, 1)), channels),
         )
         dense = self.number(*here, cells).abs().clamp(max=1)
-        boost = 2.0 ** torch.randint(-1, 2, (cells,), generator=self.random)
+        boost = here(2.0 ** torch.randint(-1, 2, (cells,), generator=self.random))
         self.context = Context(
             input=self.input,
             memory=self.number(*here, cells) if case["memory"] == "dense" else self.cells(here, cells, k),
@@ -123,17 +124,17 @@ class Problem:
             inhibition=dense if case["order"] == "inhibition" else None,
             boost=boost if case["order"] == "boost" else None,
         )
-        self.learn = torch.rand(batch, generator=self.random) < 0.7
+        self.learn = here(torch.rand(batch, generator=self.random) < 0.7)
         self.learn[0] = True
 
     def number(self, *shape, spread=0.5):
         x = torch.randn(shape, generator=self.random) * spread
-        return (x * 8).round() / 8 if self.exact else x
+        return here((x * 8).round() / 8 if self.exact else x)
 
     def cells(self, shape, count, k):
         """Different cells at each location, a quarter of the entries empty."""
-        order = torch.rand(*shape, count, generator=self.random).argsort(-1)[..., :k].to(torch.int32)
-        missing = torch.rand(order.shape, generator=self.random) < 0.25
+        order = here(torch.rand(*shape, count, generator=self.random).argsort(-1)[..., :k].to(torch.int32))
+        missing = here(torch.rand(order.shape, generator=self.random) < 0.25)
         return Cells(order.masked_fill(missing, -1), self.number(*order.shape).masked_fill(missing, 0))
 
     def select(self, engine):
@@ -151,9 +152,14 @@ class Problem:
         return index, a.detach(), decoded.detach(), loss.detach(), gradients
 
 
+def tested_engine():
+    """The one that is compared with the reference: on the CPU the fused one, elsewhere the first that serves it."""
+    return FusedEngine(threads=1) if device_name() == "cpu" else choose_engine("auto", device())
+
+
 @pytest.fixture(scope="module")
 def fused():
-    return FusedEngine(threads=1)
+    return tested_engine()
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +237,7 @@ def configurations(draw):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(configurations(), st.integers(0, 2**16))
 def test_equals_the_reference_for_any_configuration(case, seed):
-    fused, reference = FusedEngine(threads=1), choose_engine("reference", CPU)
+    fused, reference = tested_engine(), choose_engine("reference", CPU)
     problem = Problem(seed, True, **case)
     assert_exact(problem, fused, reference)
     *_, loss, gradients = problem.learned(fused)
@@ -258,6 +264,7 @@ def test_decode_has_the_gradients_of_the_reference(case, fused, reference):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("what", ["memory", "feedback", "refractory", "input"])
 @pytest.mark.parametrize("wrong", [-2, 10_000])
 def test_cells_that_do_not_exist_are_refused(what, wrong, fused):
@@ -271,6 +278,7 @@ def test_cells_that_do_not_exist_are_refused(what, wrong, fused):
         fused.select(problem.step, problem.weights, problem.context._replace(**{what: bad}))
 
 
+@pytest.mark.cpu_only
 def test_winners_that_do_not_exist_are_refused(fused):
     problem = Problem(8, False)
     index, _ = problem.select(fused)
@@ -301,9 +309,9 @@ def test_cells_are_pooled_as_their_dense_map(pool, fused):
         activation="identity",
         margin=0,
     )
-    weights = problem.weights._replace(feedforward=torch.eye(count), bias=torch.zeros(count))
+    weights = problem.weights._replace(feedforward=here(torch.eye(count)), bias=here(torch.zeros(count)))
     below = problem.cells((3, 5, 7), count, 3)
-    context = Context(below, memory=empty_cells(3, step.grid, 1))
+    context = Context(below, memory=here(empty_cells(3, step.grid, 1)))
     pooled = to_dense(Cells(*fused.select(step, weights, context)), count)
     expected = max_pool(to_dense(below, count), pool)
     assert (expected < 0).any()
@@ -317,29 +325,30 @@ def test_ties_go_to_the_lowest_index(case, fused, reference):
     for value in (0.0, 0.5):
         problem.weights = Weights(*(None if w is None else torch.full_like(w, value) for w in problem.weights))
         if case == "boost":
-            problem.context = problem.context._replace(boost=torch.ones(problem.step.cells))
+            problem.context = problem.context._replace(boost=here(torch.ones(problem.step.cells)))
         if case == "inhibition":
             problem.context = problem.context._replace(inhibition=torch.zeros_like(problem.context.inhibition))
         index, _ = problem.select(fused)
         assert torch.equal(index, problem.select(reference)[0])
         if case != "refractory":
-            first = torch.arange(problem.step.active_groups, dtype=torch.int32)
+            first = here(torch.arange(problem.step.active_groups, dtype=torch.int32))
             assert torch.equal(index, first.expand_as(index))
 
 
 def test_ties_among_refractory_cells_go_to_the_lowest_index(fused, reference):
     problem = Problem(2, True, groups=3, cells_per_group=2, active_groups=3)
     problem.weights = Weights(*(None if w is None else torch.zeros_like(w) for w in problem.weights))
-    last = torch.tensor([4, 1, 2], dtype=torch.int32).expand(3, 4, 4, 3)  # both cells of group 1, one of group 2
+    last = here(torch.tensor([4, 1, 2], dtype=torch.int32)).expand(3, 4, 4, 3)  # both cells of group 1, one of group 2
     problem.context = problem.context._replace(refractory=last)
     for engine in (fused, reference):
         index, _ = problem.select(engine)
-        assert (index == torch.tensor([0, 5, 1])).all()  # group 1 comes last, with its first cell
+        assert (index == here(torch.tensor([0, 5, 1]))).all()  # group 1 comes last, with its first cell
 
 
 # --- Threads ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("case", ["plain", "input of pooled cells", "inhibition", "connected", "batch of 1"])
 def test_threads_do_not_change_the_result(case):
     problem = Problem(3, False, **{"batch": 5, **CASES[case]})
@@ -351,6 +360,7 @@ def test_threads_do_not_change_the_result(case):
         assert_close_gradients(other[-1], gradients, 1e-6)
 
 
+@pytest.mark.cpu_only
 def test_a_run_with_threads_repeats_bit_by_bit():
     problem = Problem(3, False, batch=5)
     engine = FusedEngine(threads=3)
@@ -433,6 +443,7 @@ def peaks_of_a_training_step(engine):
     return max(event.self_cpu_memory_usage for event in profile.events()), arrays
 
 
+@pytest.mark.cpu_only
 def test_the_fused_engine_never_writes_all_cells():
     all_cells = 4 * 32 * 32 * 128 * 4
     largest_tensor, arrays = peaks_of_a_training_step("fused")

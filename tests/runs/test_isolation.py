@@ -128,7 +128,7 @@ def test_threads_in_use_are_put_back_after_a_fault(three_threads):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "", "meta", "CPU", "cpu:0"])
 def test_names_that_are_no_device_are_refused(name):
-    with pytest.raises(ValueError, match=f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}"):
+    with pytest.raises(ValueError, match=r"device\n.*should be auto, cpu, cuda, cuda:N or mps"):
         TrainingConfig(steps=1, device=name)
 
 

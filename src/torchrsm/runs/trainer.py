@@ -38,7 +38,9 @@ from torchrsm.runs.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT,
     RANDOM,
+    laid_out,
     lay_out_as_weights,
+    layouts,
     load_checkpoint,
     optimiser_state,
     saved_sums,
@@ -306,7 +308,8 @@ class Trainer:
         for i, optimiser in enumerate(self.learner.optimisers):
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
-        tensors |= flatten("state", self.learner.state)
+        state = flatten("state", self.learner.state)
+        tensors |= state
         self._require_finite(tensors)
         tensors |= {RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
         header = {
@@ -318,6 +321,7 @@ class Trainer:
             "offsets": offsets,
             "stream": self.stream.state_dict(),
             "threads": self.threads,
+            "layouts": layouts(state),
         }
         save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
         self._offsets = offsets
@@ -348,7 +352,7 @@ class Trainer:
             whole["state"] = optimiser_state(f"optimiser.{i}.", tensors)
             optimiser.load_state_dict(whole)
             lay_out_as_weights(optimiser)
-        self.learner.state = unflatten("state", self.learner.state, tensors)
+        self.learner.state = unflatten("state", self.learner.state, laid_out(tensors, header))
         self._randomness.load_state_dict({name: tensors[key] for name, key in RANDOM.items() if key in tensors})
         self.threads = header["threads"]  # sums over the batch are taken in as many parts as before
         self.step, self.seconds = header["step"], header["seconds"]
