@@ -162,14 +162,14 @@ def test_a_tiny_model_learns(engine):
     fresh = state = model.initial_state((8, 1, 12, 12))
     steps = 300
     errors = []
-    for step, batch in zip(range(steps), stream, strict=False):
+    for step, batch in zip(range(steps), map(here, stream), strict=False):
         state = restart(state, fresh, batch.starts)
         prediction = model.predict(state)
         losses = model.losses(prediction, batch.frames, ~batch.starts)
         learning.step(losses, prediction, step / steps)
         state = model.observe(batch.frames, prediction, state)
         errors.append((prediction.frame - batch.frames).square().mean().item())
-    errors = here(torch.tensor(errors))
+    errors = torch.tensor(errors)
     assert errors[-30:].mean() < 0.5 * errors[5:35].mean()
 
 
@@ -257,13 +257,13 @@ def test_a_step_s_losses_are_their_formulas():
     settings = {"learn": learn, "alone": alone, "last": last}
     teach(learning, prediction, frame, **settings)  # so that the generator is none that changes nothing
     rectified = learning.model.rectify(prediction).detach()
-    d = {name: value.double().numpy() for name, value in copies(learning.discriminator).items()}
+    d = {name: value.double().cpu().numpy() for name, value in copies(learning.discriminator).items()}
     torch.manual_seed(7)
     got = teach(learning, prediction, frame, **settings)
     torch.manual_seed(7)
     follows = [0, 1]  # the dream is too far from what comes, 64 pixels of random values
-    noise = 0.3 * torch.randn(2, 1, 8, 8).double().numpy()
-    x, y, condition = (v[follows].double().numpy() for v in (rectified, frame, prediction.raw))
+    noise = 0.3 * torch.randn_like(frame[:2]).double().cpu().numpy()
+    x, y, condition = (v[follows].double().cpu().numpy() for v in (rectified, frame, prediction.raw))
 
     def logits(images):
         seen = (images + noise).reshape(2, 64) @ d["frame.weight"].T + d["frame.bias"]
@@ -272,8 +272,8 @@ def test_a_step_s_losses_are_their_formulas():
         return (np.where(both > 0, both, 0.2 * both) @ d["unit.weight"].T + d["unit.bias"])[:, 0]
 
     real, generated = logits(y), logits(x)
-    own = ((rectified[2] - last[2]).double().numpy() ** 2).sum()
-    world = ((frame - last).double().numpy()[:2] ** 2).sum() / 2
+    own = ((rectified[2] - last[2]).double().cpu().numpy() ** 2).sum()
+    world = ((frame - last).double().cpu().numpy()[:2] ** 2).sum() / 2
     expected = (
         ((x - y) ** 2).mean(),
         softplus(-generated).mean(),
@@ -433,7 +433,7 @@ def test_motion_is_that_of_numpy():
     generator = torch.Generator().manual_seed(0)
     rectified, last = (here(torch.rand(3, 2, 4, 5, generator=generator)) for _ in range(2))
     motion = here(torch.tensor(6.5))
-    own = ((rectified.double().numpy() - last.double().numpy()) ** 2).reshape(3, -1).sum(1)
+    own = ((rectified.double().cpu().numpy() - last.double().cpu().numpy()) ** 2).reshape(3, -1).sum(1)
     expected = ((own / 6.5 - 1) ** 2).mean()
     assert motion_loss(rectified, last, motion).item() == pytest.approx(expected, rel=1e-5)
     assert motion_loss(rectified[:1], last[:1], here(torch.tensor(own[0]))).item() == pytest.approx(0, abs=1e-9)
@@ -442,7 +442,7 @@ def test_motion_is_that_of_numpy():
 
 
 def test_motion_s_gradient_makes_a_slow_dream_move_more():
-    rectified = here(torch.full((1, 1, 2, 2), 0.1, requires_grad=True))
+    rectified = here(torch.full((1, 1, 2, 2), 0.1)).requires_grad_()
     motion_loss(rectified, here(torch.zeros(1, 1, 2, 2)), here(torch.tensor(1.0))).backward()
     assert (rectified.grad < 0).all()
 

@@ -21,8 +21,8 @@ def by_singular_values(matrix, rounds=5):
 def test_singular_vectors_stay_and_singular_values_come_near_1(shape):
     torch.manual_seed(0)
     matrices = here(torch.randn(shape, dtype=torch.float64))
-    got = orthogonalised(matrices).numpy()
-    want = np.stack([by_singular_values(matrix) for matrix in matrices.numpy()])
+    got = orthogonalised(matrices).cpu().numpy()
+    want = np.stack([by_singular_values(matrix) for matrix in matrices.cpu().numpy()])
     np.testing.assert_allclose(got, want, atol=1e-5)
     values = np.linalg.svd(got, compute_uv=False)
     assert values.max() < 1.25

@@ -37,3 +37,16 @@ def device() -> torch.device:
 def here(value: Any) -> Any:
     """Move a module, a tensor or a state there."""
     return value.to(device()) if isinstance(value, torch.nn.Module) else to_device(value, device())
+
+
+def random_state() -> tuple[torch.Tensor, ...]:
+    """Return the states of the generators that a computation there draws from."""
+    own = [torch.get_device_module(device()).get_rng_state()] if device_name() != "cpu" else []
+    return (torch.get_rng_state(), *own)
+
+
+def set_random_state(states: tuple[torch.Tensor, ...]) -> None:
+    """Go back to what `random_state` returned."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device()).set_rng_state(state)

@@ -58,6 +58,8 @@ class _ForeignDevice(TorchFunctionMode):
             return not _is_foreign(first)
         if func in _HOST_ONLY and _is_foreign(first):
             raise TypeError(f"can't convert {FOREIGN} device type tensor to numpy; use Tensor.cpu() first")
+        if func is Tensor.__deepcopy__ and _is_foreign(first):
+            return _deep_copy(first, *args[1:])
         if func in (Tensor.to, Tensor.cpu):
             return _moved(func, first, args[1:], kwargs)
         asked = kwargs.get("device")
@@ -71,6 +73,15 @@ class _ForeignDevice(TorchFunctionMode):
         if not foreign or func in (Tensor.copy_, Tensor.__setitem__):
             return result
         return tree_map(_marked, result)
+
+
+def _deep_copy(tensor: Any, memo: dict[int, Any]) -> Tensor:
+    if id(tensor) not in memo:
+        memo[id(tensor)] = copy = _marked(_plain(tensor).detach().clone()).requires_grad_(tensor.requires_grad)
+        if getattr(tensor, "_is_param", False):
+            copy._is_param = True
+    result: Tensor = memo[id(tensor)]
+    return result
 
 
 def _refuse_two_devices(func: Any, args: Any, given: list[Tensor]) -> None:

@@ -93,7 +93,7 @@ class Problem:
             margin=case["margin"],
         )
         cells, k = step.cells, step.active_groups
-        here = (batch, *step.grid)
+        locations = (batch, *step.grid)
         if pool:  # not a multiple of the window, where there is room for that
             source = (grid.height * pool - (pool > 1), grid.width * pool)
             self.input = self.cells((batch, *source), channels, 2)
@@ -114,13 +114,13 @@ class Problem:
             else self.number(step.grid.height * step.grid.width * step.groups, grid.height * grid.width * channels),
             output_bias=self.number(*(grid if case["bias_per_element"] else (1, 1)), channels),
         )
-        dense = self.number(*here, cells).abs().clamp(max=1)
+        dense = self.number(*locations, cells).abs().clamp(max=1)
         boost = here(2.0 ** torch.randint(-1, 2, (cells,), generator=self.random))
         self.context = Context(
             input=self.input,
-            memory=self.number(*here, cells) if case["memory"] == "dense" else self.cells(here, cells, k),
+            memory=self.number(*locations, cells) if case["memory"] == "dense" else self.cells(locations, cells, k),
             feedback=self.cells((batch, *case["above_grid"]), above, 2) if case["above_grid"] else None,
-            refractory=self.cells(here, cells, k).index if case["order"] == "refractory" else None,
+            refractory=self.cells(locations, cells, k).index if case["order"] == "refractory" else None,
             inhibition=dense if case["order"] == "inhibition" else None,
             boost=boost if case["order"] == "boost" else None,
         )
@@ -152,14 +152,14 @@ class Problem:
         return index, a.detach(), decoded.detach(), loss.detach(), gradients
 
 
-def tested_engine():
+def engine_under_test():
     """The one that is compared with the reference: on the CPU the fused one, elsewhere the first that serves it."""
     return FusedEngine(threads=1) if device_name() == "cpu" else choose_engine("auto", device())
 
 
 @pytest.fixture(scope="module")
 def fused():
-    return tested_engine()
+    return engine_under_test()
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def configurations(draw):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(configurations(), st.integers(0, 2**16))
 def test_equals_the_reference_for_any_configuration(case, seed):
-    fused, reference = tested_engine(), choose_engine("reference", CPU)
+    fused, reference = engine_under_test(), choose_engine("reference", CPU)
     problem = Problem(seed, True, **case)
     assert_exact(problem, fused, reference)
     *_, loss, gradients = problem.learned(fused)
