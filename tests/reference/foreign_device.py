@@ -62,11 +62,11 @@ class _ForeignDevice(TorchFunctionMode):
             return _deep_copy(first, *args[1:])
         if func in (Tensor.to, Tensor.cpu):
             return _moved(func, first, args[1:], kwargs)
-        asked = kwargs.get("device")
-        if asked is not None:
+        asked = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+        if asked is not None and asked.type == FOREIGN.type:
             kwargs["device"] = CPU
         given = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
-        foreign = any(map(_is_foreign, given)) if asked is None else torch.device(asked).type == FOREIGN.type
+        foreign = any(map(_is_foreign, given)) if asked is None else asked.type == FOREIGN.type
         if asked is None:
             _refuse_two_devices(func, args, given)
         result = func(*args, **kwargs)

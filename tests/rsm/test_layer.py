@@ -215,7 +215,9 @@ def test_z_alone_carries_the_graph():
 
 
 def test_reads_cells_of_a_layer_below():
-    layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", kernel_size=3), 10, input_pool=2)
+    layer = here(
+        RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", kernel_size=3), 10, input_pool=2)
+    )
     below = Cells(here(torch.randint(10, (2, 7, 5, 3), dtype=torch.int32)), here(torch.rand(2, 7, 5, 3)))
     prediction = layer.predict(layer.initial_state(2, below))
     assert prediction.input_grid == (4, 3)
@@ -284,7 +286,7 @@ def test_boost_spreads_the_wins():
 def test_cells_of_another_type_or_shape_are_refused(engine, spoil):
     layer = build(engine=engine)
     state = watch(layer)
-    with pytest.raises(ValueError, match=r"the last cells must be torch\.\w+ \[2, 4, 4, 2\] on cpu; got torch\.\w+ \["):
+    with pytest.raises(ValueError, match=r"the last cells must be torch\.\w+ \[2, 4, 4, 2\] on \S+; got torch\.\w+ \["):
         layer.predict(state._replace(cells=spoil(state.cells)))
 
 
