@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "science" / "architecture.md").read_text()
 # Arrows go one way, from what is used to what uses it: a room imports from the rooms of the lines above it.
 ORDER = (
     ("private_folder",),
-    ("compiling", "config", "precision", "registry", "state"),
+    ("compiling", "config", "devices", "precision", "registry", "state"),
     ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),
@@ -91,7 +91,7 @@ def test_what_is_private_stays_in_its_module(module):
 
 def test_streams_know_nothing_of_models():
     rooms = {room_of(name) for room in MODULES if room_of(room) == "streams" for name in imported_names(MODULES[room])}
-    assert rooms <= {"streams", "registry", "compiling", "config", "state", "storage"}
+    assert rooms <= {"streams", "registry", "compiling", "config", "devices", "state", "storage"}
 
 
 def test_there_is_no_drawer_for_leftovers():

@@ -66,7 +66,7 @@ def test_every_python_example_is_run_below():
     assert {page: count for page, count in counts.items() if count} == {
         "README.md": 2,
         "docs/guide/own-video.md": 1,
-        "docs/guide/python.md": 2,
+        "docs/guide/python.md": 3,
     }
 
 
@@ -97,7 +97,10 @@ def test_the_examples_with_systems_and_settings_run(in_a_folder, capsys):
     run_example("docs/guide/python.md", 0)
     errors = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(errors["balls"]) < 1 < float(errors["copy-last"])
-    run = run_example("docs/guide/python.md", 1)["run"]
+    names = run_example("docs/guide/python.md", 1)
+    assert names["state"].frame.device == names["model"].like.device
+    assert float(capsys.readouterr().out.split()[0]) > 1
+    run = run_example("docs/guide/python.md", 2)["run"]
     assert (run.training.minutes, run.training.steps, run.training.batch_size) == (None, 10, 8)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from torchrsm.config import Config
+from torchrsm.devices import choose_device
 from torchrsm.precision import layers_of
 from torchrsm.predictor import check_frame, check_shape, predict_next, rollout
 from torchrsm.rectifiers import AnyRectifierConfig, InputSizes, make_rectifier
@@ -243,7 +244,9 @@ class VideoPredictor(nn.Module):
         self.save(folder)
 
     @staticmethod
-    def from_pretrained(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor:
+    def from_pretrained(
+        name_or_folder: Path | str, engine: EngineName = "auto", *, device: str | torch.device = "cpu"
+    ) -> VideoPredictor:
         """Load an RSM model as `torchrsm.load` does, under the name that Hugging Face's libraries use.
 
         Nothing is fetched from a network.
@@ -252,10 +255,14 @@ class VideoPredictor(nn.Module):
             name_or_folder: a folder that `save` or a training run wrote, or the name of a shipped model
                 (`torchrsm.shipped_models`); a folder that exists goes before a name.
             engine: which implementation computes the step.
+            device: where the model computes; see `torchrsm.devices.choose_device`.
 
         Raises:
             FileNotFoundError: there is neither such a folder nor such a shipped model, or a file in it is missing.
             ValueError: a file is truncated or foreign, a setting unknown or out of range, a weight of the wrong shape
-                or not finite, or the settings ask for many more weights than the file holds.
+                or not finite, or the settings ask for many more weights than the file holds; or there is no such
+                device.
         """
-        return load_model(find_model(name_or_folder), ModelConfig, lambda config: VideoPredictor(config, engine))
+        place = choose_device(device)
+        model = load_model(find_model(name_or_folder), ModelConfig, lambda config: VideoPredictor(config, engine))
+        return model.to(place)

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from torchrsm.baselines import BASELINES, WITHOUT_WEIGHTS, SequenceModel
 from torchrsm.config import Config
+from torchrsm.devices import choose_device
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.learning.windows import SequenceLearningConfig
@@ -47,7 +50,9 @@ def _without_engine(model: type[SequenceModel]) -> Callable[[Any, EngineName], S
     return lambda config, engine: model(config)
 
 
-def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredictor | SequenceModel:
+def load(
+    name_or_folder: Path | str, engine: EngineName = "auto", *, device: str | torch.device = "cpu"
+) -> VideoPredictor | SequenceModel:
     """Load a system; it comes in evaluation mode.
 
     Nothing in the folder is executed: settings are JSON, weights safetensors. Nothing is fetched from a network.
@@ -56,16 +61,17 @@ def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredic
         name_or_folder: a folder that a training run or a model's ``save`` wrote, or the name of a shipped model
             (`torchrsm.shipped_models`) or of a baseline without weights; a folder that exists goes before a name.
         engine: which implementation computes the step of RSM.
+        device: where the system computes; see `torchrsm.devices.choose_device`.
 
     Raises:
         FileNotFoundError: there is neither such a folder nor such a name, or a file is missing.
         ValueError: a file is truncated or foreign, a setting unknown or out of range, a weight of the wrong shape or
-            not finite, or the settings ask for many more weights than the file holds.
+            not finite, or the settings ask for many more weights than the file holds; or there is no such device.
     """
-    name = str(name_or_folder)
+    place, name = choose_device(device), str(name_or_folder)
     if name in WITHOUT_WEIGHTS and not os.path.isdir(name_or_folder):
         config_type, model_type = BASELINES[name]
-        return model_type(config_type(kind=name)).eval()
+        return model_type(config_type(kind=name)).eval().to(place)
     try:
         folder = find_model(name_or_folder)
     except FileNotFoundError as error:
@@ -73,4 +79,4 @@ def load(name_or_folder: Path | str, engine: EngineName = "auto") -> VideoPredic
     kind, known = model_kind(folder) or RSM, systems()
     if kind not in known:
         raise ValueError(f"{folder}: kind must be one of {', '.join(BASELINES)}; got {kind!r}")
-    return load_model(folder, known[kind].config, lambda config: known[kind].make(config, engine))
+    return load_model(folder, known[kind].config, lambda config: known[kind].make(config, engine)).to(place)

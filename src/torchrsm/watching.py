@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrsm.devices import choose_device
 from torchrsm.learning.contract import NonFiniteError, require_finite_losses
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.randomness import Randomness
@@ -57,19 +58,21 @@ class Watcher:
     Args:
         shape: channels, height and width of the frames.
         seed: of the weights.
+        device: where the model computes; see `torchrsm.devices.choose_device`.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or a device that is not there.
     """
 
-    def __init__(self, shape: tuple[int, int, int], seed: int = 0) -> None:
+    def __init__(self, shape: tuple[int, int, int], seed: int = 0, device: str | torch.device = "cpu") -> None:
         if min(shape) < 1:
             raise ValueError(f"shape must be three positive numbers; got {shape}")
         self.shape = shape
         run = for_watching(shape)
-        self._randomness = Randomness(seed, torch.device("cpu"))
+        place = choose_device(device)
+        self._randomness = Randomness(seed, place)
         with self._randomness.in_use(), kernels.threads_in_use(1):
-            self._learner = OnlineLearner(run.model, run.learning, run.rectifying, True, (1, *shape))
+            self._learner = OnlineLearner(run.model, run.learning, run.rectifying, True, (1, *shape), place)
             self._learner.begin(self._learner.phase(_HALF_WAY), 1)
         self._like = torch.zeros(1, *shape)
         self._last: Tensor | None = None

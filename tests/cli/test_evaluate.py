@@ -152,7 +152,7 @@ def test_the_world_of_other_frames_is_not_judged(run, refused):
 
 
 def test_an_interrupted_evaluation_ends_with_130(frames, refused, monkeypatch):
-    def interrupt(name):
+    def interrupt(name, device):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 

@@ -58,6 +58,7 @@ def test_runs_repeat_and_stop_and_resume_bit_by_bit(tmp_path: Path) -> None:
     assert_identical(tmp_path / "one", tmp_path / "stopped")
 
 
+@pytest.mark.cpu_only  # a process that is forked has no other device
 @pytest.mark.parametrize("learns", KILLS)
 def test_random_kills_change_nothing(tmp_path: Path, learns: str) -> None:
     context = multiprocessing.get_context("forkserver")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from device_under_test import here
 
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
@@ -50,11 +51,11 @@ def build(layers, engine="auto", **settings):
             module.recurrent.mul_(5)  # so that the past is heard
             module.bias.normal_(0, 0.1)  # and no two cells are equal before anything was seen
             module.decoder.mul_(3)
-    return model
+    return here(model)
 
 
 def video(steps=STEPS, shape=SHAPE, seed=0):
-    return torch.rand(steps, *shape, generator=torch.Generator().manual_seed(seed))
+    return here(torch.rand(steps, *shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def watch(model, frames, state=None):
@@ -171,7 +172,7 @@ def test_a_cell_rests_for_a_step_after_it_won(engine):
 def test_cells_win_again_where_none_else_remains(engine):
     model = build((layer(groups=3, cells_per_group=1),), engine)
     for prediction in watch(model, video())[0]:
-        assert (prediction.layers[0].cells.index.sort(-1).values == torch.arange(3)).all()
+        assert (prediction.layers[0].cells.index.sort(-1).values == here(torch.arange(3))).all()
 
 
 # --- Causality, batches, beginnings -----------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_losses_leave_no_trace_in_what_follows(model):
 
 
 def test_a_permuted_batch_is_a_permuted_result(model, engine):
-    order = torch.tensor([2, 0, 1])
+    order = here(torch.tensor([2, 0, 1]))
     predictions, state = watch(model, video())
     permuted, permuted_state = watch(model, video()[:, order])
     for a, b in zip(predictions, permuted, strict=True):
@@ -224,7 +225,7 @@ def test_an_element_of_a_batch_is_alone(model):
 def test_a_start_flag_is_a_fresh_state(model):
     _, state = watch(model, video())
     fresh = model.initial_state(SHAPE)
-    state = restart(state, fresh, torch.tensor([False, True, False]))
+    state = restart(state, fresh, here(torch.tensor([False, True, False])))
     fresh_predictions, fresh_end = watch(model, video(seed=1))
     old_predictions, old_end = watch(model, video(seed=1), watch(model, video())[1])
     predictions, end = watch(model, video(seed=1), state)
@@ -240,11 +241,11 @@ def test_a_start_is_not_learned(model):
     """The loss of a batch with a start is that of the other elements."""
     prediction = watch(model, video())[0][-1]
     frame = video()[-1]
-    losses = model.losses(prediction, frame, torch.tensor([True, False, True]))
+    losses = model.losses(prediction, frame, here(torch.tensor([True, False, True])))
     frame[1] = 1 - frame[1]
-    same = model.losses(prediction, frame, torch.tensor([True, False, True]))
+    same = model.losses(prediction, frame, here(torch.tensor([True, False, True])))
     assert equal(losses[0], same[0])
-    none = model.losses(prediction, frame, torch.zeros(3, dtype=torch.bool))
+    none = model.losses(prediction, frame, here(torch.zeros(3, dtype=torch.bool)))
     for loss in none:
         loss.backward()
         assert loss == 0
@@ -295,7 +296,7 @@ def test_one_bias_for_each_channel_fits_any_size(size, engine):
 def test_a_shifted_input_is_a_shifted_prediction(shift, engine):
     """By whole strides, far from the edges, in a surround that is the same everywhere."""
     model = build((CONVOLUTIONAL[0].replace(pool=1),), engine, height=None, width=None, pad=0)
-    frames = torch.full((4, 1, 1, 40, 40), 0.25)
+    frames = here(torch.full((4, 1, 1, 40, 40), 0.25))
     frames[..., 16:22, 16:22] = video(4, (1, 1, 6, 6))
     moved = frames.roll(shift, (-2, -1))
     inside = slice(12, 28)
@@ -408,7 +409,7 @@ def test_a_rectified_prediction_knows_nothing_of_its_frame_or_of_later_ones(rect
 
 
 def test_rectified_elements_of_a_batch_are_alone_and_in_order(rectified):
-    order = torch.tensor([2, 0, 1])
+    order = here(torch.tensor([2, 0, 1]))
     changed = video()
     changed[:, 1] = 1 - changed[:, 1]
     runs = [watch(rectified, frames)[0] for frames in (video(), video()[:, order], changed)]

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from device_under_test import here
 from lessons import follow
 from pydantic import ValidationError
 
@@ -20,12 +21,12 @@ from torchrsm.streams import BouncingBalls
 def build(layers=2, **settings):
     torch.manual_seed(0)
     layer = LayerConfig(**{"groups": 8, "active_groups": 2, "output_bias": "channel", **settings})
-    return VideoPredictor(ModelConfig(layers=(layer,) * layers))
+    return here(VideoPredictor(ModelConfig(layers=(layer,) * layers)))
 
 
 def predicted(model, steps=4):
     """A prediction after some frames, and its losses."""
-    frames = torch.rand(steps, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    frames = here(torch.rand(steps, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     state = model.initial_state((2, 1, 8, 8))
     for frame in frames:
         prediction = model.predict(state)
@@ -157,13 +158,13 @@ def test_a_tiny_model_learns(engine):
         recurrent_kernel_size=3,
         dropout=0.0,
     )
-    model = VideoPredictor(ModelConfig(layers=(layer,), pad=1), engine)
+    model = here(VideoPredictor(ModelConfig(layers=(layer,), pad=1), engine))
     learning = LocalLearning(model, LearningConfig(learning_rates=(5e-3,)))
     stream = BouncingBalls(8, resolution=12)
     fresh = state = model.initial_state((8, 1, 12, 12))
     steps = 300
     errors = []
-    for step, batch in zip(range(steps), stream, strict=False):
+    for step, batch in zip(range(steps), map(here, stream), strict=False):
         state = restart(state, fresh, batch.starts)
         prediction = model.predict(state)
         losses = model.losses(prediction, batch.frames, ~batch.starts)
@@ -183,7 +184,7 @@ def rectified_model(rectifier=None):
     torch.manual_seed(0)
     layers = (LayerConfig(groups=8, active_groups=2, output_bias="channel"),) * 2
     config = ModelConfig(layers=layers, pad=1, rectifier=rectifier or CompactConfig(width=8, blocks=2))
-    return VideoPredictor(config).eval()
+    return here(VideoPredictor(config).eval())
 
 
 def begin(model=None, **settings):
@@ -201,8 +202,8 @@ def some_prediction(model):
     for _ in range(3):
         with torch.no_grad():
             prediction = model.predict_raw(state)
-        state = model.observe(torch.rand(STREAMS, 1, 8, 8, generator=generator), prediction, state)
-    raw = torch.rand(STREAMS, 1, 8, 8, generator=generator)
+        state = model.observe(here(torch.rand(STREAMS, 1, 8, 8, generator=generator)), prediction, state)
+    raw = here(torch.rand(STREAMS, 1, 8, 8, generator=generator))
     return prediction._replace(frame=raw, raw=raw), (raw > 0.5).float()
 
 
@@ -211,9 +212,9 @@ def teach(learning, prediction, frame, progress=1.0, learn=None, last=None, alon
     rectified = learning.find_gradients(
         prediction,
         frame,
-        torch.ones(STREAMS, dtype=torch.bool) if learn is None else torch.tensor(learn),
+        here(torch.ones(STREAMS, dtype=torch.bool)) if learn is None else here(torch.tensor(learn)),
         torch.zeros_like(frame) if last is None else last,
-        torch.zeros(STREAMS, dtype=torch.int64) if alone is None else torch.tensor(alone),
+        here(torch.zeros(STREAMS, dtype=torch.int64)) if alone is None else here(torch.tensor(alone)),
     )
     learning.step()
     return rectified
@@ -256,17 +257,17 @@ def test_a_step_s_losses_are_their_formulas():
     """Both frames are seen through the same noise, and the discriminator judges what was generated before the step."""
     learning = begin(motion_weight=0.5, noise_deviation=0.3, real_label=0.8, adversarial_weight=0.1)
     prediction, frame = some_prediction(learning.model)
-    last, learn, alone = torch.rand(STREAMS, 1, 8, 8), [True, True, True, False], [0, 0, 2, 0]
+    last, learn, alone = here(torch.rand(STREAMS, 1, 8, 8)), [True, True, True, False], [0, 0, 2, 0]
     settings = {"learn": learn, "alone": alone, "last": last}
     teach(learning, prediction, frame, **settings)  # so that the generator is none that changes nothing
     rectified = learning.model.rectify(prediction).detach()
-    d = {name: value.double().numpy() for name, value in copies(learning.discriminator).items()}
+    d = {name: value.double().cpu().numpy() for name, value in copies(learning.discriminator).items()}
     torch.manual_seed(7)
     got = teach(learning, prediction, frame, **settings)
     torch.manual_seed(7)
     follows = [0, 1]  # the dream is too far from what comes, 64 pixels of random values
-    noise = 0.3 * torch.randn(STREAMS, 1, 8, 8)[follows].double().numpy()  # drawn for all streams, taught or not
-    x, y, condition = (v[follows].double().numpy() for v in (rectified, frame, prediction.raw))
+    noise = 0.3 * torch.randn_like(frame)[follows].double().cpu().numpy()  # drawn for all streams, taught or not
+    x, y, condition = (v[follows].double().cpu().numpy() for v in (rectified, frame, prediction.raw))
 
     def logits(images):
         seen = (images + noise).reshape(2, 64) @ d["frame.weight"].T + d["frame.bias"]
@@ -275,8 +276,8 @@ def test_a_step_s_losses_are_their_formulas():
         return (np.where(both > 0, both, 0.2 * both) @ d["unit.weight"].T + d["unit.bias"])[:, 0]
 
     real, generated = logits(y), logits(x)
-    own = ((rectified[2] - last[2]).double().numpy() ** 2).sum()
-    world = ((frame - last).double().numpy()[:2] ** 2).sum() / 2
+    own = ((rectified[2] - last[2]).double().cpu().numpy() ** 2).sum()
+    world = ((frame - last).double().cpu().numpy()[:2] ** 2).sum() / 2
     expected = (
         ((x - y) ** 2).mean(),
         softplus(-generated).mean(),
@@ -312,7 +313,7 @@ def test_the_terms_are_weighed():
     once, twice = (gradient({**judged, "adversarial_weight": w}) for w in (0.01, 0.02))
     assert (once - plain).abs().max() > 1e-6
     torch.testing.assert_close(twice - plain, 2 * (once - plain), rtol=1e-3, atol=1e-6)
-    dream = {"alone": [0, 0, 9, 9], "last": torch.full((STREAMS, 1, 8, 8), 0.5)}
+    dream = {"alone": [0, 0, 9, 9], "last": here(torch.full((STREAMS, 1, 8, 8), 0.5))}
     plain, once, twice = (gradient({**still, "motion_weight": w}, **dream) for w in (0.0, 0.01, 0.02))
     assert (once - plain).abs().max() > 1e-6
     torch.testing.assert_close(twice - plain, 2 * (once - plain), rtol=1e-3, atol=1e-6)
@@ -434,23 +435,23 @@ def test_a_dream_far_from_what_comes_has_no_target(loop_error, follows):
 
 def test_motion_is_that_of_numpy():
     generator = torch.Generator().manual_seed(0)
-    rectified, last = (torch.rand(3, 2, 4, 5, generator=generator) for _ in range(2))
-    motion, dreams = torch.tensor(6.5), torch.tensor([True, False, True])
-    own = ((rectified.double().numpy() - last.double().numpy()) ** 2).reshape(3, -1).sum(1)
+    rectified, last = (here(torch.rand(3, 2, 4, 5, generator=generator)) for _ in range(2))
+    motion, dreams = here(torch.tensor(6.5)), here(torch.tensor([True, False, True]))
+    own = ((rectified.double().cpu().numpy() - last.double().cpu().numpy()) ** 2).reshape(3, -1).sum(1)
     expected = ((own[[0, 2]] / 6.5 - 1) ** 2).mean()
     assert motion_loss(rectified, last, motion, dreams).item() == pytest.approx(expected, rel=1e-5)
-    first = torch.tensor([True, False, False])
-    assert motion_loss(rectified, last, torch.tensor(own[0]), first).item() == pytest.approx(0, abs=1e-9)
+    first = here(torch.tensor([True, False, False]))
+    assert motion_loss(rectified, last, here(torch.tensor(own[0])), first).item() == pytest.approx(0, abs=1e-9)
     assert motion_loss(rectified, last, motion, ~dreams & dreams) == 0  # nobody dreams
-    assert motion_loss(rectified, last, torch.tensor(0.0), dreams) == 0  # a still world asks for nothing
-    assert (
-        motion_loss(last, last, motion, dreams) == 1
-    )  # what stands still is as wrong as what moves sqrt(2) times as far
+    assert motion_loss(rectified, last, here(torch.tensor(0.0)), dreams) == 0  # a still world asks for nothing
+    # What stands still is as wrong as what moves sqrt(2) times as far.
+    assert motion_loss(last, last, motion, dreams) == 1
 
 
 def test_motion_s_gradient_makes_a_slow_dream_move_more():
-    rectified = torch.full((1, 1, 2, 2), 0.1, requires_grad=True)
-    motion_loss(rectified, torch.zeros(1, 1, 2, 2), torch.tensor(1.0), torch.tensor([True])).backward()
+    rectified = here(torch.full((1, 1, 2, 2), 0.1)).requires_grad_()
+    still, dreams = here(torch.zeros(1, 1, 2, 2)), here(torch.tensor([True]))
+    motion_loss(rectified, still, here(torch.tensor(1.0)), dreams).backward()
     assert (rectified.grad < 0).all()
 
 
@@ -477,10 +478,10 @@ def hear(alone, errors=(0.5,) * STREAMS, learn=(True,) * STREAMS, progress=1.0, 
     """Whether each stream hears itself, and for how long it then has; ``errors`` are squared errors of a frame."""
     dreams = {"loop_share": 0.5, "loop_steps": 3, "loop_error": 1.0, **settings}
     learning = begin(**dreams if dreams["loop_share"] else {})
-    frame = torch.full((STREAMS, 1, 8, 8), 0.25)
-    rectified = frame + (torch.tensor(errors) / 64).sqrt().view(-1, 1, 1, 1)
+    frame = here(torch.full((STREAMS, 1, 8, 8), 0.25))
+    rectified = frame + (here(torch.tensor(errors)) / 64).sqrt().view(-1, 1, 1, 1)
     learning.set_progress(progress)
-    heard, count = learning.heard(frame, rectified, torch.tensor(learn), torch.tensor(alone))
+    heard, count = learning.heard(frame, rectified, here(torch.tensor(learn)), here(torch.tensor(alone)))
     own = [torch.equal(heard[n], rectified[n]) for n in range(STREAMS)]
     assert own == [not torch.equal(heard[n], frame[n]) for n in range(STREAMS)]
     assert count.dtype == torch.int64

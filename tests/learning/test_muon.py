@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from device_under_test import here
 from torch import nn
 
 from torchrsm.learning.muon import Muon, orthogonalised
@@ -19,9 +20,9 @@ def by_singular_values(matrix, rounds=5):
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 9), (2, 9, 4), (2, 1, 5)])
 def test_singular_vectors_stay_and_singular_values_come_near_1(shape):
     torch.manual_seed(0)
-    matrices = torch.randn(shape, dtype=torch.float64)
-    got = orthogonalised(matrices).numpy()
-    want = np.stack([by_singular_values(matrix) for matrix in matrices.numpy()])
+    matrices = here(torch.randn(shape, dtype=torch.float64))
+    got = orthogonalised(matrices).cpu().numpy()
+    want = np.stack([by_singular_values(matrix) for matrix in matrices.cpu().numpy()])
     np.testing.assert_allclose(got, want, atol=1e-5)
     values = np.linalg.svd(got, compute_uv=False)
     assert values.max() < 1.25
@@ -29,19 +30,19 @@ def test_singular_vectors_stay_and_singular_values_come_near_1(shape):
 
 
 def test_a_step_of_no_gradient_is_none():
-    assert torch.equal(orthogonalised(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+    assert torch.equal(orthogonalised(here(torch.zeros(2, 3, 4))), here(torch.zeros(2, 3, 4)))
 
 
 @pytest.mark.parametrize("out", [3, 40])
 def test_it_takes_the_steps_of_torch_s_own(out):
     """Which works on matrices, in half precision."""
     torch.manual_seed(0)
-    kernel = torch.randn(out, 3, 3, 3)
+    kernel = here(torch.randn(out, 3, 3, 3))
     ours, theirs = nn.Parameter(kernel.clone()), nn.Parameter(kernel.flatten(1).clone())
     muon = Muon([(ours, False)], lr=0.1)
     reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.0)
     for _ in range(4):
-        gradient = torch.randn(out, 3, 3, 3)
+        gradient = here(torch.randn(out, 3, 3, 3))
         ours.grad, theirs.grad = gradient, gradient.flatten(1)
         muon.step()
         reference.step()
@@ -51,7 +52,7 @@ def test_it_takes_the_steps_of_torch_s_own(out):
 
 def test_the_kernel_of_a_transposed_convolution_is_turned_first():
     torch.manual_seed(0)
-    kernel, gradient = torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3)
+    kernel, gradient = here(torch.randn(4, 6, 3, 3)), here(torch.randn(4, 6, 3, 3))
     plain, turned = nn.Parameter(kernel.clone()), nn.Parameter(kernel.transpose(0, 1).clone())
     plain.grad, turned.grad = gradient, gradient.transpose(0, 1)
     Muon([(plain, False), (turned, True)], lr=0.1).step()
@@ -76,7 +77,7 @@ def test_what_is_batched_is_the_same_as_one_by_one():
 
 def test_the_order_of_a_kernel_in_memory_does_not_matter():
     torch.manual_seed(0)
-    kernel, gradient = torch.randn(5, 4, 3, 3), torch.randn(5, 4, 3, 3)
+    kernel, gradient = here(torch.randn(5, 4, 3, 3)), here(torch.randn(5, 4, 3, 3))
     ends = []
     for layout in (torch.contiguous_format, torch.channels_last):
         weight = nn.Parameter(kernel.clone(memory_format=layout))
@@ -96,7 +97,7 @@ def test_a_weight_without_a_gradient_stays():
 def test_the_momentum_goes_on_after_a_copy():
     """What a checkpoint keeps is all."""
     torch.manual_seed(0)
-    start, gradients = torch.randn(3, 3, 3, 3), torch.randn(4, 3, 3, 3, 3)
+    start, gradients = here(torch.randn(3, 3, 3, 3)), here(torch.randn(4, 3, 3, 3, 3))
     ends = []
     for stop in (None, 2):
         weight = nn.Parameter(start.clone())

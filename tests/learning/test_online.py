@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from device_under_test import here, random_state, set_random_state
 from lessons import teach
 from online_oracle import PlainOnline
 from small_online import SIZE, STREAMS, balls, learner_of
@@ -35,13 +36,13 @@ def test_teaching_is_the_plain_loop(settings):
     learner, learning, rectifying = learner_of(**settings)
     oracle = plain(learner, learning, rectifying)
     dreamt = set()
-    for step, batch in zip(range(STEPS), balls(), strict=False):
+    for step, batch in zip(range(STEPS), map(here, balls()), strict=False):
         progress = step / STEPS
         for model in (learner.model, oracle.model):
             model.train(learner.phase(progress) != "rectifier")
-        random = torch.get_rng_state()
+        random = random_state()
         taught = learner.teach([batch], progress)
-        torch.set_rng_state(random)
+        set_random_state(random)
         expected = oracle.teach(batch.frames, batch.starts, progress)
         assert int(taught.scored) == expected["scored"], step
         assert float(taught.frame_squared_error) == pytest.approx(expected["error"], rel=1e-4), step
@@ -64,7 +65,7 @@ def test_a_dream_is_what_the_stack_hears_next():
         learner.teach([batch], step / STEPS)
         last = learner.model.last_frame(learner.state.layers)
         for i, alone in enumerate(learner.state.alone.tolist()):
-            same = torch.equal(last[i], batch.frames[i])
+            same = torch.equal(last[i].cpu(), batch.frames[i])
             assert same is (alone <= 0), (step, i)
             differs += not same
     assert differs > 5

@@ -3,6 +3,7 @@ from typing import Literal, NamedTuple
 
 import pytest
 import torch
+from device_under_test import device
 from lessons import teach
 from torch import nn
 
@@ -45,7 +46,7 @@ class Toy(SequenceModel):
 
     def initial_state(self, shape):
         self.check_shape(shape)
-        return ToyState(torch.zeros(shape), torch.zeros(shape))
+        return ToyState(self.like.new_zeros(shape), self.like.new_zeros(shape))
 
     def predict(self, state):
         trace = self.weight[2] * state.trace + state.frame
@@ -75,7 +76,7 @@ class TwoLosses(Toy):
 
 
 def learner(model=None, **config):
-    return SequenceLearner(model or Toy(), SequenceLearningConfig(**config), SHAPE)
+    return SequenceLearner(model or Toy(), SequenceLearningConfig(**config), SHAPE, device())
 
 
 def stream(frames=None, length=20):
@@ -121,7 +122,7 @@ def test_the_gradient_goes_back_through_the_window_and_no_further():
         taught = learner(model, window=window, optimiser="sgd", learning_rates=(1.0,), momentum=0.0)
         taught.state = still.state
         teach(taught, source, 0.5)
-        gradients[window] = Toy().weight.detach() - model.weight.detach()
+        gradients[window] = Toy().weight.detach() - model.weight.detach().cpu()
         assert torch.allclose(gradients[window], by_hand(frames, window), atol=1e-6)
     assert not torch.allclose(gradients[2], gradients[4], atol=1e-3)
 

@@ -98,7 +98,7 @@ class PlainOnline:
         prediction = self.model.predict_raw(self.state)
         losses = []
         if stack is not None:
-            errors = self.model.losses(prediction, frames, torch.tensor(learns))
+            errors = self.model.losses(prediction, frames, torch.tensor(learns, device=frames.device))
             gradients = [
                 torch.autograd.grad(error, optimiser.weights)
                 for error, optimiser in zip(errors, self.layers, strict=True)
@@ -156,7 +156,7 @@ class PlainOnline:
         if follows:
             error = ((mine - real) ** 2).mean()
             adversarial = F.softplus(-self.judge(mine + noise, condition)).mean()
-        motion = torch.zeros(())
+        motion = torch.zeros((), device=frames.device)
         if awake and dreams:
             world = torch.stack([((frames[i] - last[i]) ** 2).sum() for i in awake]).mean()
             if world > 0:

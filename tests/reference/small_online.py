@@ -1,6 +1,7 @@
 """A learner of a small stack and rectifier with every mechanism of the large ones, and a stream for it."""
 
 import torch
+from device_under_test import device
 
 from torchrsm import CompactConfig, LayerConfig, LearningConfig, ModelConfig, RectifyingConfig, UNetConfig
 from torchrsm.learning.online import OnlineLearner
@@ -39,7 +40,7 @@ def learner_of(rectifier="compact", input_frames=1, dropout=0.5, share=0.75, sta
         discriminator_learning_rate=0.05,
         **DREAMS,
     )
-    learner = OnlineLearner(model, learning, rectifying, True, (STREAMS, 1, SIZE, SIZE), **how)
+    learner = OnlineLearner(model, learning, rectifying, True, (STREAMS, 1, SIZE, SIZE), device(), **how)
     return learner, learning, rectifying
 
 

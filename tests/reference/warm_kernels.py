@@ -2,6 +2,8 @@
 
 import tempfile
 
+from device_under_test import device_name
+
 from torchrsm import Trainer, preset
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
@@ -11,7 +13,7 @@ from torchrsm.runs.settings import RunConfig
 
 def tiny_run(**training):
     run = preset("tiny")
-    return run.replace(training=run.training.replace(**training))
+    return run.replace(training=run.training.replace(**{"device": device_name(), **training}))
 
 
 def rectified_run(rectifying=None, stack_from=None, **training):
@@ -36,4 +38,4 @@ def rectified_run(rectifying=None, stack_from=None, **training):
 
 with tempfile.TemporaryDirectory() as folder:
     # One thread: a thread pool would not survive the fork.
-    Trainer(rectified_run(steps=2, threads=1), folder).run()
+    Trainer(rectified_run(steps=2, threads=1, device="cpu"), folder).run()

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from device_under_test import device, device_name, here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,7 +97,7 @@ class Problem:
             margin=case["margin"],
         )
         cells, k = step.cells, step.active_groups
-        here = (batch, *step.grid)
+        locations = (batch, *step.grid)
         if pool:  # not a multiple of the window, where there is room for that
             source = (grid.height * pool - (pool > 1), grid.width * pool)
             self.input = self.cells((batch, *source), channels, 2)
@@ -117,27 +118,27 @@ class Problem:
             else self.number(step.grid.height * step.grid.width * step.groups, grid.height * grid.width * channels),
             output_bias=self.number(*(grid if case["bias_per_element"] else (1, 1)), channels),
         )
-        dense = self.number(*here, cells).abs().clamp(max=1)
-        boost = 2.0 ** torch.randint(-1, 2, (cells,), generator=self.random)
+        dense = self.number(*locations, cells).abs().clamp(max=1)
+        boost = here(2.0 ** torch.randint(-1, 2, (cells,), generator=self.random))
         self.context = Context(
             input=self.input,
-            memory=self.number(*here, cells) if case["memory"] == "dense" else self.cells(here, cells, k),
+            memory=self.number(*locations, cells) if case["memory"] == "dense" else self.cells(locations, cells, k),
             feedback=self.cells((batch, *case["above_grid"]), above, 2) if case["above_grid"] else None,
-            refractory=self.cells(here, cells, k).index if case["order"] == "refractory" else None,
+            refractory=self.cells(locations, cells, k).index if case["order"] == "refractory" else None,
             inhibition=dense if case["order"] == "inhibition" else None,
             boost=boost if case["order"] == "boost" else None,
         )
-        self.learn = torch.rand(batch, generator=self.random) < 0.7
+        self.learn = here(torch.rand(batch, generator=self.random) < 0.7)
         self.learn[0] = True
 
     def number(self, *shape, spread=0.5):
         x = torch.randn(shape, generator=self.random) * spread
-        return (x * 8).round() / 8 if self.exact else x
+        return here((x * 8).round() / 8 if self.exact else x)
 
     def cells(self, shape, count, k):
         """Different cells at each location, a quarter of the entries empty."""
-        order = torch.rand(*shape, count, generator=self.random).argsort(-1)[..., :k].to(torch.int32)
-        missing = torch.rand(order.shape, generator=self.random) < 0.25
+        order = here(torch.rand(*shape, count, generator=self.random).argsort(-1)[..., :k].to(torch.int32))
+        missing = here(torch.rand(order.shape, generator=self.random) < 0.25)
         return Cells(order.masked_fill(missing, -1), self.number(*order.shape).masked_fill(missing, 0))
 
     def select(self, engine):
@@ -155,15 +156,20 @@ class Problem:
         return index, a.detach(), decoded.detach(), loss.detach(), gradients
 
 
+def engine_under_test():
+    """The one that is compared with the reference: on the CPU the fused one, elsewhere the first that serves it."""
+    return FusedEngine(threads=1) if device_name() == "cpu" else choose_engine("auto", device())
+
+
 @pytest.fixture(scope="module")
 def fused():
-    return FusedEngine(threads=1)
+    return engine_under_test()
 
 
 # The engine for CUDA runs on the CPU here: its kernel in Triton's interpreter, or without it; what it multiplies
 # collected for one product, or left to convolutions.
 FAST = {
-    "fused": lambda: FusedEngine(threads=1),
+    **({"fused": lambda: FusedEngine(threads=1)} if device_name() == "cpu" else {}),
     "cuda": CudaEngine,
     "cuda, sorting, convolutions": lambda: CudaEngine(triton=False),
 }
@@ -250,7 +256,7 @@ def configurations(draw):
     return case
 
 
-@pytest.mark.parametrize("name", ["fused", "cuda"])
+@pytest.mark.parametrize("name", [name for name in FAST if name in ("fused", "cuda")])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(configurations(), st.integers(0, 2**16))
 def test_equals_the_reference_for_any_configuration(name, case, seed):
@@ -399,6 +405,7 @@ def test_nothing_is_added_up_in_an_order_that_changes(name, case, monkeypatch):
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == before
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("what", ["memory", "feedback", "refractory", "input"])
 @pytest.mark.parametrize("wrong", [-2, 10_000])
 def test_cells_that_do_not_exist_are_refused(what, wrong, fused):
@@ -412,6 +419,7 @@ def test_cells_that_do_not_exist_are_refused(what, wrong, fused):
         fused.select(problem.step, problem.weights, problem.context._replace(**{what: bad}))
 
 
+@pytest.mark.cpu_only
 def test_winners_that_do_not_exist_are_refused(fused):
     problem = Problem(8, False)
     index, _ = problem.select(fused)
@@ -442,9 +450,9 @@ def test_cells_are_pooled_as_their_dense_map(pool, fast):
         activation="identity",
         margin=0,
     )
-    weights = problem.weights._replace(feedforward=torch.eye(count), bias=torch.zeros(count))
+    weights = problem.weights._replace(feedforward=here(torch.eye(count)), bias=here(torch.zeros(count)))
     below = problem.cells((3, 5, 7), count, 3)
-    context = Context(below, memory=empty_cells(3, step.grid, 1))
+    context = Context(below, memory=here(empty_cells(3, step.grid, 1)))
     pooled = to_dense(Cells(*fast.select(step, weights, context)), count)
     expected = max_pool(to_dense(below, count), pool)
     assert (expected < 0).any()
@@ -458,29 +466,30 @@ def test_ties_go_to_the_lowest_index(case, fast, reference):
     for value in (0.0, 0.5):
         problem.weights = Weights(*(None if w is None else torch.full_like(w, value) for w in problem.weights))
         if case == "boost":
-            problem.context = problem.context._replace(boost=torch.ones(problem.step.cells))
+            problem.context = problem.context._replace(boost=here(torch.ones(problem.step.cells)))
         if case == "inhibition":
             problem.context = problem.context._replace(inhibition=torch.zeros_like(problem.context.inhibition))
         index, _ = problem.select(fast)
         assert torch.equal(index, problem.select(reference)[0])
         if case != "refractory":
-            first = torch.arange(problem.step.active_groups, dtype=torch.int32)
+            first = here(torch.arange(problem.step.active_groups, dtype=torch.int32))
             assert torch.equal(index, first.expand_as(index))
 
 
 def test_ties_among_refractory_cells_go_to_the_lowest_index(fast, reference):
     problem = Problem(2, True, groups=3, cells_per_group=2, active_groups=3)
     problem.weights = Weights(*(None if w is None else torch.zeros_like(w) for w in problem.weights))
-    last = torch.tensor([4, 1, 2], dtype=torch.int32).expand(3, 4, 4, 3)  # both cells of group 1, one of group 2
+    last = here(torch.tensor([4, 1, 2], dtype=torch.int32)).expand(3, 4, 4, 3)  # both cells of group 1, one of group 2
     problem.context = problem.context._replace(refractory=last)
     for engine in (fast, reference):
         index, _ = problem.select(engine)
-        assert (index == torch.tensor([0, 5, 1])).all()  # group 1 comes last, with its first cell
+        assert (index == here(torch.tensor([0, 5, 1]))).all()  # group 1 comes last, with its first cell
 
 
 # --- Threads ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("case", ["plain", "input of pooled cells", "inhibition", "connected", "batch of 1"])
 def test_threads_do_not_change_the_result(case):
     problem = Problem(3, False, **{"batch": 5, **CASES[case]})
@@ -492,6 +501,7 @@ def test_threads_do_not_change_the_result(case):
         assert_close_gradients(other[-1], gradients, 1e-6)
 
 
+@pytest.mark.cpu_only
 def test_a_run_with_threads_repeats_bit_by_bit():
     problem = Problem(3, False, batch=5)
     engine = FusedEngine(threads=3)
@@ -589,6 +599,7 @@ def peaks_of_a_training_step(engine):
     return max(event.self_cpu_memory_usage for event in profile.events()), arrays
 
 
+@pytest.mark.cpu_only
 def test_the_fused_engine_never_writes_all_cells():
     all_cells = 4 * 32 * 32 * 128 * 4
     largest_tensor, arrays = peaks_of_a_training_step("fused")

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from device_under_test import here
 from pydantic import ValidationError
 
 from torchrsm.rsm.functional import Cells, Grid, to_dense
@@ -13,12 +14,12 @@ def build(channels=1, engine="auto", **settings):
     config = LayerConfig(
         **{"groups": 6, "cells_per_group": 2, "active_groups": 2, "output_bias": "channel", **settings}
     )
-    return RSMLayer(config, channels, input_grid=Grid(8, 8), engine=engine).eval()
+    return here(RSMLayer(config, channels, input_grid=Grid(8, 8), engine=engine).eval())
 
 
 def watch(layer, steps=3, batch=2):
     """A state after some random inputs."""
-    x = torch.rand(steps, batch, 8, 8, layer.channels, generator=torch.Generator().manual_seed(0))
+    x = here(torch.rand(steps, batch, 8, 8, layer.channels, generator=torch.Generator().manual_seed(0)))
     state = layer.initial_state(batch, torch.zeros_like(x[0]))
     for frame in x:
         state = layer.observe(frame, layer.predict(state), state)
@@ -98,7 +99,7 @@ def test_a_layer_whose_weights_depend_on_the_size_needs_it(settings, depends):
 def test_refuses_another_size():
     layer = build(output_bias="element")
     with pytest.raises(ValueError, match="this layer's weights fit inputs of 8 x 8; got 8 x 9"):
-        layer.initial_state(2, torch.zeros(2, 8, 9, 1))
+        layer.initial_state(2, here(torch.zeros(2, 8, 9, 1)))
 
 
 def test_refuses_an_unknown_engine():
@@ -143,7 +144,7 @@ def test_the_frequency_of_wins_is_saved_only_where_it_counts():
     [({}, False, False), ({"recurrent_decay": 0.5}, True, False), ({"inhibition_decay": 0.5}, False, True)],
 )
 def test_a_state_holds_dense_maps_only_where_it_must(settings, trace, inhibition):
-    state = build(**settings).initial_state(3, torch.zeros(3, 8, 8, 1))
+    state = build(**settings).initial_state(3, here(torch.zeros(3, 8, 8, 1)))
     assert state.cells.index.shape == (3, 4, 4, 2)
     for tensor, there in ((state.trace, trace), (state.inhibition, inhibition)):
         assert (tensor is not None) == there
@@ -152,15 +153,15 @@ def test_a_state_holds_dense_maps_only_where_it_must(settings, trace, inhibition
 
 def test_the_input_trace_fades():
     layer = build(input_decay=0.5)
-    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    state = layer.initial_state(1, here(torch.zeros(1, 8, 8, 1)))
     for value in (1.0, 0.0, 0.2, 0.0):
-        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+        state = layer.observe(here(torch.full((1, 8, 8, 1), value)), layer.predict(state), state)
     assert state.input[0, 3, 5].tolist() == pytest.approx([0.0, 0.125])
 
 
 def test_the_last_inputs_stand_side_by_side():
     layer = build(input_frames=3, input_decay=0.5)
-    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    state = layer.initial_state(1, here(torch.zeros(1, 8, 8, 1)))
     assert state.input.shape == (1, 8, 8, 4)
     for value, seen in (
         (1.0, [1, 0, 0, 1]),
@@ -168,19 +169,19 @@ def test_the_last_inputs_stand_side_by_side():
         (0.0, [0, 0.2, 1, 0.25]),
         (0.5, [0.5, 0, 0.2, 0.5]),
     ):
-        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+        state = layer.observe(here(torch.full((1, 8, 8, 1), value)), layer.predict(state), state)
         assert state.input[0, 3, 5].tolist() == pytest.approx(seen)
 
 
 def test_faint_inputs_are_not_read():
     layer = build(input_decay=0.5, input_threshold=0.2)
-    state = layer.initial_state(1, torch.zeros(1, 8, 8, 1))
+    state = layer.initial_state(1, here(torch.zeros(1, 8, 8, 1)))
     for value, seen in ((0.1, [0, 0]), (0.6, [0.6, 0.6]), (0.1, [0, 0.3]), (0.0, [0, 0])):
-        state = layer.observe(torch.full((1, 8, 8, 1), value), layer.predict(state), state)
+        state = layer.observe(here(torch.full((1, 8, 8, 1), value)), layer.predict(state), state)
         assert state.input[0, 3, 5].tolist() == pytest.approx(seen)
-    prediction, faint = layer.predict(state), torch.full((1, 8, 8, 1), 0.1)
+    prediction, faint = layer.predict(state), here(torch.full((1, 8, 8, 1), 0.1))
     expected = (layer.decode(prediction) - faint).square().mean()
-    assert layer.loss(prediction, faint, torch.tensor([True])).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert layer.loss(prediction, faint, here(torch.tensor([True]))).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_inhibition_recovers():
@@ -214,8 +215,10 @@ def test_z_alone_carries_the_graph():
 
 
 def test_reads_cells_of_a_layer_below():
-    layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", kernel_size=3), 10, input_pool=2)
-    below = Cells(torch.randint(10, (2, 7, 5, 3), dtype=torch.int32), torch.rand(2, 7, 5, 3))
+    layer = here(
+        RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", kernel_size=3), 10, input_pool=2)
+    )
+    below = Cells(here(torch.randint(10, (2, 7, 5, 3), dtype=torch.int32)), here(torch.rand(2, 7, 5, 3)))
     prediction = layer.predict(layer.initial_state(2, below))
     assert prediction.input_grid == (4, 3)
     assert prediction.cells.index.shape == (2, 2, 2, 2)
@@ -235,10 +238,10 @@ def test_a_connected_decoder_takes_a_stride_beyond_the_kernel():
 
 def test_update_duty_is_a_running_frequency():
     layer = build(boost=1.0, inhibition_decay=None, boost_decay=0.75)
-    index = torch.tensor([[[[0, 5]], [[0, 7]]]], dtype=torch.int32)  # two locations, two winners each
-    cells = Cells(index, torch.ones(index.shape))
-    expected = torch.zeros(12)
-    frequency = torch.zeros(12).index_put((torch.tensor([0, 5, 7]),), torch.tensor([1.0, 0.5, 0.5]))
+    index = here(torch.tensor([[[[0, 5]], [[0, 7]]]], dtype=torch.int32))  # two locations, two winners each
+    cells = Cells(index, here(torch.ones(index.shape)))
+    expected = here(torch.zeros(12))
+    frequency = here(torch.zeros(12)).index_put((here(torch.tensor([0, 5, 7])),), here(torch.tensor([1.0, 0.5, 0.5])))
     for _ in range(3):
         layer.update_duty(cells)
         expected = 0.75 * expected + 0.25 * frequency
@@ -261,7 +264,7 @@ def test_boost_spreads_the_wins():
         layer = build(boost=boost, inhibition_decay=None, **({"boost_decay": 0.9} if boost else {}))
         layer.bias.data.uniform_(0.5, 2)  # all drives above 0, some far
         state = watch(layer, steps=1)
-        wins = torch.zeros(12)
+        wins = here(torch.zeros(12))
         for _ in range(60):
             prediction = layer.predict(state)
             layer.update_duty(prediction.cells)
@@ -283,11 +286,11 @@ def test_boost_spreads_the_wins():
 def test_cells_of_another_type_or_shape_are_refused(engine, spoil):
     layer = build(engine=engine)
     state = watch(layer)
-    with pytest.raises(ValueError, match=r"the last cells must be torch\.\w+ \[2, 4, 4, 2\] on cpu; got torch\.\w+ \["):
+    with pytest.raises(ValueError, match=r"the last cells must be torch\.\w+ \[2, 4, 4, 2\] on \S+; got torch\.\w+ \["):
         layer.predict(state._replace(cells=spoil(state.cells)))
 
 
 def test_a_margin_must_leave_something_to_predict():
     layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", margin=2), 1)
     with pytest.raises(ValueError, match="margin must leave something of an input of 4 x 9; got 2"):
-        layer.initial_state(1, torch.zeros(1, 4, 9, 1))
+        layer.initial_state(1, here(torch.zeros(1, 4, 9, 1)))

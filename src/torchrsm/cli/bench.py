@@ -12,8 +12,10 @@ from pydantic import Field, field_validator
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.progress import reporting
 from torchrsm.config import Config
+from torchrsm.devices import choose_device
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
+from torchrsm.runs.settings import DeviceFlag
 
 
 class BenchCommand(Config):
@@ -28,6 +30,7 @@ class BenchCommand(Config):
         memory_from_length: lengths of training sequences at which the peak memory is measured, separated by commas;
             empty for none.
         threads: of training; None for all cores at hand.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     world: Annotated[Literal["balls"], tyro.conf.Positional] = "balls"
@@ -37,6 +40,7 @@ class BenchCommand(Config):
     seeds: Annotated[int, Field(gt=0)] = 1
     memory_from_length: str = "10,50,200"
     threads: Annotated[int | None, Field(gt=0)] = None
+    device: DeviceFlag = "cpu"
 
     @field_validator("memory_from_length")
     @classmethod
@@ -56,6 +60,7 @@ def bench(arguments: list[str]) -> None:
         seeds=command.seeds,
         memory_from_length=tuple(int(length) for length in filter(None, command.memory_from_length.split(","))),
         threads=command.threads or kernels.threads(),
+        device=str(choose_device(command.device)),
     )
     results = Bench(config, command.out).run(reporting)
     print(f"\n{table(results)}\n\nIn {command.out}: {TABLE_FILE}, {RESULTS_FILE}, error.png, memory.png")

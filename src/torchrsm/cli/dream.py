@@ -21,6 +21,7 @@ from torchrsm.config import Config
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 from torchrsm.media.pictures import save_image, two_row_picture
 from torchrsm.model import VideoPredictor
+from torchrsm.runs.settings import DeviceFlag
 from torchrsm.scoring.physics import check_world
 from torchrsm.scoring.rollouts import judge_dreams
 from torchrsm.scoring.sequences import imagine, predict_sequences
@@ -56,6 +57,7 @@ class DreamCommand(Config):
         seed: of the bouncing balls; else the fixed test sequences.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
         frames_per_second: of the film; of a GIF 1 to 50.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -70,6 +72,7 @@ class DreamCommand(Config):
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = _FRAMES_PER_SECOND
+    device: DeviceFlag = "cpu"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -103,7 +106,7 @@ def dream(arguments: list[str]) -> None:
     command = parse(DreamCommand, arguments, "dream")
     outputs = {"out": command.out, "json": command.json_file}
     check_outputs(outputs, [command.model, command.frames, command.prime_from])
-    predictor = load(command.model)
+    predictor = load(command.model, device=command.device)
     frames, source = _frames_to_prime_on(command, predictor)
     if frames.shape[1] < command.prime:
         raise ValueError(f"prime must be <= {frames.shape[1]}, the frames of a sequence; got {command.prime}")

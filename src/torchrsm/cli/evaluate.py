@@ -19,7 +19,7 @@ from torchrsm.media.plots import physics_panels, plot_by_step
 from torchrsm.predictor import Predictor
 from torchrsm.runs.film import found
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import RUN_FILE, load_run_config
+from torchrsm.runs.settings import RUN_FILE, DeviceFlag, load_run_config
 from torchrsm.scoring.evaluation import Evaluator
 from torchrsm.scoring.metrics import SIMILARITY_WINDOW
 from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, simulator_tracked_error
@@ -53,6 +53,7 @@ class EvaluateCommand(Config):
             whose world nothing is known.
         prime: true frames before a dream; None for 50.
         plot: write the dreams' physics by step (.png) here.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -65,6 +66,7 @@ class EvaluateCommand(Config):
     rollout_steps: Annotated[int, Field(ge=0)] = 0
     prime: Annotated[int | None, Field(ge=1, lt=FRAMES_IN_A_SEQUENCE)] = None
     plot: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    device: DeviceFlag = "cpu"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -93,7 +95,7 @@ def evaluate(arguments: list[str]) -> None:
     film = stream.path if isinstance(stream, VideoConfig) else None
     outputs = {"json": command.json_file, "strip": command.strip, "plot": command.plot}
     check_outputs(outputs, [command.model, command.frames, film])
-    predictor = load(command.model)
+    predictor = load(command.model, device=command.device)
     folder = Path(command.model)
     training = (
         None if command.model in WITHOUT_WEIGHTS and not folder.is_dir() else training_summary(find_model(folder))

@@ -62,7 +62,7 @@ usage: torchrsm COMMAND ...
   info MODEL|PRESET      describe a model, a run or a preset
 
 MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline (copy-last, constant-velocity).
-`torchrsm COMMAND --help` lists every flag."""
+Commands that compute take --device auto|cpu|cuda|cuda:N|mps. `torchrsm COMMAND --help` lists every flag."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from torchrsm.cli.reading import Clips, clips_for, size_for
 from torchrsm.config import Config
 from torchrsm.media.films import Comparison, write_film
 from torchrsm.predictor import Predictor
+from torchrsm.runs.settings import DeviceFlag
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.paths import printable
@@ -46,6 +47,7 @@ class PredictCommand(Config):
         frames: at most so many of each clip; None for all.
         json_file: write the errors here.
         frames_per_second: of the film that is made.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -57,6 +59,7 @@ class PredictCommand(Config):
     frames: Annotated[int | None, Field(ge=2)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = 20.0
+    device: DeviceFlag = "cpu"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -116,7 +119,7 @@ def predict(arguments: list[str]) -> None:
     """Predict a film frame by frame, in constant memory, and make a film of that."""
     command = parse(PredictCommand, arguments, "predict")
     check_outputs({"out": command.out, "json": command.json_file}, [command.model, command.video])
-    predictor = load(command.model)
+    predictor = load(command.model, device=command.device)
     clips = clips_for(size_for(predictor, command.model, command.white), command.video, command.layout)
     if command.clip is not None:
         clips = _one(clips, command.clip, command.video)
@@ -160,7 +163,7 @@ def _compared(
             state = fresh if begins else state
             with torch.no_grad():
                 prediction = predictor.predict(state)
-                state = predictor.observe(frame, prediction, state)
+                state = predictor.observe(frame.to(prediction.frame.device), prediction, state)
             predicted = math.nan if begins else float(frame_squared_error(prediction.frame, frame))
             copied = math.nan if begins else float(frame_squared_error(before, frame))
             errors.note(shown.number, predicted, copied)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
+from torchrsm.runs.settings import DeviceFlag
 from torchrsm.storage.shipped import find_model
 
 
@@ -20,11 +21,13 @@ class ServeCommand(Config):
         models: folders of models to offer beside the shipped ones.
         host: address to listen on; the default is reached from this machine only.
         port: 0 for any that is free.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ()
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    device: DeviceFlag = "cpu"
 
 
 def serve(arguments: list[str]) -> None:
@@ -33,7 +36,7 @@ def serve(arguments: list[str]) -> None:
     from torchrsm.web import server  # not at the top: the help needs no extra
     from torchrsm.web.library import Library
 
-    library = Library([find_model(folder) for folder in command.models])
+    library = Library([find_model(folder) for folder in command.models], command.device)
     server.serve(
         library,
         command.host,

@@ -16,6 +16,7 @@ from pydantic import Field
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import FrameSize, clips_for
 from torchrsm.config import Config
+from torchrsm.runs.settings import DeviceFlag
 from torchrsm.streams import NumberedFrame, Webcam
 from torchrsm.streams.video_file import numbered_frames
 from torchrsm.watching import Watcher
@@ -37,6 +38,7 @@ class WatchCommand(Config):
         threshold: surprise from which a frame is an anomaly.
         frames: stop after so many; None for the end of the video.
         seed: of the weights.
+        device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
     video: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|0")]
@@ -48,6 +50,7 @@ class WatchCommand(Config):
     threshold: Annotated[float, Field(gt=0)] = 4.0
     frames: Annotated[int | None, Field(ge=2)] = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: DeviceFlag = "cpu"
 
 
 def watch(arguments: list[str]) -> None:
@@ -57,7 +60,7 @@ def watch(arguments: list[str]) -> None:
     clip_before: str | None = None
     for clip, shown in itertools.islice(_frames(command), command.frames):
         channels, height, width = shown.frame.shape
-        watcher = watcher or Watcher((channels, height, width), command.seed)
+        watcher = watcher or Watcher((channels, height, width), command.seed, command.device)
         seen = watcher.see(shown.frame, start=shown.after_gap or clip != clip_before)
         clip_before = clip
         line = {

@@ -117,6 +117,7 @@ def require_finite_losses(names: Sequence[str], losses: Tensor) -> None:
 def require_finite_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Raise a `NonFiniteError` that names the first tensor that is not finite; one wait for all of them."""
     numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    good = torch.stack([tensor.isfinite().all() for tensor in numbers.values()] or [torch.tensor(True)])
+    flags = [tensor.isfinite().all() for tensor in numbers.values()] or [torch.tensor(True)]
+    good = torch.stack([flag.to(flags[0].device) for flag in flags])  # optimisers keep some numbers on the CPU
     if not bool(good.all()):
         raise NonFiniteError(f"{list(numbers)[good.tolist().index(False)]} is not finite")

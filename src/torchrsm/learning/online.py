@@ -153,8 +153,8 @@ class OnlineLearner:
 
     def warm_up(self) -> None:
         """Compile the kernels, so that no budget in minutes pays for it."""
-        learn = torch.ones_like(self.state.alone, dtype=torch.bool)
-        with torch.random.fork_rng():
+        learn, device = torch.ones_like(self.state.alone, dtype=torch.bool), self.state.alone.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             prediction = self.model.predict_raw(self._fresh)
             for loss in self.model.losses(prediction, torch.zeros_like(prediction.raw), learn):
                 loss.backward()

@@ -53,6 +53,30 @@ def saved_sums(header: Mapping[str, Any], loss_names: Sequence[str]) -> list[flo
     return [frames, error, *(by_name[n] for n in loss_names)] if by_name.keys() >= set(loss_names) else []
 
 
+def layouts(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Return the strides of tensors, for the header; those that leave gaps or overlap are left out."""
+    found = {}
+    for name, tensor in tensors.items():
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if last + 1 == tensor.numel():
+            found[name] = list(tensor.stride())
+    return found
+
+
+def laid_out(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return tensors in the memory layout that they had when they were saved, as far as the header tells.
+
+    Files store no layout, but torch chooses a convolution by that of its input, and another one rounds differently.
+    """
+    strides = header.get("layouts", {})
+    return {
+        name: torch.empty_strided(tensor.shape, strides[name], dtype=tensor.dtype).copy_(tensor)
+        if len(strides.get(name, ())) == tensor.dim() > 0
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def optimiser_state(prefix: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     """Return what an optimiser remembers of each weight, from the tensors whose names begin with ``prefix``."""
     state: dict[int, dict[str, Tensor]] = {}

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from torchrsm.baselines import WITHOUT_WEIGHTS, AnyBaselineConfig, make_baseline
 from torchrsm.config import Config
+from torchrsm.devices import DEVICE_FORMS, DeviceName
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.rectifying import RectifyingConfig
@@ -23,6 +24,15 @@ from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig
 from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
 
 RUN_FILE = "run.json"
+
+DeviceFlag = Annotated[
+    DeviceName,
+    tyro.conf.arg(
+        metavar=DEVICE_FORMS,
+        help="where the model computes; cuda is the first such device, auto that one if there is one, else the CPU.",
+    ),
+]
+"""The name of a device, as all commands take it."""
 
 
 class TrainingConfig(Config):
@@ -35,7 +45,7 @@ class TrainingConfig(Config):
         seed: of the weights, the dropout and the training sequences.
         threads: of the fused kernel; None for all cores at hand.
         device: where the model learns: ``cpu``, ``cuda`` (the first one), ``cuda:N`` or ``mps``; ``auto`` for the
-            CPU, whose engine is the fastest that there is.
+             first CUDA device if there is one, else the CPU.
         precision: of products while it learns: ``float32``, ``bfloat16`` (factors rounded to 8 binary digits, sums in
             float32), ``tf32`` (on CUDA) or ``auto``, the fastest that the device has instructions for.
         log_steps: steps between two lines of the record.
@@ -47,7 +57,7 @@ class TrainingConfig(Config):
     batch_size: int = Field(default=16, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, gt=0)
-    device: str = Field(default="cpu", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: DeviceFlag = "cpu"
     precision: Precision = "auto"
     log_steps: int = Field(default=100, gt=0)
     checkpoint_seconds: float = Field(default=30.0, ge=0)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from torchrsm.baselines import SequenceModel
+from torchrsm.devices import choose_device, precise_type
 from torchrsm.learning.contract import NonFiniteError, require_finite_losses, require_finite_tensors
 from torchrsm.learning.randomness import Randomness
 from torchrsm.model import VideoPredictor
@@ -38,17 +39,17 @@ from torchrsm.runs.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT,
     RANDOM,
+    laid_out,
     lay_out_as_weights,
+    layouts,
     load_checkpoint,
     optimiser_state,
     saved_sums,
 )
-from torchrsm.runs.devices import choose_device
 from torchrsm.runs.film import found, with_absolute_path
 from torchrsm.runs.lock import locked
 from torchrsm.runs.record import METRICS_FILE, TIMING_FILE, Record
 from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, first_difference, load_run_config, save_run_config
-from torchrsm.scoring.metrics import precise_type
 from torchrsm.state import flatten, unflatten
 from torchrsm.storage.folders import WEIGHTS_FILE, load_weights
 from torchrsm.storage.shipped import CONFIG_FILE
@@ -97,7 +98,7 @@ class Trainer:
         check_precision(training.precision, self.device)
         self.threads = training.threads or kernels.threads()
         self.stream: Stream = stream or make_stream(
-            found(config.stream, self.folder), training.batch_size, training.seed
+            found(config.stream, self.folder), training.batch_size, training.seed, self.device
         )
         self._stream_in_place = self.stream if isinstance(self.stream, StreamInPlace) else None
         shape = (self.stream.batch_size, *self.stream.frame_shape)
@@ -239,6 +240,8 @@ class Trainer:
 
     def _next_batch(self) -> StreamBatch:
         batch = next(self.stream)
+        if batch.frames.device.type != "cpu":  # made there; to look at them would wait for all work of that device
+            return batch
         low, high = (float(value) for value in batch.frames.aminmax())  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)):
             raise NonFiniteError("the stream gave a frame with NaN or infinity")
@@ -315,7 +318,8 @@ class Trainer:
         for i, optimiser in enumerate(self.learner.optimisers):
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
-        tensors |= flatten("state", self.learner.state)
+        state = flatten("state", self.learner.state)
+        tensors |= state
         sums = {} if self._sums is None else {"an error since the last record": self._sums}
         self._require_finite(tensors | sums)
         tensors |= {RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
@@ -328,6 +332,7 @@ class Trainer:
             "offsets": offsets,
             "stream": self.stream.state_dict(),
             "threads": self.threads,
+            "layouts": layouts(state),
         }
         save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
         self._offsets = offsets
@@ -358,7 +363,7 @@ class Trainer:
             whole["state"] = optimiser_state(f"optimiser.{i}.", tensors)
             optimiser.load_state_dict(whole)
             lay_out_as_weights(optimiser)
-        self.learner.state = unflatten("state", self.learner.state, tensors)
+        self.learner.state = unflatten("state", self.learner.state, laid_out(tensors, header))
         self._randomness.load_state_dict({name: tensors[key] for name, key in RANDOM.items() if key in tensors})
         self.threads = header["threads"]  # sums over the batch are taken in as many parts as before
         self.step, self.seconds = header["step"], header["seconds"]

@@ -145,7 +145,7 @@ class Evaluator:
         """Check and keep the sequences.
 
         Args:
-            frames: ``[n, t, channels, height, width]`` floating point in 0..1, t >= 2, on the predictor's device.
+            frames: ``[n, t, channels, height, width]`` floating point in 0..1, t >= 2, on any device.
             batch_size: sequences predicted side by side, >= 1. Changes speed and memory only.
             similarity: also measure `metrics.structural_similarity`, which is slow and needs frames of 11 x 11 pixels.
 

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrsm.devices import precise_type
+
 SIMILARITY_WINDOW = 11
 """Side, in pixels, of the Gaussian window of `structural_similarity` (standard deviation 1.5, cut at 3.5 of them)."""
 
@@ -63,11 +65,6 @@ def frame_squared_error_on_device(prediction: Tensor, frame: Tensor) -> Tensor:
     """
     kind = precise_type(frame.device)
     return (prediction.detach().to(kind) - frame.detach().to(kind)).square().sum(dim=(-3, -2, -1))
-
-
-def precise_type(device: torch.device) -> torch.dtype:
-    """Return the type in which errors are added up on a device: float64 where there is one."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def peak_signal_noise_ratio(prediction: Tensor, frame: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchrsm.devices import wait_for
 from torchrsm.predictor import Predictor, evaluation_mode, rollout
 
 
@@ -15,7 +16,8 @@ class PredictedSequences(NamedTuple):
     """What `predict_sequences` returns.
 
     Attributes:
-        frames: ``[n, t, channels, height, width]`` float32, the prediction of each frame from those before it.
+        frames: ``[n, t, channels, height, width]`` float32, the prediction of each frame from those before it, on the
+            device of the frames that were given.
         raw: the same before the rectifier; None for a predictor that makes its frame in one step.
         seconds: wall time spent in the predictor.
     """
@@ -28,11 +30,12 @@ class PredictedSequences(NamedTuple):
 def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> PredictedSequences:
     """Predict each frame of sequences that start with their first frame, all side by side, without learning.
 
-    The predictor is given a frame only after its prediction of that frame has been copied away.
+    The predictor is given a frame only after its prediction of that frame has been copied away. Frames are moved to its
+    device one by one.
 
     Args:
         predictor: the system; a `torch.nn.Module` is put in evaluation mode meanwhile.
-        frames: ``[n, t, channels, height, width]`` in 0..1.
+        frames: ``[n, t, channels, height, width]`` in 0..1, on any device.
 
     Raises:
         ValueError: a prediction has another shape than the frame, or holds NaN or infinity.
@@ -44,20 +47,21 @@ def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> Predict
     with torch.inference_mode(), evaluation_mode(predictor):
         state = predictor.initial_state((n, channels, height, width))
         for index in range(frames.shape[1]):
-            # A copy, so the predictor can neither change the sequences nor hold a view of the frames to come.
-            frame = frames[:, index].clone()
-            start = _now(frames.device)
+            start = time.perf_counter()  # all work that came before is done
             prediction = predictor.predict(state)
-            seconds += _now(frames.device) - start
+            device = prediction.frame.device
+            seconds += _now(device) - start
+            # A copy, so the predictor can neither change the sequences nor hold a view of the frames to come.
+            frame = frames[:, index].to(device, copy=True)
             _check_prediction(prediction.frame, frame, index + 1)
             predicted[:, index] = prediction.frame
             before = getattr(prediction, "raw", None)
             if before is not None and before is not prediction.frame:
                 raw = torch.empty_like(predicted) if raw is None else raw
                 raw[:, index] = before
-            start = _now(frames.device)
+            start = _now(device)
             state = predictor.observe(frame, prediction, state)
-            seconds += _now(frames.device) - start
+            seconds += _now(device) - start
     return PredictedSequences(predicted, raw, seconds)
 
 
@@ -66,12 +70,12 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
 
     Args:
         predictor: the system; a `torch.nn.Module` is put in evaluation mode meanwhile.
-        frames: the true frames that prime it, ``[n, t, channels, height, width]`` in 0..1.
+        frames: the true frames that prime it, ``[n, t, channels, height, width]`` in 0..1, on any device.
         steps: frames to imagine, >= 1.
         batch_size: sequences side by side, >= 1. Changes speed and memory only.
 
     Returns:
-        The imagined frames alone, ``[n, steps, channels, height, width]``.
+        The imagined frames alone, ``[n, steps, channels, height, width]``, on the device of the given ones.
 
     Raises:
         ValueError: an argument is out of its range, or the predictor cannot work on frames of this shape.
@@ -83,8 +87,9 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
         for batch in frames.split(batch_size):
             state = predictor.initial_state((len(batch), *batch.shape[2:]))
             for frame in batch.unbind(dim=1):
-                state = predictor.observe(frame.clone(), predictor.predict(state), state)
-            dreams.append(rollout(predictor, state, steps)[0])
+                prediction = predictor.predict(state)
+                state = predictor.observe(frame.to(prediction.frame.device, copy=True), prediction, state)
+            dreams.append(rollout(predictor, state, steps)[0].to(frames.device))
     return torch.cat(dreams)
 
 
@@ -118,6 +123,5 @@ def _check_prediction(prediction: Tensor, frame: Tensor, index: int) -> None:
 
 def _now(device: torch.device) -> float:
     """Return the wall time in seconds when all work given to ``device`` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter()

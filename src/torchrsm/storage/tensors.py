@@ -52,11 +52,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Save tensors and a JSON-able header in one file, atomically."""
+    """Save tensors, from any device, and a JSON-able header in one file, atomically."""
     separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        plain = tensor.detach().contiguous()
+        plain = tensor.detach().cpu().contiguous()
         separate[name] = plain.clone() if plain.data_ptr() in seen else plain  # the format knows no shared memory
         seen.add(plain.data_ptr())
     metadata = {_HEADER: json.dumps(header), "format": "pt"}  # other loaders look for the latter

@@ -8,6 +8,7 @@ from torchrsm.streams.bouncing_balls import (
     render_balls,
     simulate_balls,
 )
+from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.film_clock import Gap
 from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReader
@@ -25,6 +26,7 @@ __all__ = [
     "ArrayStream",
     "BallSequences",
     "BouncingBalls",
+    "BouncingBallsOnDevice",
     "ClipStream",
     "DamagedFilmWarning",
     "FrameSource",

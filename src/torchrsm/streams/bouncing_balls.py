@@ -29,14 +29,16 @@ BOX = 10.0
 SPEED = 0.5
 """Root of the summed squares of all velocities, world units per frame."""
 
-_SUB_STEPS = 2
+SUB_STEPS = 2
+"""Of a frame."""
 # Start positions are drawn again as whole sets, as published: uniform over all sets that fit. Many balls hardly ever
 # fit by chance, so after this many sets each ball is drawn again alone, until it touches none of those before it.
 _WHOLE_SETS = 10_000
 _MAX_SETS = 12_000
 _TRIES_PER_BALL = 1_000
-_MAX_EXPONENT = -math.log(1e-30)  # a ball's light below 1e-30 is exactly 0: float32 has no denormals there
-_REACH = _MAX_EXPONENT**0.125  # distance of that, in radii
+MAX_EXPONENT = -math.log(1e-30)
+"""A ball's light below 1e-30 is exactly 0: float32 has no denormals there."""
+_REACH = MAX_EXPONENT**0.125  # distance of that, in radii
 
 _LARGEST = 2**63 - 1
 
@@ -137,7 +139,7 @@ class BouncingBalls:
         _move(self._positions, self._velocities, self._radius)
         begins = np.flatnonzero(self._times == 0)
         if begins.size:
-            self._positions[begins], self._velocities[begins] = _place(
+            self._positions[begins], self._velocities[begins] = place_balls(
                 self._seed, self._numbers[begins], self._positions.shape[1], self._radius
             )
         return StreamBatch(frames, torch.from_numpy(starts), torch.from_numpy(numbers))
@@ -163,7 +165,7 @@ class BouncingBalls:
         self._step = step
         self._numbers, self._times = self._elements(step)
         balls = self._positions.shape[1]
-        self._positions, self._velocities = _place(self._seed, self._numbers, balls, self._radius)
+        self._positions, self._velocities = place_balls(self._seed, self._numbers, balls, self._radius)
         for time in range(int(self._times.max())):
             late = self._times > time
             positions, velocities = self._positions[late], self._velocities[late]
@@ -200,7 +202,7 @@ def bouncing_ball_sequences(
         chosen = [require_integer("sequences: each number", number, 0, _LARGEST) for number in sequences]
         if not chosen:
             raise ValueError("sequences must have at least one number; got none")
-    start, velocities = _place(np.uint64(seed), np.array(chosen, dtype=np.int64), int(balls), float(radius))
+    start, velocities = place_balls(np.uint64(seed), np.array(chosen, dtype=np.int64), int(balls), float(radius))
     simulated = simulate_balls(start, velocities, sequence_length, radius=radius)
     frames = render_balls(simulated[0], radius=radius, resolution=resolution)
     return BallSequences(frames, *simulated)
@@ -288,8 +290,19 @@ def _check_world(balls: int, radius: float, resolution: int, sequence_length: in
     require_integer("seed", seed, 0, _LARGEST)
 
 
-def _place(seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: float) -> tuple[FloatArray, FloatArray]:
-    """Return positions and velocities at the start of the sequences, ``[sequences, balls, 2]``."""
+def place_balls(
+    seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return positions and velocities at the start of sequences, both ``[sequences, balls, 2]`` in world units.
+
+    Args:
+        seed: of the world.
+        numbers: of the sequences.
+        balls, radius: in range, as `BouncingBalls` checks them.
+
+    Raises:
+        ValueError: the balls do not fit into the box.
+    """
     positions = np.empty((len(numbers), balls, 2))
     velocities = np.empty_like(positions)
     failed = _draw_starts(seed, numbers, radius, positions, velocities)
@@ -358,10 +371,10 @@ def _move(positions: FloatArray, velocities: FloatArray, radius: float) -> None:
     worlds, balls, _ = positions.shape
     for n in range(worlds):
         position, velocity = positions[n], velocities[n]
-        for _ in range(_SUB_STEPS):
+        for _ in range(SUB_STEPS):
             for i in range(balls):
                 for axis in range(2):
-                    position[i, axis] += velocity[i, axis] / _SUB_STEPS
+                    position[i, axis] += velocity[i, axis] / SUB_STEPS
                     if position[i, axis] - radius < 0.0:
                         velocity[i, axis] = abs(velocity[i, axis])
                     if position[i, axis] + radius > BOX:
@@ -397,6 +410,6 @@ def _render(positions: FloatArray, radius: float, frames: NDArray[np.float32]) -
                     dx = (column + 0.5) * pixel - x
                     ratio = (dx * dx + dy * dy) / (radius * radius)
                     exponent = (ratio * ratio) * (ratio * ratio)
-                    if exponent <= _MAX_EXPONENT:
+                    if exponent <= MAX_EXPONENT:
                         light = frames[n, row, column] + np.float32(math.exp(-exponent))
                         frames[n, row, column] = min(light, np.float32(1.0))

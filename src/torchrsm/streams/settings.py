@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
+import torch
 import tyro
 from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, field_validator
 
 from torchrsm.config import Config
 from torchrsm.registry import chosen_from
 from torchrsm.streams.bouncing_balls import BouncingBalls
+from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.film_store import Clip
 from torchrsm.streams.layouts import require_layout
@@ -111,6 +113,10 @@ def _balls(config: BouncingBallsConfig, batch_size: int, seed: int) -> Stream:
     return BouncingBalls(batch_size, seed=seed, **config.model_dump(exclude={"kind"}))
 
 
+def _balls_on_device(config: BouncingBallsConfig, batch_size: int, seed: int, device: torch.device) -> Stream:
+    return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.model_dump(exclude={"kind"}))
+
+
 def _digits(config: MovingMNISTConfig, batch_size: int, seed: int) -> Stream:
     return MovingMNIST(batch_size, seed=seed, split="train", **config.model_dump(exclude={"kind"}))
 
@@ -129,6 +135,9 @@ STREAMS: dict[str, tuple[type[StreamConfig], Callable[[Any, int, int], Stream]]]
 To score on a stream of a new kind, a line in `torchrsm.streams.splits.HELD_OUT` says what is held out of it.
 """
 
+ON_DEVICE: dict[str, Callable[[Any, int, int, torch.device], Stream]] = {"balls": _balls_on_device}
+"""What makes the streams of a ``kind`` on another device than the CPU, where there is such a stream."""
+
 
 def _with_kind(given: Any) -> Any:
     """Read settings from before there were other sources than balls, which name no kind."""
@@ -139,18 +148,25 @@ AnyStreamConfig = Annotated[SerializeAsAny[StreamConfig], chosen_from("stream", 
 """The settings of any stream; ``kind`` says which."""
 
 
-def make_stream(config: StreamConfig, batch_size: int, seed: int) -> Stream:
+def make_stream(config: StreamConfig, batch_size: int, seed: int, device: torch.device | str = "cpu") -> Stream:
     """Return the stream that settings name.
+
+    The batches of a stream in `ON_DEVICE` are made on the device. Those of any other are made on the CPU, and what
+    learns from them moves them. A position that one saves is a position of the other.
 
     Args:
         config: what is learned from.
         batch_size: streams in parallel.
         seed: of the sequences; of a video, of what is mirrored.
+        device: where the frames are learned from.
 
     Raises:
         ValueError: a video cannot be read, or has too few frames to learn from.
         OSError: there is none, or the disk is full.
     """
+    place = torch.device(device)
+    if place.type != "cpu" and config.kind in ON_DEVICE:
+        return ON_DEVICE[config.kind](config, batch_size, seed, place)
     return STREAMS[config.kind][1](config, batch_size, seed)
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from torchrsm.baselines import WITHOUT_WEIGHTS
+from torchrsm.devices import choose_device
 from torchrsm.predictor import Predictor
 from torchrsm.storage.shipped import shipped_models
 from torchrsm.systems import load
@@ -40,12 +42,17 @@ class Library:
 
     Args:
         folders: of models, offered beside the shipped ones under the folder's own name.
+        device: where models compute, those that the page trains, too; see `torchrsm.devices.choose_device`.
+
+    Attributes:
+        device: the one that was chosen.
 
     Raises:
-        FileNotFoundError, ValueError: a folder holds no model that can be read.
+        FileNotFoundError, ValueError: a folder holds no model that can be read, or there is no such device.
     """
 
-    def __init__(self, folders: Sequence[Path | str] = ()) -> None:
+    def __init__(self, folders: Sequence[Path | str] = (), device: str | torch.device = "cpu") -> None:
+        self.device = choose_device(device)
         self._lock = threading.Lock()
         self._models: dict[str, Predictor[Any, Any]] = {}
         self._entries: dict[str, ModelEntry] = {}
@@ -62,7 +69,7 @@ class Library:
             self._add(name, name, _TITLES.get(name, name))
 
     def _add(self, name: str, source: str, title: str) -> None:
-        model = load(source)
+        model = load(source, device=self.device)
         config = None if name == "copy-last" else getattr(model, "config", None)  # which reads any frames
         self._models[name] = model
         self._entries[name] = ModelEntry(

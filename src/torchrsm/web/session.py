@@ -82,7 +82,7 @@ class Message(NamedTuple):
 
 @dataclass
 class _Watcher:
-    """A pane: a model, what it remembers and what it expects."""
+    """A pane: a model, what it remembers and, on the CPU, the frame that it expected last."""
 
     name: str
     model: Predictor[Any, Any]
@@ -242,16 +242,17 @@ class Session:
         begun = time.perf_counter()
         seen = self._world.next()
         dreams = self.mode == "dream"
-        start = torch.tensor([seen.start])
+        start = torch.tensor([seen.start], device=self.library.device)
+        true_frame = seen.frame.to(self.library.device)
         with torch.no_grad():
             frames, cells = [], []
             for watcher in self._watchers:
                 if not dreams:
                     watcher.state = restart(watcher.state, watcher.fresh, start)
                 prediction = watcher.model.predict(watcher.state)
-                frames.append(prediction.frame)
+                frames.append(prediction.frame.cpu())
                 cells.append([c.cells for c in prediction.layers] if hasattr(prediction, "layers") else [])
-                heard = self._paint(prediction.frame) if dreams else seen.frame
+                heard = self._paint(prediction.frame) if dreams else true_frame
                 watcher.state = watcher.model.observe(heard, prediction, watcher.state)
         self.step += 1
         errors: list[float | None] = [_finite(frame_squared_error(frame, seen.frame)) for frame in frames]
@@ -327,7 +328,7 @@ class Session:
         """Paint a ball that was placed into the frames that a model sees."""
         if self._painted is None or not isinstance(self._world, BallsWorld):
             return frame
-        return torch.maximum(frame, self._world.draw(self._painted[0]))
+        return torch.maximum(frame, self._world.draw(self._painted[0]).to(frame.device))
 
     def _count_painted(self) -> None:
         if self._painted is not None:
@@ -341,7 +342,8 @@ class Session:
         run = fit(preset(LEARNS), shape, learned)
         assert isinstance(run, RunConfig)
         stream = self._stream(learned)
-        learner = OnlineLearner(run.model, run.learning, run.rectifying, True, (stream.batch_size, *stream.frame_shape))
+        frames = (stream.batch_size, *stream.frame_shape)
+        learner = OnlineLearner(run.model, run.learning, run.rectifying, True, frames, self.library.device)
         self._training = _Training(learner, stream, request.minutes)
         self._watchers = [_Watcher.of(LEARNING, learner.model, shape), *self._watchers[1:]]
         self.mode, self.dream_from = "predict", None
@@ -360,7 +362,7 @@ class Session:
             frames = self.library.video(config.path)
             assert self._world is not None
             return ClipStream([frames if self._world.frame_shape[0] > 1 else in_grey(frames)], _TRAINING_STREAMS)
-        return make_stream(config, _TRAINING_STREAMS, self.seed)
+        return make_stream(config, _TRAINING_STREAMS, self.seed, self.library.device)
 
     def _learn(self, until: float) -> None:
         assert self._training is not None
@@ -433,7 +435,7 @@ def _strongest_first(index: Tensor, value: Tensor) -> NDArray[np.uint16]:
     """Return the winners ``[h, w, k]`` of one stream."""
     order = value[0].abs().argsort(-1, descending=True)
     sorted_index = index[0].long().gather(-1, order)
-    return sorted_index.masked_fill(sorted_index < 0, _NO_WINNER).numpy().astype("<u2")
+    return sorted_index.masked_fill(sorted_index < 0, _NO_WINNER).cpu().numpy().astype("<u2")
 
 
 def _finite(error: Tensor) -> float | None:

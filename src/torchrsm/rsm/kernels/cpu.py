@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,34 +128,37 @@ class FusedEngine:
         for future in waiting:
             future.result()
 
-    def run_cells(
+    def write_gradient(
         self,
-        sort: Callable[..., None],
-        step: Step,
-        reads: Reads,
-        sources: Any,
-        cells: int,
+        gradient: Tensor,
+        list_cells: Callable[..., None],
+        most: int,
         targets: Targets,
-        scratch: Scratch,
         winners: Any,
         d_drive: Any,
-        learns: Any,
-        gradient: Any,
+        batch: int,
     ) -> None:
-        """Write the gradient of weights that read ``cells``; ``sources [..., places, entries]`` names them.
+        """Write the gradient of weights that read cells, see `compiled.cell_gradient`.
 
-        The entries are listed for as many samples at a time as `_MOST_ENTRIES` allows.
+        Args:
+            gradient: ``[taps * source cells, n]``.
+            list_cells: called as ``list_cells(n0, n1, entries=entries)``; lists the source cells that were on in these
+                samples. That is done for as many samples at a time as `_MOST_ENTRIES` allows.
+            most: cells that it may list in a sample.
+            targets: where the taps of a place lie.
+            winners: ``[b * locations, k]``, columns of the gradient; ``d_drive`` likewise, the gradient for them.
+            batch: b.
         """
-        batch, taps = len(learns), targets.tap.shape[1]
-        in_a_sample = sources.shape[-2] * sources.shape[-1]
-        at_once = max(1, min(batch, _MOST_ENTRIES // max(in_a_sample, 1)))
+        taps = targets.tap.shape[1]
+        cells = len(gradient) // taps
+        at_once = max(1, min(batch, _MOST_ENTRIES // max(most, 1)))
         with (
-            self._borrowed(("entries", cells, at_once * in_a_sample), _entries) as entries,
+            self._borrowed(("entries", cells, at_once * most), _entries) as entries,
             self._borrowed(("sums", self.parts(cells), taps, gradient.shape[1]), _sums) as sums,
         ):
             for n0 in range(0, batch, at_once):
-                sort(n0, min(n0 + at_once, batch), step, reads, learns, entries, scratch)
-                constants = (n0 > 0, targets, len(winners) // batch, entries, winners, d_drive, gradient)
+                list_cells(n0, min(n0 + at_once, batch), entries=entries)
+                constants = (n0 > 0, targets, len(winners) // batch, entries, winners, d_drive, gradient.numpy())
                 self.run_in_pieces(compiled.cell_gradient, cells, lambda part: (*constants, sums[part]))  # noqa: B023
 
     @contextmanager
@@ -252,16 +256,14 @@ class _Select(torch.autograd.Function):
         with engine.scratch(step, reads.input, batch, reads) as scratch:
             engine.run(compiled.select_gradient, batch, lambda part: (*constants, sums[part], scratch[part]))
             winners, every = index.reshape(-1, step.active_groups), d.reshape(-1, step.active_groups)
-            engine.run_cells(
-                compiled.sort_memory, step, reads, reads.memory_index, step.cells, _memory_targets(step), scratch[0],
-                winners, every, learns, d_recurrent.numpy(),
-            )  # fmt: skip
+            lists = partial(compiled.sort_memory, s=step, r=reads, learns=learns, scratch=scratch[0])
+            size = reads.memory_index[0].size
+            engine.write_gradient(d_recurrent, lists, size, _memory_targets(step), winners, every, batch)
             if d_input is not None:
-                engine.run_cells(
-                    compiled.sort_input, step, reads, scratch[0].pooled_index, step.channels, _input_targets(step),
-                    scratch[0], winners % step.groups, every, learns, d_input.numpy(),
-                )  # fmt: skip
-        d_image, _, d_feedback, d_bias = _add_parts(sums)
+                lists = partial(compiled.sort_input, s=step, r=reads, learns=learns, scratch=scratch[0])
+                size, winners = scratch[0].pooled_index.size, winners % step.groups
+                engine.write_gradient(d_input, lists, size, _input_targets(step), winners, every, batch)
+        d_image, _none, d_feedback, d_bias = _add_parts(sums)
         return (
             None,
             None,
@@ -412,7 +414,9 @@ def _scratch_sizes(s: Step, x: Input, reads: Reads | None) -> _Sizes:
         x.image.shape[3],
         sparse,
         0 if reads is None else reads.memory_index.shape[2],
-        *((0, 0, 0) if reads is None else (*reads.above_index.shape[1:], reads.above_width)),
+        0 if reads is None else reads.above_index.shape[1],
+        0 if reads is None else reads.above_index.shape[2],
+        0 if reads is None else reads.above_width,
         reads is not None,
     )
 
@@ -471,8 +475,14 @@ def _scratch(sizes: _Sizes) -> Scratch:
 
 def _entries(key: tuple[str, int, int]) -> Entries:
     _, cells, count = key
-    kinds = (np.int32, np.float32, np.int32, np.int32, np.float32)
-    return Entries(np.empty(cells + 2, np.int32), *(np.empty(count, kind) for kind in kinds))
+    return Entries(
+        starts=np.empty(cells + 2, np.int32),
+        place=np.empty(count, np.int32),
+        value=np.empty(count, np.float32),
+        unsorted_cell=np.empty(count, np.int32),
+        unsorted_place=np.empty(count, np.int32),
+        unsorted_value=np.empty(count, np.float32),
+    )
 
 
 def _words(key: tuple[str, int, int]) -> Any:

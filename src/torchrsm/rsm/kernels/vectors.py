@@ -80,11 +80,9 @@ def _strip_of(vectors: int, packed: bool) -> Any:
         signature = types.void(out, types.intp, weight, types.intp, rows, values, types.intp)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            arrays = [
-                context.make_array(kind)(context, builder, argument) if isinstance(kind, types.Array) else None
-                for kind, argument in zip(signature.args, arguments, strict=True)
-            ]
-            out_, _, weight_, _, rows_, values_, _ = arrays
+            out_, weight_, rows_, values_ = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4, 5)
+            )
             start, column, count = arguments[1], arguments[3], arguments[6]
             integer = start.type
 
@@ -240,7 +238,7 @@ def add_at_places(
         out_, places_, values_ = (
             context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 3)
         )
-        first, start, count, factor = arguments[1], *arguments[4:]
+        first, start, count, factor = (arguments[i] for i in (1, 4, 5, 6))
         integer = count.type
         base = builder.bitcast(builder.gep(out_.data, [first]), ir.IntType(8).as_pointer())
         end = builder.add(start, count)

@@ -27,6 +27,8 @@ from pydantic import Field, field_validator
 
 from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.config import Config
+from torchrsm.devices import DeviceName
+from torchrsm.predictor import Predictor
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
 from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, table
@@ -49,7 +51,7 @@ RESULTS_FILE = "results.json"
 
 TABLE_FILE = "table.md"
 
-COMPARABLE = ("world", "minutes", "threads", "sequences", "dream_steps")
+COMPARABLE = ("world", "minutes", "threads", "device", "sequences", "dream_steps")
 """Settings that are the same for all numbers of a bench."""
 
 PRIME = 50
@@ -89,6 +91,7 @@ class BenchConfig(Config):
         seeds: training runs of each system, with the seeds 0, 1, ...
         memory_from_length: lengths of sequences, frames, at which the peak memory of training is measured.
         threads: of training.
+        device: where systems learn and are scored; the fixed sequences are moved there.
         sequences: of the fixed test sequences that are scored.
         dream_steps: of the dreams.
     """
@@ -99,6 +102,7 @@ class BenchConfig(Config):
     seeds: int = Field(default=1, gt=0)
     memory_from_length: tuple[int, ...] = (10, 50, 200)
     threads: int = Field(gt=0)
+    device: DeviceName = "cpu"
     sequences: int = Field(default=200, ge=2)
     dream_steps: int = Field(default=150, gt=0)
 
@@ -172,7 +176,7 @@ class Bench:
             for name in self.config.systems:
                 file = self.folder / "memory" / f"{name}-{length}.json"
                 if name not in WITHOUT_WEIGHTS and not file.exists():
-                    peak = peak_mebibytes(short_run(name, length, self.config.threads))
+                    peak = peak_mebibytes(short_run(name, length, self.config.threads, self.config.device))
                     _write_json(file, {"system": name, "length": length, "peak_mebibytes": peak})
                     say(f"{name}: peak memory {peak:,.0f} MiB on sequences of {length} frames")
         self._measure_speed()
@@ -187,14 +191,14 @@ class Bench:
     def _train_and_score(self, name: str, seed: int, reporting: Reporting) -> None:
         run = preset(name)
         changes = {"steps": None, "minutes": self.config.minutes, "threads": self.config.threads, "seed": seed}
-        run = run.replace(training=run.training.replace(**changes))
+        run = run.replace(training=run.training.replace(**changes, device=self.config.device))
         folder = self._run_folder(name, seed)
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(f"{name} seed {seed}") as report:
             trainer.run(report)
         with kernels.threads_in_use(self.config.threads, torch_threads=self.config.threads):
             frames = bouncing_ball_frames("test", self.config.sequences)
-            model = load(folder)
+            model = load(folder, device=self.config.device)
             scores = Evaluator(frames).evaluate(model, model=folder.name)
             rollout = evaluate_rollouts(model, frames, prime=PRIME, steps=self.config.dream_steps)
         scores = scores.model_copy(update={"training": training_summary(folder), "rollout": rollout})
@@ -205,7 +209,10 @@ class Bench:
         before, names = json.loads(file.read_text()) if file.exists() else {}, self._scored()
         if set(names) <= before.keys():
             return
-        _write_json(file, prediction_speeds({name: load(self._run_folder(name, 0)) for name in names}))
+        systems: dict[str, Predictor[Any, Any]] = {
+            name: load(self._run_folder(name, 0), device=self.config.device) for name in names
+        }
+        _write_json(file, prediction_speeds(systems))
 
     def _write(self) -> Results:
         """Write the table of all that the folder holds so far."""
@@ -295,6 +302,8 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
         before = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
+    if isinstance(before, dict):
+        before = {"device": "cpu", **before}  # which is what benches that name none were made on
     for name, now in settings.items():
         if not isinstance(before, dict) or before.get(name) != now:
             was = before.get(name) if isinstance(before, dict) else before

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torchrsm.devices import wait_for
 from torchrsm.predictor import Predictor
 from torchrsm.rsm import kernels
 from torchrsm.runs.presets import preset
@@ -35,13 +36,15 @@ def prediction_speeds(systems: dict[str, Predictor[Any, Any]]) -> dict[str, floa
                 state = system.initial_state((1, *frames.shape[2:]))
                 start = time.perf_counter()
                 for frame in frames[:, :SPEED_FRAMES].unbind(1):
-                    state = system.observe(frame, system.predict(state), state)
+                    prediction = system.predict(state)
+                    state = system.observe(frame.to(prediction.frame.device), prediction, state)
+                wait_for(prediction.frame.device)
                 rates[name].append(SPEED_FRAMES / (time.perf_counter() - start))
     return {name: statistics.median(rate[1:]) for name, rate in rates.items()}  # the first round compiles
 
 
 def peak_mebibytes(run: AnyRunConfig) -> float:
-    """Train in a process of its own and return the peak of its resident memory."""
+    """Train in a process of its own and return the peak of its resident memory, or of that of its CUDA device."""
     child = "from torchrsm.runs.bench.measuring import print_peak; print_peak()"
     text = json.dumps([isinstance(run, BaselineRunConfig), run.model_dump(mode="json")])
     done = subprocess.run([sys.executable, "-c", child], input=text, capture_output=True, text=True, check=False)
@@ -51,14 +54,16 @@ def peak_mebibytes(run: AnyRunConfig) -> float:
 
 
 def print_peak() -> None:
-    """Train a run from the standard input, without a folder, and print the peak of the resident memory."""
+    """Train a run from the standard input, without a folder, and print the peak of its memory."""
     import tempfile
 
     baseline, settings = json.load(sys.stdin)
     kind: type[AnyRunConfig] = BaselineRunConfig if baseline else RunConfig
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(kind.from_json(json.dumps(settings)), folder).run()
-    print(_peak_of_this_process())
+        trainer = Trainer(kind.from_json(json.dumps(settings)), folder)
+        trainer.run()
+    on_device = trainer.device.type == "cuda"
+    print(torch.cuda.max_memory_allocated(trainer.device) / 1024**2 if on_device else _peak_of_this_process())
 
 
 def _peak_of_this_process() -> float:
@@ -71,12 +76,12 @@ def _peak_of_this_process() -> float:
     return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
 
-def short_run(name: str, length: int, threads: int) -> AnyRunConfig:
+def short_run(name: str, length: int, threads: int, device: str = "cpu") -> AnyRunConfig:
     """Return a few updates of a system on sequences of a length, the window of those that have one as long."""
     run = preset(name)
     steps = MEMORY_UPDATES if isinstance(run, BaselineRunConfig) else MEMORY_UPDATES * length
     changes: dict[str, Any] = {
-        "training": run.training.replace(steps=steps, minutes=None, threads=threads),
+        "training": run.training.replace(steps=steps, minutes=None, threads=threads, device=device),
         "stream.sequence_length": length,
     }
     if isinstance(run, BaselineRunConfig):

@@ -107,6 +107,7 @@ class Results(BaseModel):
     world: str
     minutes: float
     threads: int
+    device: str = "cpu"
     sequences: int
     dream_steps: int
     frames_sha256: str
