@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.progress import reporting
 from torchrsm.config import Config
+from torchrsm.learning.ranks import Ranks
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
 
@@ -46,7 +47,7 @@ class BenchCommand(Config):
         return text
 
 
-def bench(arguments: list[str]) -> None:
+def bench(arguments: list[str], ranks: Ranks) -> None:
     """Train and score systems, and write the table."""
     command = parse(BenchCommand, arguments, "bench balls")
     config = BenchConfig(
@@ -57,5 +58,5 @@ def bench(arguments: list[str]) -> None:
         memory_from_length=tuple(int(length) for length in filter(None, command.memory_from_length.split(","))),
         threads=command.threads or kernels.threads(),
     )
-    results = Bench(config, command.out).run(reporting)
+    results = Bench(config, command.out, ranks).run(reporting)
     print(f"\n{table(results)}\n\nIn {command.out}: {TABLE_FILE}, {RESULTS_FILE}, error.png, memory.png")
