@@ -124,6 +124,8 @@ def _run(arguments: list[str]) -> None:
         return
     if command not in _MODULES:
         raise ValueError(f"command must be one of {', '.join(_MODULES)}; got {command or 'none'}; see --help")
+    if "WORLD_SIZE" in os.environ:  # torch would say at length, beside our one line, that a connection is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torchrsm.rsm import kernels
 
     kernels.set_threads(kernels.threads())

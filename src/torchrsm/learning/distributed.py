@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -61,28 +62,29 @@ def joined(command: str) -> Iterator[Ranks]:
         raise ValueError(f"RANK must be in 0..{count - 1}, below WORLD_SIZE; got {rank}")
     local_rank, local_count = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", count)
     store = _meet(rank, count)
+    reason: str | None = None
     try:
         _check_commands(store, rank, count, command)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         step = timedelta(seconds=STEP_SECONDS)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=step)
-        try:
-            patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
-            ranks = JoinedRanks(rank, count, local_rank, store, patient)
-            with kernels.threads_in_use(max(1, kernels.threads() // max(1, local_count))):
-                yield ranks
-            ranks.wait()
-        finally:
-            with suppress(Exception):  # of connections that are gone
-                dist.destroy_process_group()
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        ranks = JoinedRanks(rank, count, local_rank, store, patient)
+        with kernels.threads_in_use(max(1, kernels.threads() // max(1, local_count))):
+            yield ranks
+        ranks.wait()
     except LostRankError:
         raise
     except BaseException as error:
-        with suppress(Exception):
-            store.set(f"failed/{rank}", " ".join(str(error).split()) or type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise
     finally:
-        _leave(store, rank, count)
+        if reason is not None:
+            _within(_REPORT_SECONDS, lambda: store.set(f"failed/{rank}", reason))
+        if dist.is_initialized():
+            with suppress(Exception):  # of connections that are gone
+                dist.destroy_process_group()
+        _within(_LEAVE_SECONDS if rank == 0 else _REPORT_SECONDS, lambda: _leave(store, rank, count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,27 +168,32 @@ class JoinedRanks(Ranks):
 
     def _lost(self) -> LostRankError:
         """Say which process is gone: those that are left tell each other that they are."""
-        reasons: dict[int, str] = {}
-        waiting = {self.rank}
-        try:
-            self.store.set(f"waits/{self.rank}", "")
-            deadline = time.monotonic() + _REPORT_SECONDS
-            while len(waiting) + len(reasons) < self.count and time.monotonic() < deadline:
-                for rank in set(range(self.count)) - waiting - reasons.keys():
-                    if self.store.check([f"failed/{rank}"]):
-                        reasons[rank] = f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}"
-                    elif self.store.check([f"waits/{rank}"]):
-                        waiting.add(rank)
-                time.sleep(0.05)
-        except RuntimeError:  # the notes were rank 0's, and it is gone
-            waiting -= {0}
+        found = _within(2 * _REPORT_SECONDS, self._ask)
+        if found is None:  # the store is rank 0's
             return LostRankError("rank 0 has died or does not answer", self.rank == 1)
-        for rank in set(range(self.count)) - waiting - reasons.keys():
-            reasons[rank] = f"rank {rank} has died or does not answer"
+        waiting, reasons = found
         said = "; ".join(reasons[rank] for rank in sorted(reasons))
         return LostRankError(
             said or f"the ranks waited for each other for {STEP_SECONDS:g} s", min(waiting) == self.rank
         )
+
+    def _ask(self) -> tuple[set[int], dict[int, str]]:
+        """Return the processes that wait, as this one does, and why each of the others does not."""
+        waiting = {self.rank}
+        reasons: dict[int, str] = {}
+        self.store.set(f"waits/{self.rank}", "")
+        deadline = time.monotonic() + _REPORT_SECONDS
+        while len(waiting) + len(reasons) < self.count and time.monotonic() < deadline:
+            for rank in set(range(self.count)) - waiting - reasons.keys():
+                if self.store.check([f"failed/{rank}"]):
+                    reasons[rank] = f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}"
+                elif self.store.check([f"waits/{rank}"]):
+                    waiting.add(rank)
+            time.sleep(0.05)
+        for rank in set(range(self.count)) - waiting - reasons.keys():
+            reasons[rank] = f"rank {rank} has died or does not answer"
+            self.store.set(f"left/{rank}", "")  # nobody needs to stay for it
+        return waiting, reasons
 
 
 def _number(name: str, default: int) -> int:
@@ -224,13 +231,29 @@ def _check_commands(store: Any, rank: int, count: int, command: str) -> None:
 
 def _leave(store: Any, rank: int, count: int) -> None:
     """Say that this process needs the store no longer; rank 0, which may hold it, stays until nobody does."""
-    with suppress(RuntimeError):
-        store.set(f"left/{rank}", "")
-        deadline = time.monotonic() + _LEAVE_SECONDS
-        while rank == 0 and time.monotonic() < deadline:
-            if store.check([f"left/{other}" for other in range(count)]):
-                return
-            time.sleep(0.02)
+    store.set(f"left/{rank}", "")
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while rank == 0 and time.monotonic() < deadline:
+        if store.check([f"left/{other}" for other in range(count)]):
+            return
+        time.sleep(0.02)
+
+
+def _within(seconds: float, function: Callable[[], _T]) -> _T | None:
+    """Return what a function returns; None where a connection fails, or it takes longer than some seconds.
+
+    A store whose process stands still would be waited for without end.
+    """
+    found: list[_T] = []
+
+    def work() -> None:
+        with suppress(RuntimeError):
+            found.append(function())
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
 
 
 def _outcome(make: Callable[[], _T]) -> tuple[_T | None, Exception | None]:

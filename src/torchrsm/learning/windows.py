@@ -173,7 +173,8 @@ class SequenceLearner:
         means = [losses, *(gradient for group in gradients for gradient in group if gradient is not None)]
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point() and buffer.numel()]
         torch._foreach_mul_(means, counts[2].to(losses.dtype))
-        torch._foreach_mul_(statistics, 1 / self._ranks.count)
+        for statistic in statistics:
+            statistic /= self._ranks.count
         self._ranks.sum([*means, *statistics, counts])
         torch._foreach_div_(means, counts[2].clamp(min=1).to(losses.dtype))
         return counts[0], counts[1] / counts[0].clamp(min=1)
