@@ -5,13 +5,13 @@ import os
 import pickle
 import socket
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 from torchrsm.learning.distributed import joined
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# Names of the package: in Python 3.11 the server that forks does not find others.
-CONTEXT.set_forkserver_preload(["torchrsm.learning.distributed", "torchrsm.runs.presets", "torchrsm.runs.trainer"])
+CONTEXT.set_forkserver_preload(["launch", "warm_kernels"])
 
 
 def free_port():
@@ -33,6 +33,7 @@ def environment(rank, count, port):
 
 def begin(work, arguments, count=2):
     """Start ``work(rank, *arguments)`` in so many processes that know of each other, and return them."""
+    _start_server()
     port = free_port()
     processes = [
         CONTEXT.Process(target=_child, args=(work, rank, environment(rank, count, port), arguments))
@@ -59,6 +60,19 @@ def results(work, *arguments, count=2):
         codes = end(begin(_joined, (work, folder, arguments), count))
         assert codes == [0] * count
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(count)]
+
+
+def _start_server():
+    """Start the process that others are forked from; in Python 3.11 it finds the modules beside this one only so."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _child(work, rank, variables, arguments):
