@@ -1,5 +1,6 @@
 """Runs of two real processes: the same as of one, exact resumption, and how they end when one of them is gone."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from warm_kernels import tiny_run
 from torchrsm import Trainer
 from torchrsm.cli import main
 from torchrsm.learning.distributed import joined
+from torchrsm.runs.bench import Bench, BenchConfig
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE
 from torchrsm.runs.record import METRICS_FILE
 from torchrsm.storage.tensors import load_tensors
@@ -209,6 +211,33 @@ def test_evaluation_and_dreams_are_shared(tmp_path):
     )
     assert codes == [0, 0]
     assert (tmp_path / "dream.npz").exists()
+
+
+def compare_systems(rank, folder):
+    config = BenchConfig(
+        systems=("copy-last", "constant-velocity"),
+        minutes=1,
+        threads=1,
+        sequences=2,
+        dream_steps=2,
+        memory_from_length=(),
+    )
+    trained = []
+
+    @contextlib.contextmanager
+    def reporting(name):
+        trained.append(name)
+        yield lambda record: None
+
+    with joined("bench") as ranks:
+        results = Bench(config, folder, ranks).run(reporting, lambda text: None)
+    assert trained == [("copy-last seed 0", "constant-velocity seed 0")[rank]]
+    assert [row.system for row in results.rows] == ["copy-last", "constant-velocity"]
+
+
+def test_a_bench_shares_out_its_systems(tmp_path):
+    assert end(begin(compare_systems, (tmp_path / "bench",))) == [0, 0]
+    assert len(list((tmp_path / "bench" / "scores").iterdir())) == 2
 
 
 def test_an_environment_that_is_no_launch_is_refused(monkeypatch, capsys):
