@@ -243,17 +243,17 @@ def test_update_duty_is_a_running_frequency():
     expected = here(torch.zeros(12))
     frequency = here(torch.zeros(12)).index_put((here(torch.tensor([0, 5, 7])),), here(torch.tensor([1.0, 0.5, 0.5])))
     for _ in range(3):
-        layer.update_duty(cells)
+        layer.update_duty(layer.wins(cells))
         expected = 0.75 * expected + 0.25 * frequency
         torch.testing.assert_close(layer.duty, expected)
     for _ in range(60):
-        layer.update_duty(cells)
+        layer.update_duty(layer.wins(cells))
     torch.testing.assert_close(layer.duty, frequency)
 
 
 def test_update_duty_does_nothing_without_boost():
     layer = build()
-    layer.update_duty(watch(layer).cells)
+    layer.update_duty(layer.wins(watch(layer).cells))
     assert not layer.duty.any()
 
 
@@ -267,7 +267,7 @@ def test_boost_spreads_the_wins():
         wins = here(torch.zeros(12))
         for _ in range(60):
             prediction = layer.predict(state)
-            layer.update_duty(prediction.cells)
+            layer.update_duty(layer.wins(prediction.cells))
             wins += torch.bincount(prediction.cells.index.flatten(), minlength=12)
         used.append((wins > 0.02 * wins.sum()).sum().item())
     assert used[0] < used[1]

@@ -230,7 +230,7 @@ def test_the_command_line_refuses(tmp_path, capsys, arguments, says):
 def test_the_command_line_runs_a_bench(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(BenchConfig.model_fields["sequences"], "default", 2)
     seen = []
-    monkeypatch.setattr("torchrsm.cli.bench.Bench", lambda config, out: seen.append((config, out)) or Finished())
+    monkeypatch.setattr("torchrsm.cli.bench.Bench", lambda config, out, ranks: seen.append((config, out)) or Finished())
 
     class Finished:
         def run(self, reporting):

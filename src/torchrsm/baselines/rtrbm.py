@@ -189,7 +189,8 @@ class RTRBM(SequenceModel):
             predicted[-1] = Machine(weights, *biases[-1]).mean_field(before, self.config.prediction_steps)
         scored[-1] = ~window.starts[-1]
         after = RTRBMState(window.frames[-1], *detach((past, begun)))
-        return Lesson((loss,), predicted.view_as(window.frames), scored, after)
+        every = torch.ones_like(window.starts).sum()
+        return Lesson((loss,), predicted.view_as(window.frames), scored, after, every)
 
     def _biases(self, recurrent: Tensor, past: Tensor, begun: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """Return the biases of a step, ``[b, hidden]`` and ``[b, visible]``."""

@@ -55,12 +55,15 @@ class Lesson(NamedTuple):
             from those before it.
         scored: ``[time, b]`` bool, true where ``frames`` holds such a prediction.
         state: after the window, detached.
+        counted: a scalar, how many predictions the losses are means over, by which several processes weigh them; None
+            for as many as are scored.
     """
 
     losses: tuple[Tensor, ...]
     frames: Tensor
     scored: Tensor
     state: Any
+    counted: Tensor | None = None
 
 
 class Predicted(NamedTuple):

@@ -328,9 +328,10 @@ class SimVP(SequenceModel):
             predicted.append(ahead[: len(known), :, distance])
             truth.append(window.frames[distance:])
             counted.append(known)
-        loss = mean_squared_error(torch.cat(predicted), torch.cat(truth), torch.cat(counted))
+        every = torch.cat(counted)
+        loss = mean_squared_error(torch.cat(predicted), torch.cat(truth), every)
         history = frames[:, -context:] * self._held(seen)[..., None, None, None]
-        return Lesson((loss,), ahead[:, :, 0].detach(), scored, SimVPState(history, seen))
+        return Lesson((loss,), ahead[:, :, 0].detach(), scored, SimVPState(history, seen), every.sum())
 
     def _held(self, seen: Tensor) -> Tensor:
         """Return which places of histories hold a frame, ``[..., context]`` bool."""

@@ -13,6 +13,7 @@ from torchrsm.cli.parsing import parse
 from torchrsm.cli.progress import reporting
 from torchrsm.config import Config
 from torchrsm.devices import choose_device
+from torchrsm.learning.ranks import Ranks
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
 from torchrsm.runs.settings import DeviceFlag
@@ -50,7 +51,7 @@ class BenchCommand(Config):
         return text
 
 
-def bench(arguments: list[str]) -> None:
+def bench(arguments: list[str], ranks: Ranks) -> None:
     """Train and score systems, and write the table."""
     command = parse(BenchCommand, arguments, "bench balls")
     config = BenchConfig(
@@ -62,5 +63,5 @@ def bench(arguments: list[str]) -> None:
         threads=command.threads or kernels.threads(),
         device=str(choose_device(command.device)),
     )
-    results = Bench(config, command.out).run(reporting)
+    results = Bench(config, command.out, ranks).run(reporting)
     print(f"\n{table(results)}\n\nIn {command.out}: {TABLE_FILE}, {RESULTS_FILE}, error.png, memory.png")

@@ -18,6 +18,7 @@ from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import Clips, as_read, clips_for, size_for
 from torchrsm.config import Config
+from torchrsm.learning.ranks import Ranks
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 from torchrsm.media.pictures import save_image, two_row_picture
 from torchrsm.model import VideoPredictor
@@ -101,7 +102,7 @@ class DreamCommand(Config):
         return self
 
 
-def dream(arguments: list[str]) -> None:
+def dream(arguments: list[str], ranks: Ranks) -> None:
     """Prime a model, let it dream, and write the dream as a film, a picture or numbers."""
     command = parse(DreamCommand, arguments, "dream")
     outputs = {"out": command.out, "json": command.json_file}
@@ -113,7 +114,9 @@ def dream(arguments: list[str]) -> None:
     if command.json_file is not None:
         check_world(frames)
     before, truth = frames[:, : command.prime], frames[:, command.prime : command.prime + command.steps]
-    dream = imagine(predictor, before, command.steps)
+    dream = imagine(predictor, before, command.steps, mapped=ranks.map)
+    if ranks.rank > 0:
+        return
     if command.out.suffix.lower() == ".npz":
         arrays = {"prime": before, "frames": dream, **({"truth": truth} if truth.shape[1] else {})}
         _write_arrays(command.out, arrays)

@@ -14,6 +14,7 @@ from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import as_read
 from torchrsm.config import Config
+from torchrsm.learning.ranks import Ranks
 from torchrsm.media.pictures import save_image, strip
 from torchrsm.media.plots import physics_panels, plot_by_step
 from torchrsm.predictor import Predictor
@@ -88,7 +89,7 @@ class EvaluateCommand(Config):
         return self
 
 
-def evaluate(arguments: list[str]) -> None:
+def evaluate(arguments: list[str], ranks: Ranks) -> None:
     """Score a model, print the table, and write what was asked for."""
     command = parse(EvaluateCommand, arguments, "evaluate")
     stream = _stream(command.model)
@@ -105,8 +106,11 @@ def evaluate(arguments: list[str]) -> None:
     if given is not None or film is not None:
         print(as_read(given or film or "", frames.shape))
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
-    scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model)
-    scores = scores.model_copy(update={"training": training, "rollout": _rollout(command, predictor, frames)})
+    scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model, mapped=ranks.map)
+    rollout = _rollout(command, predictor, frames, ranks)
+    if ranks.rank > 0:
+        return
+    scores = scores.model_copy(update={"training": training, "rollout": rollout})
     if command.json_file is not None:
         write_atomically(command.json_file, (scores.to_json() + "\n").encode())
     if command.strip is not None:
@@ -137,9 +141,13 @@ def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
     return held_out_frames(stream, command.split or "test", command.sequences or SEQUENCES)
 
 
-def _rollout(command: EvaluateCommand, predictor: Predictor[Any, Any], frames: Tensor) -> RolloutScores | None:
+def _rollout(
+    command: EvaluateCommand, predictor: Predictor[Any, Any], frames: Tensor, ranks: Ranks
+) -> RolloutScores | None:
     if not command.rollout_steps:
         return None
     prime = command.prime or PRIME
     simulator = simulator_tracked_error(command.split or "test", command.sequences or SEQUENCES, prime=prime)
-    return evaluate_rollouts(predictor, frames, prime=prime, steps=command.rollout_steps, simulator=simulator)
+    return evaluate_rollouts(
+        predictor, frames, prime=prime, steps=command.rollout_steps, simulator=simulator, mapped=ranks.map
+    )

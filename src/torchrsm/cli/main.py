@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torchrsm import __version__
 from torchrsm.cli.console import discard_output, prepared
+from torchrsm.learning.ranks import LostRankError
 from torchrsm.storage.shipped import shipped_models
 
 _MODULES = {  # the file beside this one that has a function of the command's name
@@ -26,6 +29,7 @@ _MODULES = {  # the file beside this one that has a function of the command's na
     "presets": "describe",
     "info": "describe",
 }
+_TOGETHER = ("train", "evaluate", "dream", "bench")  # commands that several processes work on, which `torchrun` starts
 _EXTRAS = {  # packages that are not always installed, and what installs them
     "fastapi": "web",
     "mlxtend": "digits",
@@ -68,8 +72,9 @@ Commands that compute take --device auto|cpu|cuda|cuda:N|mps. `torchrsm COMMAND 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    It is 0 where all is done, 1 where the numbers went wrong, 2 for bad input, 130 for an interrupt, and 141 where the
-    reader of the output left before the end (128 and the number of the signal, as shells count).
+    It is 0 where all is done, 1 where the numbers went wrong or another process of the launch is gone, 2 for bad input,
+    130 for an interrupt, and 141 where the reader of the output left before the end (128 and the number of the signal,
+    as shells count).
 
     Args:
         arguments: the command and its flags; None for those of the process.
@@ -94,6 +99,8 @@ def _ended(arguments: list[str]) -> int:
         if extra is None:
             raise
         return _fail(f"{error.name} is missing; install the extra: pip install 'torchrsm[{extra}]'", 2)
+    except LostRankError as error:
+        return _fail(str(error), 1) if error.speaks else 1
     except (ValueError, OSError) as error:
         return _fail(_text(error), 2)
     except ArithmeticError as error:
@@ -117,10 +124,29 @@ def _run(arguments: list[str]) -> None:
         return
     if command not in _MODULES:
         raise ValueError(f"command must be one of {', '.join(_MODULES)}; got {command or 'none'}; see --help")
+    if "WORLD_SIZE" in os.environ:  # torch would say at length, beside our one line, that a connection is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torchrsm.rsm import kernels
 
     kernels.set_threads(kernels.threads())
-    getattr(importlib.import_module(f"torchrsm.cli.{_MODULES[command]}"), command)(rest)
+    function = getattr(importlib.import_module(f"torchrsm.cli.{_MODULES[command]}"), command)
+    if command not in _TOGETHER:
+        function(rest)
+        return
+    from torchrsm.learning.distributed import joined
+
+    with joined(shlex.join(arguments)) as ranks, _printing(ranks.rank == 0):
+        function(rest, ranks)
+
+
+@contextlib.contextmanager
+def _printing(prints: bool) -> Iterator[None]:
+    """Show what is printed until the end of the block, or hide it; errors and warnings are always shown."""
+    if prints:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _text(error: ValueError | OSError) -> str:

@@ -15,6 +15,7 @@ from torchrsm.cli.parsing import parse, taken
 from torchrsm.cli.progress import reporting
 from torchrsm.cli.reading import as_read, shape_of
 from torchrsm.config import Config
+from torchrsm.learning.ranks import Ranks
 from torchrsm.runs.film import found
 from torchrsm.runs.fitting import adapted, nearest_shape, on_stack_of, sized
 from torchrsm.runs.presets import PRESETS, preset
@@ -50,16 +51,16 @@ class TrainBaselineCommand(_TrainCommand):
     run: Annotated[BaselineRunConfig, tyro.conf.arg(name="")]
 
 
-def train(arguments: list[str]) -> None:
+def train(arguments: list[str], ranks: Ranks) -> None:
     """Train a system in a folder, from nothing or from its last checkpoint on."""
     name, command = _parsed(arguments)
-    writer_type = _summary_writer() if command.tensorboard else None
+    writer_type = _summary_writer() if command.tensorboard and ranks.rank == 0 else None
     stream = found(command.run.stream, command.out)
     film = stream.path if isinstance(stream, VideoConfig) else None
     check_output_folder(command.out, [film, getattr(command.run, "stack_from", None)])
     if isinstance(stream, VideoConfig):
         print(as_read(stream.path, shape_of(open_videos(stream))))
-    trainer = Trainer(command.run, command.out, resume=command.resume)
+    trainer = Trainer(command.run, command.out, resume=command.resume, ranks=ranks)
     if command.resume:
         print(f"resuming {command.out} at step {trainer.step:,}")
     with reporting(name) as report, _tensorboard(writer_type, trainer) as write:

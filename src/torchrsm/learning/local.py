@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from torchrsm.learning.optimisers import adam, set_rate
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.rsm import kernels
+from torchrsm.rsm.layer import LayerPrediction, RSMLayer
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -57,8 +59,22 @@ class LocalLearning:
             layer.zero_grad()
             loss.backward()
 
-    def step(self, prediction: Prediction) -> None:
-        """Take one step along the gradients that `find_gradients` found for this prediction."""
+    def wins(self, prediction: Prediction) -> list[Tensor]:
+        """Return what `RSMLayer.wins` counts, for each layer that is boosted."""
+        return [layer.wins(part.cells) for layer, part in self._boosted(prediction)]
+
+    def step(self, prediction: Prediction, wins: Sequence[Tensor] | None = None) -> None:
+        """Take one step along the gradients that `find_gradients` found for this prediction.
+
+        Args:
+            prediction: what the losses compared with the frame.
+            wins: what `wins` counted, over all processes; None for those of the prediction.
+        """
         kernels.side_by_side([optimiser.step for optimiser in self.optimisers])
-        for layer, part in zip(self.model.stack.layers, prediction.layers, strict=True):
-            layer.update_duty(part.cells)
+        counted = self.wins(prediction) if wins is None else wins
+        for (layer, _), count in zip(self._boosted(prediction), counted, strict=True):
+            layer.update_duty(count)
+
+    def _boosted(self, prediction: Prediction) -> list[tuple[RSMLayer, LayerPrediction]]:
+        pairs = zip(self.model.stack.layers, prediction.layers, strict=True)
+        return [(layer, part) for layer, part in pairs if layer.config.boost > 0]

@@ -203,7 +203,9 @@ class OnlineLearner:
             prediction = self.model.predict_raw(layers)
         predicted, heard = prediction.raw, frames
         if phase != "rectifier":
-            errors = self._shared(self.model.losses(prediction, frames, scored), scored)
+            errors = self.model.losses(prediction, frames, scored)
+            if self._ranks.count > 1:  # sums in place of means; `_divide` makes means over all processes of them
+                errors = tuple(error * scored.sum() for error in errors)
             self._learning.find_gradients(errors)
             losses += [error.detach() for error in errors]
             weights += self.model.stack.parameters()
@@ -219,22 +221,22 @@ class OnlineLearner:
         figures = torch.stack((scored.sum().to(errors_of_frames.dtype), errors_of_frames.sum()))
         values = torch.stack(losses)
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        self._ranks.sum([*gradients, values, figures])
+        wins = [] if phase == "rectifier" else self._learning.wins(prediction)
+        self._ranks.sum([*gradients, values, figures, *wins])
         if phase != "rectifier":
-            self._learning.step(prediction)
+            if self._ranks.count > 1:
+                self._divide(values, figures[0])
+            self._learning.step(prediction, wins)
         if self._rectifying is not None and phase != "stack":
             self._rectifying.step()
         after = OnlineState(self.model.observe(heard, prediction, layers), alone)
         return taught(figures[0], figures[1] / figures[0].clamp(min=1), values), after
 
-    def _shared(self, losses: tuple[Tensor, ...], scored: Tensor) -> tuple[Tensor, ...]:
-        """Weigh means over the scored streams of this process, so that their sum is the mean over all processes."""
-        if self._ranks.count == 1:
-            return losses
-        own = scored.sum().to(losses[0].dtype)
-        every = own.clone()
-        self._ranks.sum([every])
-        return tuple(loss * (own / every.clamp(min=1)) for loss in losses)
+    def _divide(self, losses: Tensor, scored: Tensor) -> None:
+        """Divide the stack's sums over all processes, losses (the first ones) and gradients, by the scored streams."""
+        share = (1 / scored.clamp(min=1)).to(losses.dtype)
+        losses[: len(self.model.stack.layers)] *= share
+        torch._foreach_mul_([weight.grad for weight in self.model.stack.parameters() if weight.grad is not None], share)
 
 
 def _frames(batch: StreamBatch) -> _Frames:

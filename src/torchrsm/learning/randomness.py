@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _WITH_GENERATOR = frozenset({"cuda", "mps", "xpu"})
+_STRIDE = 0x9E3779B97F4A7C15  # odd in its lower half, too: torch's generator of the CPU takes 32 bits of a seed
 
 
 class Randomness:
@@ -83,3 +84,8 @@ def _set(device: torch.device, state: Tensor) -> None:
         module.set_rng_state(state)
     else:
         module.set_rng_state(state, device)
+
+
+def seed_of(rank: int, seed: int) -> int:
+    """Return the seed of what process ``rank`` of a run draws while it learns, 0 to 2^63 - 1; rank 0 keeps ``seed``."""
+    return (seed + rank * _STRIDE) % 2**63

@@ -13,6 +13,7 @@ from torchrsm.baselines.sequence_model import SequenceModel, Window
 from torchrsm.learning.captured import Recorder, Updates, recorder_for
 from torchrsm.learning.contract import Taught, mean_of_scored, taught
 from torchrsm.learning.optimisers import adam, has_fused_steps, set_rate, with_rates_on_device
+from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.precision import layers_of
 from torchrsm.rsm import kernels
@@ -20,6 +21,7 @@ from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
 
 _CPU = torch.device("cpu")
+_ALONE = Ranks()
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,6 +65,7 @@ class SequenceLearner:
         config: how.
         shape: batch, channels, height and width of the frames to come.
         device: where the model learns; it and the batches are moved there.
+        ranks: the processes that train together; ``shape`` holds the streams of this one.
         recorder_for: returns what records updates on a device; None where they run as they are written.
 
     Raises:
@@ -76,12 +79,14 @@ class SequenceLearner:
         config: SequenceLearningConfig,
         shape: tuple[int, int, int, int],
         device: torch.device = _CPU,
+        ranks: Ranks = _ALONE,
         recorder_for: Callable[[torch.device], Recorder | None] = recorder_for,
     ) -> None:
         if config.window < model.shortest_window:
             raise ValueError(f"window must be >= {model.shortest_window} for this model; got {config.window}")
         self.model = model.to(device)
         self.config = config
+        self._ranks = ranks
         self._groups = [group for group in model.weight_groups() if group]
         count = len(self._groups)
         rates = config.learning_rates * count if len(config.learning_rates) == 1 else config.learning_rates
@@ -150,20 +155,59 @@ class SequenceLearner:
         with layers_of(window.frames.device):
             lesson = self.model.learn(window, state)
         losses = torch.stack([loss.detach() for loss in lesson.losses])
-        self._step(lesson.losses)
+        gradients = self._gradients(lesson.losses)
         errors = frame_squared_error_on_device(lesson.frames, window.frames)
-        return taught(*mean_of_scored(errors, lesson.scored), losses), lesson.state
+        scored, error = mean_of_scored(errors, lesson.scored)
+        if self._ranks.count > 1:
+            scored, error = self._of_all_processes(gradients, losses, lesson.counted, scored, error)
+        self._step(gradients)
+        return taught(scored, error, losses), lesson.state
 
-    def _step(self, losses: tuple[Tensor, ...]) -> None:
-        # All gradients are taken before any step, since one loss may go through the weights of another.
+    def _gradients(self, losses: tuple[Tensor, ...]) -> list[list[Tensor | None]]:
+        """Return the gradient of each loss for its weights, before any of these changes."""
         last = len(losses) - 1
-        gradients = [
+        found = [
             torch.autograd.grad(loss, group, retain_graph=number < last, allow_unused=True)
             for number, (loss, group) in enumerate(zip(losses, self._groups, strict=True))
         ]
+        return [
+            [None if gradient is None else _laid_out_as(weight, gradient) for weight, gradient in pairs]
+            for pairs in (zip(group, part, strict=True) for group, part in zip(self._groups, found, strict=True))
+        ]
+
+    def _of_all_processes(
+        self,
+        gradients: list[list[Tensor | None]],
+        losses: Tensor,
+        counted: Tensor | None,
+        scored: Tensor,
+        error: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Replace gradients and losses, which are means, by those over all processes; return the two figures of all.
+
+        Running statistics of the model become their mean over the processes, which see equally many streams.
+
+        Args:
+            gradients: as `_gradients` returns them.
+            losses: ``[n]``.
+            counted: see `Lesson`.
+            scored: how many frames are scored.
+            error: the mean over them.
+        """
+        counts = torch.stack((scored, scored * error, scored if counted is None else counted.to(scored.dtype)))
+        means = [losses, *(gradient for group in gradients for gradient in group if gradient is not None)]
+        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point() and buffer.numel()]
+        torch._foreach_mul_(means, counts[2].to(losses.dtype))
+        for statistic in statistics:
+            statistic /= self._ranks.count
+        self._ranks.sum([*means, *statistics, counts])
+        torch._foreach_div_(means, counts[2].clamp(min=1).to(losses.dtype))
+        return counts[0], counts[1] / counts[0].clamp(min=1)
+
+    def _step(self, gradients: list[list[Tensor | None]]) -> None:
         for group, found, optimiser in zip(self._groups, gradients, self.optimisers, strict=True):
             for weight, gradient in zip(group, found, strict=True):
-                weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
+                weight.grad = gradient
             if self.config.gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self.config.gradient_norm)
             optimiser.step()

@@ -294,14 +294,22 @@ class RSMLayer(nn.Module):
         return LayerState(input, y, trace, inhibition)
 
     @torch.no_grad()
-    def update_duty(self, cells: Cells) -> None:
-        """Take the winners into the running frequency of each cell, which the boosted rank uses."""
+    def wins(self, cells: Cells) -> Tensor:
+        """Return how often each cell wins and, behind that, the number of locations: ``[n + 1]``, of all samples.
+
+        What several processes count may be added up.
+        """
+        winners = cells.index.flatten().long()
+        # Not `torch.bincount`, for which the host waits. Sums of integers do not depend on their order.
+        wins = winners.new_zeros(self.config.cells).scatter_add_(0, winners, torch.ones_like(winners))
+        locations = wins.new_full((1,), cells.index.numel() // cells.index.shape[-1])
+        return torch.cat((wins, locations)).to(self.duty.dtype)
+
+    @torch.no_grad()
+    def update_duty(self, wins: Tensor) -> None:
+        """Take what `wins` counted into the running frequency of each cell, which the boosted rank uses."""
         if self.config.boost > 0:
-            winners = cells.index.flatten().long()
-            # Not `torch.bincount`, for which the host waits. Sums of integers do not depend on their order.
-            wins = winners.new_zeros(self.config.cells).scatter_add_(0, winners, torch.ones_like(winners))
-            frequency = wins / (cells.index.numel() / cells.index.shape[-1])
-            self.duty.lerp_(frequency.to(self.duty.dtype), 1 - self.config.boost_decay)
+            self.duty.lerp_(wins[:-1] / wins[-1], 1 - self.config.boost_decay)
 
     def _check_state(self, state: LayerState, feedback: Cells | None, step: Step) -> None:
         """Refuse a state that an engine could not read. This looks at shapes, types and devices alone."""

@@ -18,6 +18,12 @@ FORMAT = "torchrsm-run-2"
 RANDOM = {"cpu": "random", "cuda": "random.cuda", "mps": "random.mps", "xpu": "random.xpu"}
 """The tensor that holds the state of a device's generator of random numbers, by the type of the device."""
 
+
+def random_name(device: str, rank: int) -> str:
+    """Return the name of the tensor that holds the state of a generator of one of the processes that train together."""
+    return RANDOM[device] if rank == 0 else f"rank.{rank}.{RANDOM[device]}"
+
+
 _FORMER_TERMS = ("squared error", "adversarial loss", "discriminator's loss", "motion loss")
 """What checkpoints once summed of a rectifier, whether a term had a weight or not."""
 

@@ -16,6 +16,7 @@ from torchrsm.config import Config
 from torchrsm.devices import DEVICE_FORMS, DeviceName
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.online import OnlineLearner
+from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.model import ModelConfig, VideoPredictor
@@ -33,6 +34,8 @@ DeviceFlag = Annotated[
     ),
 ]
 """The name of a device, as all commands take it."""
+
+_ALONE = Ranks()
 
 
 class TrainingConfig(Config):
@@ -137,19 +140,23 @@ class RunConfig(Config):
                 f"only a share above 0.5 / training.batch_size = {0.5 / batch:.3g} lets a stream dream",
             )
 
-    def make_learner(self, shape: tuple[int, int, int, int], device: torch.device, begins: bool) -> OnlineLearner:
+    def make_learner(
+        self, shape: tuple[int, int, int, int], device: torch.device, begins: bool, ranks: Ranks = _ALONE
+    ) -> OnlineLearner:
         """Return what learns in this run, as it is before the first update.
 
         Args:
-            shape: batch, channels, height and width of the frames to come.
+            shape: batch (of this process), channels, height and width of the frames to come.
             device: where it learns.
             begins: whether the run begins; else a checkpoint gives the weights, and ``stack_from`` is not needed.
+            ranks: the processes that train together.
 
         Raises:
             ValueError: the model cannot read such frames, or ``stack_from`` is another kind of stack.
             FileNotFoundError: there is no ``stack_from``.
         """
-        learner = OnlineLearner(self.model, self.learning, self.rectifying, self.stack_from is None, shape, device)
+        stack_learns = self.stack_from is None
+        learner = OnlineLearner(self.model, self.learning, self.rectifying, stack_learns, shape, device, ranks)
         if begins and self.stack_from is not None:
             learner.take_stack(VideoPredictor.from_pretrained(self.stack_from))
         return learner
@@ -197,9 +204,11 @@ class BaselineRunConfig(Config):
             for name in SequenceLearningConfig.model_fields:
                 yield f"learning.{name}", f"{self.model.kind} has nothing to learn"
 
-    def make_learner(self, shape: tuple[int, int, int, int], device: torch.device, begins: bool) -> SequenceLearner:
+    def make_learner(
+        self, shape: tuple[int, int, int, int], device: torch.device, begins: bool, ranks: Ranks = _ALONE
+    ) -> SequenceLearner:
         """Return what learns in this run, as it is before the first update; the arguments are `RunConfig`'s."""
-        return SequenceLearner(make_baseline(self.model), self.learning, shape, device)
+        return SequenceLearner(make_baseline(self.model), self.learning, shape, device, ranks)
 
 
 AnyRunConfig = RunConfig | BaselineRunConfig

@@ -15,15 +15,17 @@ A run is a folder::
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +33,8 @@ from torch import Tensor
 from torchrsm.baselines import SequenceModel
 from torchrsm.devices import choose_device, precise_type
 from torchrsm.learning.contract import NonFiniteError, require_finite_losses, require_finite_tensors
-from torchrsm.learning.randomness import Randomness
+from torchrsm.learning.randomness import Randomness, seed_of
+from torchrsm.learning.ranks import LostRankError, Ranks
 from torchrsm.model import VideoPredictor
 from torchrsm.precision import check_precision, products_in
 from torchrsm.rsm import kernels
@@ -44,18 +47,29 @@ from torchrsm.runs.checkpoint import (
     layouts,
     load_checkpoint,
     optimiser_state,
+    random_name,
     saved_sums,
 )
 from torchrsm.runs.film import found, with_absolute_path
 from torchrsm.runs.lock import locked
 from torchrsm.runs.record import METRICS_FILE, TIMING_FILE, Record
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, first_difference, load_run_config, save_run_config
+from torchrsm.runs.settings import (
+    RUN_FILE,
+    AnyRunConfig,
+    first_difference,
+    flatten_settings,
+    load_run_config,
+    save_run_config,
+)
 from torchrsm.state import flatten, unflatten
 from torchrsm.storage.folders import WEIGHTS_FILE, load_weights
 from torchrsm.storage.shipped import CONFIG_FILE
 from torchrsm.storage.tensors import make_folder, save_tensors, write_atomically
 from torchrsm.streams.settings import make_stream
+from torchrsm.streams.share import share_of
 from torchrsm.streams.stream import Stream, StreamBatch, StreamInPlace
+
+_ALONE = Ranks()
 
 
 class Trainer:
@@ -68,43 +82,55 @@ class Trainer:
             budget, which extends it, also when it was finished: its schedules are functions of the share of the budget
             that is done, and go on over the new length.
         stream: frames to learn from; None for those that ``config`` names.
+        ranks: the processes that train this model together (`torchrsm.learning.distributed.joined`), all of which make
+            the same Trainer. Each plays its share of the streams; rank 0 alone writes and reports.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is false.
         FileNotFoundError: ``resume`` is true and the folder holds no run.
-        ValueError: the run in the folder has other settings, or its checkpoint is truncated or foreign.
+        ValueError: the run in the folder has other settings, or its checkpoint is truncated or foreign; or the ranks
+            differ in their settings or cannot share out the streams.
         BlockingIOError: another process is writing a run to the folder.
         OSError: the folder cannot be written.
     """
 
     def __init__(
-        self, config: AnyRunConfig, folder: Path | str, *, resume: bool = False, stream: Stream | None = None
+        self,
+        config: AnyRunConfig,
+        folder: Path | str,
+        *,
+        resume: bool = False,
+        stream: Stream | None = None,
+        ranks: Ranks = _ALONE,
     ) -> None:
         self.config = config if stream is not None else with_absolute_path(config)
         self.folder = Path(folder)
+        self._ranks = ranks
         self._stopped = False
-        with locked(self.folder) if self.folder.is_dir() else nullcontext():
+        _check_alike(self.config, ranks)
+        with self._holding():
             self._prepare(resume, stream)
             self._left = self._files_as_left()
 
     def _prepare(self, resume: bool, stream: Stream | None) -> None:
         """Make what is trained, new or from the checkpoint, and the folder of a new run."""
-        config, training = self.config, self.config.training
-        extended = _extends(self.folder, config) if resume else False
-        if not resume:
-            _check_free(self.folder)
-        going_on = resume and (self.folder / CHECKPOINT_FILE).exists()
-        self.device = choose_device(training.device)
+        config, training, ranks = self.config, self.config.training, self._ranks
+        extended, going_on = ranks.from_first(lambda: self._look(resume))
+        self.device = _device(training.device, ranks)
         check_precision(training.precision, self.device)
         self.threads = training.threads or kernels.threads()
-        self.stream: Stream = stream or make_stream(
+        whole = stream or make_stream(
             found(config.stream, self.folder), training.batch_size, training.seed, self.device
         )
+        self._streams = whole.batch_size  # of all ranks
+        self.stream: Stream = share_of(whole, ranks.rank, ranks.count)
         self._stream_in_place = self.stream if isinstance(self.stream, StreamInPlace) else None
         shape = (self.stream.batch_size, *self.stream.frame_shape)
         self._randomness = Randomness(training.seed, self.device)
         with self._randomness.in_use():
-            self.learner = config.make_learner(shape, self.device, begins=not going_on)
+            self.learner = config.make_learner(shape, self.device, not going_on, ranks)
+        if ranks.rank > 0:  # the weights are those of rank 0, what is drawn from here on is not
+            self._randomness = Randomness(seed_of(ranks.rank, training.seed), self.device)
         self.step = 0
         self.seconds = 0.0
         self._sums: Tensor | None = None  # since the last record: frames, their error, each loss, times the frames
@@ -112,9 +138,38 @@ class Trainer:
         if going_on:
             self._restore()
         else:
-            self._begin_folder()
+            ranks.from_first(self._begin_folder)
         if extended:
-            write_atomically(self.folder / RUN_FILE, save_run_config(config))
+            ranks.from_first(lambda: write_atomically(self.folder / RUN_FILE, save_run_config(config)))
+        self._check_same_weights()
+
+    def _look(self, resume: bool) -> tuple[bool, bool]:
+        """Return whether the run is extended and whether it has a checkpoint; refuse a folder that is taken."""
+        if not resume:
+            _check_free(self.folder)
+            return False, False
+        return _extends(self.folder, self.config), (self.folder / CHECKPOINT_FILE).exists()
+
+    def _check_same_weights(self) -> None:
+        """Refuse processes that begin with different weights, as different machines or versions may make them."""
+        if self._ranks.count > 1:
+            digest = hashlib.sha256()
+            for tensor in self._weights().values():
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            first, *others = self._ranks.everyone(digest.hexdigest())
+            for rank, other in enumerate(others, start=1):
+                if other != first:
+                    raise ValueError(
+                        f"all ranks must begin with the same weights; those of rank {rank} are not rank 0's"
+                    )
+
+    @contextmanager
+    def _holding(self, new: bool = True) -> Iterator[None]:
+        """Let rank 0 hold the folder for this run; it need not be there where it may be ``new``."""
+        with ExitStack() as held:
+            if not new or self._ranks.from_first(self.folder.is_dir):
+                self._ranks.from_first(lambda: held.enter_context(locked(self.folder)))
+            yield
 
     def _begin_folder(self) -> None:
         """Write the settings of a run and its untrained model. If the disk is full, remove what was new."""
@@ -167,19 +222,24 @@ class Trainer:
             BlockingIOError: another process is writing a run to the folder.
             OSError: the folder cannot be written, or the disk is full; the last checkpoint is good.
         """
-        with locked(self.folder):
-            if self._files_as_left() != self._left:
-                raise ValueError(f"{self.folder} was written by someone else in the meantime; resume the run anew")
+        with self._holding(new=False):
+            self._ranks.from_first(self._check_untouched)
             try:
                 precision = products_in(self.config.training.precision)
                 with kernels.threads_in_use(self.threads), precision, self._randomness.in_use():
                     return self._run(report)
+            except LostRankError as reason:
+                raise LostRankError(f"{reason}; {self._last_checkpoint()}", reason.speaks) from reason
             finally:
                 self._left = self._files_as_left()
 
     def stop(self) -> None:
         """Let the run end after the step under way, with a checkpoint, as an interrupt does; from any thread."""
         self._stopped = True
+
+    def _check_untouched(self) -> None:
+        if self._files_as_left() != self._left:
+            raise ValueError(f"{self.folder} was written by someone else in the meantime; resume the run anew")
 
     def _files_as_left(self) -> list[tuple[int, int] | None]:
         """Return what tells whether another process has written the run since."""
@@ -188,38 +248,53 @@ class Trainer:
 
     def _run(self, report: Callable[[Record], None]) -> VideoPredictor | SequenceModel:
         self.learner.warm_up()
+        self._ranks.wait()
         self._stopped = False
         with _signals() as stopping, self._logs() as logs:
             since = checked = time.monotonic()  # of the last record, of the last checkpoint
             started, last_step = since - self.seconds, self.step
             begun: str | None = None
-            while self.progress < 1.0 and not (stopping or self._stopped):
+            stop = False
+            while self.progress < 1.0 and not stop:
                 phase = self.phase
                 if phase != begun:
                     self.learner.begin(phase, self.threads)
                     begun = phase
                 self._teach()
                 now = time.monotonic()
-                self.seconds = now - started
+                agreed = self._agree(
+                    now - started,
+                    now - checked >= self.config.training.checkpoint_seconds,
+                    bool(stopping) or self._stopped,
+                )
+                self.seconds = agreed.seconds
                 finished = self.progress >= 1.0
                 ends = finished or self.phase != phase
                 if ends:
                     self._require_finite(self._weights())
                 if self.step % self.config.training.log_steps == 0 or ends:
-                    frames = (self.step - last_step) * self.stream.batch_size * self.config.frames_in_a_step
+                    frames = (self.step - last_step) * self._streams * self.config.frames_in_a_step
                     record = self._log(logs, phase, frames / max(now - since, 1e-9))
                     with self._randomness.set_aside():
-                        report(record)
+                        self._ranks.from_first(partial(report, record))
                     since, last_step = now, self.step
-                if now - checked >= self.config.training.checkpoint_seconds or finished:
+                if agreed.save or finished:
                     self._save(logs)
                     checked = time.monotonic()
-            if stopping or self._stopped:
+                # A process alone looks again: its report may have stopped it. Others hear of it after the next step.
+                stop = agreed.stop if self._ranks.count > 1 else bool(stopping) or self._stopped
+            if stop:
                 self._save(logs)
                 raise KeyboardInterrupt(f"stopped at step {self.step}; the checkpoint is saved")
             if not self.learner.optimisers:
                 self._save(logs)
         return self.model.eval()
+
+    def _agree(self, seconds: float, save: bool, stop: bool) -> _Agreed:
+        """Return rank 0's clock, whether rank 0 wants a checkpoint, and whether any rank was told to stop."""
+        first = self._ranks.rank == 0
+        clock, saves, stops = self._ranks.totals((seconds * first, float(save and first), float(stop)))
+        return _Agreed(clock, saves > 0, stops > 0)
 
     def _teach(self) -> None:
         """Take the next batches of the stream, let the model learn from them, and add the figures to the sums.
@@ -255,9 +330,11 @@ class Trainer:
         try:
             yield
         except NonFiniteError as reason:
-            good = self.folder / CHECKPOINT_FILE
-            kept = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-            raise NonFiniteError(f"{reason} at step {step}; {kept}") from reason
+            raise NonFiniteError(f"{reason} at step {step}; {self._last_checkpoint()}") from reason
+
+    def _last_checkpoint(self) -> str:
+        good = self.folder / CHECKPOINT_FILE
+        return f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
 
     def _log(self, logs: Mapping[str, IO[str]], phase: str, frames_per_second: float) -> Record:
         assert self._sums is not None
@@ -282,14 +359,21 @@ class Trainer:
             "frame_squared_error": record.frame_squared_error,
             "losses": dict(zip(record.loss_names, record.losses, strict=True)),
         }
-        print(json.dumps(line), file=logs[METRICS_FILE])
-        print(json.dumps({"step": record.step, "seconds": record.seconds}), file=logs[TIMING_FILE])
+        if logs:
+            print(json.dumps(line), file=logs[METRICS_FILE])
+            print(json.dumps({"step": record.step, "seconds": record.seconds}), file=logs[TIMING_FILE])
         return record
 
     @contextmanager
     def _logs(self) -> Iterator[dict[str, IO[str]]]:
-        """Open the record's files and cut off what was written after the last checkpoint; it will be written again."""
+        """Open the record's files and cut off what was written after the last checkpoint; it will be written again.
+
+        Rank 0 alone has such files.
+        """
         files: dict[str, IO[str]] = {}
+        if self._ranks.rank > 0:
+            yield files
+            return
         try:
             for name, offset in self._offsets.items():
                 file: IO[str] = open(self.folder / name, "a+", encoding="utf-8")  # noqa: SIM115
@@ -307,6 +391,23 @@ class Trainer:
                 file.close()
 
     def _save(self, logs: Mapping[str, IO[str]]) -> None:
+        """Write a checkpoint; rank 0 does, of what all ranks hold."""
+        state = flatten("state", self.learner.state)
+        if self._ranks.count > 1:
+            state = {name: tensor.cpu() for name, tensor in state.items()}
+        parts = self._ranks.everyone((state, self._randomness.state_dict()))
+        self._ranks.from_first(lambda: self._write(logs, [state for state, _ in parts], [draws for _, draws in parts]))
+
+    def _write(
+        self, logs: Mapping[str, IO[str]], states: list[dict[str, Tensor]], random: list[dict[str, Tensor]]
+    ) -> None:
+        """Write a checkpoint and the model.
+
+        Args:
+            logs: the files of the record.
+            states: what the streams of each rank have seen, flat.
+            random: the states of each rank's generators.
+        """
         offsets = {}
         for name, file in logs.items():
             try:
@@ -318,11 +419,12 @@ class Trainer:
         for i, optimiser in enumerate(self.learner.optimisers):
             for j, entry in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{i}.{j}.{key}": value for key, value in entry.items()}
-        state = flatten("state", self.learner.state)
+        state = states[0] if len(states) == 1 else self._side_by_side(states)
         tensors |= state
         sums = {} if self._sums is None else {"an error since the last record": self._sums}
         self._require_finite(tensors | sums)
-        tensors |= {RANDOM[name]: state for name, state in self._randomness.state_dict().items()}
+        for rank, draws in enumerate(random):
+            tensors |= {random_name(device, rank): state for device, state in draws.items()}
         header = {
             "format": FORMAT,
             "step": self.step,
@@ -334,9 +436,15 @@ class Trainer:
             "threads": self.threads,
             "layouts": layouts(state),
         }
+        if len(states) > 1:
+            header["ranks"] = len(states)
         save_tensors(self.folder / CHECKPOINT_FILE, tensors, header)
         self._offsets = offsets
         self.model.save_weights(self.folder)
+
+    def _side_by_side(self, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the flat state of all streams, in the order of the ranks."""
+        return {name: torch.cat([state[name] for state in states]).to(self.device) for name in states[0]}
 
     def _weights(self) -> dict[str, Tensor]:
         """Return all weights, by the names that they have in a checkpoint."""
@@ -354,6 +462,9 @@ class Trainer:
     def _restore(self) -> None:
         path = self.folder / CHECKPOINT_FILE
         tensors, header = load_checkpoint(path)
+        begun, rank = header.get("ranks", 1), self._ranks.rank
+        if begun != self._ranks.count:
+            raise ValueError(f"{self.folder} was begun with ranks = {begun}; it cannot go on with {self._ranks.count}")
         for part, module in self.learner.modules.items():
             prefix = f"{part}."
             weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -363,14 +474,54 @@ class Trainer:
             whole["state"] = optimiser_state(f"optimiser.{i}.", tensors)
             optimiser.load_state_dict(whole)
             lay_out_as_weights(optimiser)
-        self.learner.state = unflatten("state", self.learner.state, laid_out(tensors, header))
-        self._randomness.load_state_dict({name: tensors[key] for name, key in RANDOM.items() if key in tensors})
+        states = {n: t for n, t in laid_out(tensors, header).items() if n == "state" or n.startswith("state.")}
+        if begun > 1:
+            states = {name: state.chunk(begun)[rank] for name, state in states.items()}
+        self.learner.state = unflatten("state", self.learner.state, states)
+        names = {device: random_name(device, rank) for device in RANDOM}
+        self._randomness.load_state_dict({device: tensors[name] for device, name in names.items() if name in tensors})
         self.threads = header["threads"]  # sums over the batch are taken in as many parts as before
         self.step, self.seconds = header["step"], header["seconds"]
         sums = saved_sums(header, self.learner.loss_names(self.phase))
         self._sums = torch.tensor(sums, dtype=precise_type(self.device), device=self.device) if sums else None
         self._offsets = header["offsets"]
         self.stream.load_state_dict(header["stream"])
+
+
+class _Agreed(NamedTuple):
+    """What all ranks do after a step.
+
+    Attributes:
+        seconds: of training so far.
+        save: whether a checkpoint is due.
+        stop: whether the run is to stop.
+    """
+
+    seconds: float
+    save: bool
+    stop: bool
+
+
+def _check_alike(config: AnyRunConfig, ranks: Ranks) -> None:
+    """Refuse a launch whose ranks have different settings; each of them says in what."""
+    first, *others = ranks.everyone(flatten_settings(config.model_dump(mode="json")))
+    for rank, other in enumerate(others, start=1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"all ranks must have the same settings; rank 0 has {name} = {first.get(name)}, "
+                    f"rank {rank} has {other.get(name)}"
+                )
+
+
+def _device(name: str, ranks: Ranks) -> torch.device:
+    """Return where a rank learns: of several each has a CUDA device of its own, that of its number on the machine."""
+    device = choose_device(name)
+    if ranks.count == 1 or device.type != "cuda":
+        return device
+    if ":" in name:
+        raise ValueError(f"device must be cuda for {ranks.count} ranks, which gives each its own; got {name}")
+    return choose_device(f"cuda:{ranks.local_rank}")
 
 
 def _check_free(folder: Path) -> None:

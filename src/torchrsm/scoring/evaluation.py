@@ -7,7 +7,7 @@ Frame 1 is never scored: nothing has been seen.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import (
@@ -24,7 +24,7 @@ from torchrsm.predictor import Predictor
 from torchrsm.scoring import metrics
 from torchrsm.scoring.metrics import Summary
 from torchrsm.scoring.rollouts import RolloutScores
-from torchrsm.scoring.sequences import check_sequences, predict_sequences
+from torchrsm.scoring.sequences import Mapped, check_sequences, one_by_one, predict_sequences
 from torchrsm.streams.splits import frames_sha256
 
 _SummaryField = Annotated[Summary, PlainSerializer(lambda summary: summary._asdict())]
@@ -135,6 +135,22 @@ class NextFrameScores(BaseModel):
         return "\n".join(lines)
 
 
+class _Measured(NamedTuple):
+    """What a batch of sequences scored.
+
+    Attributes:
+        seconds: spent in the predictor.
+        errors: of each sequence, ``[t - 1]``, from frame 2.
+        raw_errors: the same before the rectifier; none for a predictor that makes its frame in one step.
+        others: of each sequence, ``[t - 1]``, by the name of the measure.
+    """
+
+    seconds: float
+    errors: list[Tensor]
+    raw_errors: list[Tensor]
+    others: dict[str, list[Tensor]]
+
+
 class Evaluator:
     """Scores predictors on fixed sequences.
 
@@ -162,33 +178,26 @@ class Evaluator:
         self.similarity = similarity
         self.frames_sha256 = frames_sha256(self.frames)
 
-    def evaluate(self, predictor: Predictor[Any, Any], model: str | None = None) -> NextFrameScores:
+    def evaluate(
+        self, predictor: Predictor[Any, Any], model: str | None = None, mapped: Mapped = one_by_one
+    ) -> NextFrameScores:
         """Predict every frame of every sequence and score the predictions.
 
         Args:
             predictor: the system; a `torch.nn.Module` is put in evaluation mode meanwhile.
             model: its name in the scores; the name of its class if None.
+            mapped: how the batches are worked on.
 
         Raises:
             ValueError: a prediction has another shape than the frame, or holds NaN or infinity; or the predictor
                 cannot work on frames of this shape.
         """
         predict_sequences(predictor, self.frames[: self.batch_size, :2])  # the first prediction may compile kernels
-        seconds = 0.0
-        errors, raw_errors = [], []
-        others: dict[str, list[Tensor]] = {name: [] for name in self._measured()}
-        for start in range(0, len(self.frames), self.batch_size):
-            batch = self.frames[start : start + self.batch_size]
-            predicted = predict_sequences(predictor, batch)
-            seconds += predicted.seconds
-            # One sequence at a time: sums of the same shape, hence the same bits, at any batch size.
-            for prediction, truth in zip(predicted.frames[:, 1:], batch[:, 1:], strict=True):
-                errors.append(metrics.frame_squared_error(prediction, truth))
-                for name, values in others.items():
-                    values.append(metrics.FRAME_SCORES[name].measure(prediction, truth))
-            if predicted.raw is not None:
-                pairs = zip(predicted.raw[:, 1:], batch[:, 1:], strict=True)
-                raw_errors += [metrics.frame_squared_error(prediction, truth) for prediction, truth in pairs]
+        measured = mapped(lambda batch: self._measure(predictor, batch), self.frames.split(self.batch_size))
+        seconds = sum(batch.seconds for batch in measured)
+        errors = [error for batch in measured for error in batch.errors]
+        raw_errors = [error for batch in measured for error in batch.raw_errors]
+        others = {name: [value for batch in measured for value in batch.others[name]] for name in self._measured()}
         error = torch.stack(errors)  # [n, t - 1], from frame 2
         return NextFrameScores(
             model=type(predictor).__name__ if model is None else model,
@@ -204,6 +213,20 @@ class Evaluator:
             batch_size=self.batch_size,
             frames_per_second=self.frames.shape[0] * self.frames.shape[1] / seconds,
         )
+
+    def _measure(self, predictor: Predictor[Any, Any], batch: Tensor) -> _Measured:
+        predicted = predict_sequences(predictor, batch)
+        errors, raw_errors = [], []
+        others: dict[str, list[Tensor]] = {name: [] for name in self._measured()}
+        # One sequence at a time: sums of the same shape, hence the same bits, at any batch size.
+        for prediction, truth in zip(predicted.frames[:, 1:], batch[:, 1:], strict=True):
+            errors.append(metrics.frame_squared_error(prediction, truth))
+            for name, values in others.items():
+                values.append(metrics.FRAME_SCORES[name].measure(prediction, truth))
+        if predicted.raw is not None:
+            pairs = zip(predicted.raw[:, 1:], batch[:, 1:], strict=True)
+            raw_errors = [metrics.frame_squared_error(prediction, truth) for prediction, truth in pairs]
+        return _Measured(predicted.seconds, errors, raw_errors, others)
 
     def _measured(self) -> list[str]:
         """Return the names of the measures that these frames allow and that were asked for."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchrsm.predictor import Predictor
 from torchrsm.scoring.physics import TRACKED_STEPS, PhysicsSummary, TrackedError, summarise_physics
-from torchrsm.scoring.sequences import check_sequences, imagine
+from torchrsm.scoring.sequences import Mapped, check_sequences, imagine, one_by_one
 from torchrsm.streams.bouncing_balls import bouncing_ball_sequences, render_balls, simulate_balls
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, split_seed
 
@@ -79,6 +79,7 @@ def evaluate_rollouts(
     steps: int = 150,
     batch_size: int = 50,
     simulator: tuple[TrackedError, ...] | None = None,
+    mapped: Mapped = one_by_one,
 ) -> RolloutScores:
     """Let a predictor dream of bouncing balls and judge the physics of its dreams.
 
@@ -89,6 +90,7 @@ def evaluate_rollouts(
         steps: frames to imagine, >= 1.
         batch_size: sequences side by side, >= 1.
         simulator: what to put beside the tracked error, see `simulator_tracked_error`.
+        mapped: how the batches are worked on.
 
     Raises:
         ValueError: an argument is out of its range, or the predictor cannot work on frames of this shape.
@@ -96,7 +98,7 @@ def evaluate_rollouts(
     check_sequences(frames)
     if not 1 <= prime <= frames.shape[1]:
         raise ValueError(f"prime must be in 1..{frames.shape[1]}, the frames of a sequence; got {prime}")
-    return judge_dreams(imagine(predictor, frames[:, :prime], steps, batch_size), frames, prime, simulator)
+    return judge_dreams(imagine(predictor, frames[:, :prime], steps, batch_size, mapped), frames, prime, simulator)
 
 
 def judge_dreams(

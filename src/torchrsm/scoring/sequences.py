@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from torchrsm.devices import wait_for
 from torchrsm.predictor import Predictor, evaluation_mode, rollout
+
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
 
 
 class PredictedSequences(NamedTuple):
@@ -65,7 +69,25 @@ def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> Predict
     return PredictedSequences(predicted, raw, seconds)
 
 
-def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_size: int = 50) -> Tensor:
+class Mapped(Protocol):
+    """Applies a function to each of several items and returns the results in their order, as a list of `map` is.
+
+    Several processes may share the items.
+    """
+
+    def __call__(self, function: Callable[[_Item], _T], items: Sequence[_Item], /) -> list[_T]:
+        """Return ``function`` of each item, in their order."""
+        ...
+
+
+def one_by_one(function: Callable[[_Item], _T], items: Sequence[_Item]) -> list[_T]:
+    """Apply a function to each item in turn; a `Mapped`."""
+    return [function(item) for item in items]
+
+
+def imagine(
+    predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_size: int = 50, mapped: Mapped = one_by_one
+) -> Tensor:
     """Let a predictor observe sequences from their first frame, then imagine how they go on.
 
     Args:
@@ -73,6 +95,7 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
         frames: the true frames that prime it, ``[n, t, channels, height, width]`` in 0..1, on any device.
         steps: frames to imagine, >= 1.
         batch_size: sequences side by side, >= 1. Changes speed and memory only.
+        mapped: how the batches are worked on.
 
     Returns:
         The imagined frames alone, ``[n, steps, channels, height, width]``, on the device of the given ones.
@@ -82,15 +105,16 @@ def imagine(predictor: Predictor[Any, Any], frames: Tensor, steps: int, batch_si
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1; got {batch_size}")
-    dreams = []
-    with torch.inference_mode(), evaluation_mode(predictor):
-        for batch in frames.split(batch_size):
+
+    def dream(batch: Tensor) -> Tensor:
+        with torch.inference_mode(), evaluation_mode(predictor):
             state = predictor.initial_state((len(batch), *batch.shape[2:]))
             for frame in batch.unbind(dim=1):
                 prediction = predictor.predict(state)
                 state = predictor.observe(frame.to(prediction.frame.device, copy=True), prediction, state)
-            dreams.append(rollout(predictor, state, steps)[0].to(frames.device))
-    return torch.cat(dreams)
+            return rollout(predictor, state, steps)[0].to(frames.device)
+
+    return torch.cat(mapped(dream, frames.split(batch_size)))
 
 
 def check_sequences(frames: Tensor) -> None:

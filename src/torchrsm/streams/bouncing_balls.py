@@ -11,6 +11,7 @@ integers, sums, products and quotients. So it depends on no library's generator,
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from torchrsm.compiling import compiled
 from torchrsm.streams.random import WEYL, mix, uniform
+from torchrsm.streams.share import check_part
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
 
 BOX = 10.0
@@ -108,6 +110,7 @@ class BouncingBalls:
         self._seed = np.uint64(seed)
         self._dephased = dephased
         self._first_sequence = int(first_sequence)
+        self._elements_from, self._elements_played = 0, self._batch_size
         self._positions = np.empty((self._batch_size, int(balls), 2))
         self._velocities = np.empty_like(self._positions)
         self._step: int
@@ -118,7 +121,7 @@ class BouncingBalls:
     @property
     def batch_size(self) -> int:
         """Number of sequences played side by side."""
-        return self._batch_size
+        return self._elements_played
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -130,7 +133,7 @@ class BouncingBalls:
 
     def __next__(self) -> StreamBatch:
         numbers, times = self._numbers, self._times
-        frames = torch.zeros(self._batch_size, *self.frame_shape, dtype=torch.float32)
+        frames = torch.zeros(self.batch_size, *self.frame_shape, dtype=torch.float32)
         _render(self._positions, self._radius, frames.numpy()[:, 0])
         starts = (times == 0) | (self._step == 0)
 
@@ -156,9 +159,28 @@ class BouncingBalls:
         """
         self._seek(saved_step(state, self._settings))
 
+    def part(self, first: int, count: int) -> BouncingBalls:
+        """Return a stream of some elements of this one alone, from its position on, bit by bit as they are played here.
+
+        The position that it saves is that of the whole.
+
+        Args:
+            first: the first element, 0 or more.
+            count: how many, 1 or more.
+
+        Raises:
+            ValueError: there are no such elements.
+        """
+        check_part(self.batch_size, first, count)
+        part = copy.copy(self)
+        part._elements_from, part._elements_played = self._elements_from + first, count
+        part._seek(self._step)
+        return part
+
     def _elements(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         numbers, times = element_positions(step, self._batch_size, self._sequence_length, self._dephased)
-        return numbers + self._first_sequence, times
+        part = slice(self._elements_from, self._elements_from + self._elements_played)
+        return (numbers + self._first_sequence)[part], times[part]
 
     def _seek(self, step: int) -> None:
         """Go to a step: the world is simulated again from the starts of the sequences that play there."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from pydantic import Field, field_validator
 from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.config import Config
 from torchrsm.devices import DeviceName
+from torchrsm.learning.ranks import Ranks
 from torchrsm.predictor import Predictor
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
@@ -44,6 +45,8 @@ from torchrsm.storage.tensors import make_folder, write_atomically
 from torchrsm.streams.settings import BouncingBallsConfig
 from torchrsm.streams.splits import bouncing_ball_frames
 from torchrsm.systems import load
+
+_ALONE = Ranks()
 
 SETTINGS_FILE = "bench.json"
 
@@ -133,6 +136,8 @@ class Bench:
     Args:
         config: what to compare.
         folder: made if need be; new, empty, or that of a bench with the same `COMPARABLE` settings.
+        ranks: the processes that share out the systems and seeds; each trains its own ones alone. Rank 0 measures the
+            speed of prediction and writes the table.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -140,10 +145,15 @@ class Bench:
         OSError: it cannot be made or written.
     """
 
-    def __init__(self, config: BenchConfig, folder: Path | str) -> None:
+    def __init__(self, config: BenchConfig, folder: Path | str, ranks: Ranks = _ALONE) -> None:
         self.config = config
         self.folder = Path(folder)
-        settings = config.model_dump(include=set(COMPARABLE), mode="json")
+        self._ranks = ranks
+        ranks.from_first(self._prepare)
+
+    def _prepare(self) -> None:
+        """Make the folder, if it is not that of something else."""
+        settings = self.config.model_dump(include=set(COMPARABLE), mode="json")
         _check_folder(self.folder, settings)
         for part in ("", "runs", "scores", "memory"):
             make_folder(self.folder / part)
@@ -161,26 +171,36 @@ class Bench:
             KeyboardInterrupt: interrupted; the same call goes on.
             BlockingIOError: another process is writing to the folder.
         """
-        with locked(self.folder):
+        with ExitStack() as held:
+            self._ranks.from_first(lambda: held.enter_context(locked(self.folder)))
             return self._run(reporting, say)
 
     def _run(self, reporting: Reporting, say: Callable[[str], None]) -> Results:
-        for seed in range(self.config.seeds):
-            # Every other round runs backwards, so that no system always has the machine at its coolest.
-            for name in self.config.systems[:: 1 if seed % 2 == 0 else -1]:
-                if not self._scores_file(name, seed).exists():
-                    self._train_and_score(name, seed, reporting)
-                    (row,) = (row for row in self._write().rows if row.system == name)
-                    say(f"{name} seed {seed}: {row.error:.3f} squared error per frame")
-        for length in self.config.memory_from_length:
-            for name in self.config.systems:
-                file = self.folder / "memory" / f"{name}-{length}.json"
-                if name not in WITHOUT_WEIGHTS and not file.exists():
-                    peak = peak_mebibytes(short_run(name, length, self.config.threads, self.config.device))
-                    _write_json(file, {"system": name, "length": length, "peak_mebibytes": peak})
-                    say(f"{name}: peak memory {peak:,.0f} MiB on sequences of {length} frames")
-        self._measure_speed()
-        return self._write()
+        # Every other round runs backwards, so that no system always has the machine at its coolest.
+        rounds = [(s, n) for s in range(self.config.seeds) for n in self.config.systems[:: 1 if s % 2 == 0 else -1]]
+        missing = self._ranks.from_first(lambda: [(s, n) for s, n in rounds if not self._scores_file(n, s).exists()])
+        self._ranks.map(lambda task: self._score(task[1], task[0], reporting, say), missing)
+        pairs = [(length, name) for length in self.config.memory_from_length for name in self.config.systems]
+        unmeasured = self._ranks.from_first(
+            lambda: [(k, n) for k, n in pairs if n not in WITHOUT_WEIGHTS and not self._memory_file(n, k).exists()]
+        )
+        self._ranks.map(lambda task: self._measure_memory(task[1], task[0], say), unmeasured)
+        self._ranks.from_first(self._measure_speed)
+        return self._ranks.from_first(self._write)
+
+    def _score(self, name: str, seed: int, reporting: Reporting, say: Callable[[str], None]) -> None:
+        self._train_and_score(name, seed, reporting)
+        if self._ranks.rank == 0:
+            (row,) = (row for row in self._write().rows if row.system == name)
+            say(f"{name} seed {seed}: {row.error:.3f} squared error per frame")
+
+    def _measure_memory(self, name: str, length: int, say: Callable[[str], None]) -> None:
+        peak = peak_mebibytes(short_run(name, length, self.config.threads, self.config.device))
+        _write_json(self._memory_file(name, length), {"system": name, "length": length, "peak_mebibytes": peak})
+        say(f"{name}: peak memory {peak:,.0f} MiB on sequences of {length} frames")
+
+    def _memory_file(self, name: str, length: int) -> Path:
+        return self.folder / "memory" / f"{name}-{length}.json"
 
     def _run_folder(self, name: str, seed: int) -> Path:
         return self.folder / "runs" / f"{name}-seed-{seed}"
