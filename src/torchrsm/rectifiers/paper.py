@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig
-from torchrsm.rectifiers.parts import LEAKY_SLOPE, bordered, inside
+from torchrsm.rectifiers.parts import LEAKY_SLOPE, Convolution, TransposedConvolution, bordered, inside
 from torchrsm.rsm.functional import Cells
 
 
@@ -36,11 +36,11 @@ class PaperGenerator(Rectifier):
         self.pad, self.pad_value = sizes.pad, sizes.pad_value
         channels = sizes.channels
         self.encoder = nn.ModuleList(
-            nn.Conv2d(before, after, 5, stride, padding=2)
+            Convolution(before, after, 5, stride, padding=2)
             for before, after, stride in ((channels, 64, 1), (64, 128, 2), (128, 256, 1))
         )
         self.decoder = nn.ModuleList(
-            nn.ConvTranspose2d(before, after, 5, stride, padding=2, output_padding=stride - 1)
+            TransposedConvolution(before, after, 5, stride, padding=2, output_padding=stride - 1)
             for before, after, stride in ((256, 128, 2), (128, 64, 1), (64, channels, 1))
         )
 

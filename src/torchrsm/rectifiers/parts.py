@@ -32,9 +32,28 @@ def inside(padded: Tensor, pad: int, raw: Tensor) -> Tensor:
     return padded[:, :, pad : pad + height, pad : pad + width]
 
 
-def convolution(before: int, after: int) -> nn.Conv2d:
+class Convolution(nn.Conv2d):
+    """A convolution whose result has the type of its input, also where it is computed in bfloat16.
+
+    What follows it, norms and activations, is then exact, and faster than on bfloat16.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the map ``[b, out, h', w']`` of a map ``[b, in, h, w]``."""
+        return super().forward(input).to(input.dtype)
+
+
+class TransposedConvolution(nn.ConvTranspose2d):
+    """A transposed convolution whose result has the type of its input, see `Convolution`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Return the map ``[b, out, h', w']`` of a map ``[b, in, h, w]``."""
+        return super().forward(input, output_size).to(input.dtype)
+
+
+def convolution(before: int, after: int) -> Convolution:
     """Return a 3x3 convolution that keeps the size of its map."""
-    return nn.Conv2d(before, after, 3, padding=1)
+    return Convolution(before, after, 3, padding=1)
 
 
 def from_zero(layer: _Layer) -> _Layer:

@@ -14,6 +14,8 @@ from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig,
 from torchrsm.rectifiers.parts import (
     LEAKY_SLOPE,
     CellWeights,
+    Convolution,
+    TransposedConvolution,
     bordered,
     convolution,
     from_zero,
@@ -52,10 +54,10 @@ class _Normed(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int = 1, up: bool = False) -> None:
         super().__init__()
-        self.convolution: nn.Conv2d | nn.ConvTranspose2d = (
-            nn.ConvTranspose2d(before, after, 3, 2, padding=1, output_padding=1)
+        self.convolution: Convolution | TransposedConvolution = (
+            TransposedConvolution(before, after, 3, 2, padding=1, output_padding=1)
             if up
-            else nn.Conv2d(before, after, 3, stride, padding=1)
+            else Convolution(before, after, 3, stride, padding=1)
         )
         self.norm = nn.GroupNorm(2, after)
 
@@ -94,7 +96,7 @@ class UNetGenerator(Rectifier):
         )
         self.up = _Normed(width, features, up=True)
         self.draw = _Normed(2 * features, features)
-        self.tail = from_zero(nn.Conv2d(features, sizes.channels, 1))
+        self.tail = from_zero(Convolution(features, sizes.channels, 1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property

@@ -23,11 +23,14 @@ from torchrsm.rsm.kernels.vectors import (
     add_2,
     add_4,
     add_at_places,
+    add_half,
     add_packed_2,
     add_packed_8,
     add_packed_wide,
+    add_quarter,
     add_wide,
     keep_from,
+    keep_others,
     rank_among,
 )
 
@@ -196,6 +199,12 @@ def _add_rows(
     if c + LANES <= n:
         add_1(out, start + c, weight, column + c, rows, values, count)
         c += LANES
+    if c + LANES // 2 <= n:
+        add_half(out, start + c, weight, column + c, rows, values, count)
+        c += LANES // 2
+    if c + LANES // 4 <= n:
+        add_quarter(out, start + c, weight, column + c, rows, values, count)
+        c += LANES // 4
     if c < n:
         for i in range(count):
             v, row = values[i], weight[rows[i]]
@@ -301,22 +310,38 @@ def _pool(s: Step, x: Input, n: int, scratch: Scratch) -> None:
 
 
 @_jit
-def _active_inputs(s: Step, location: int, x: Input, n: int, scratch: Scratch) -> int:
-    """List the feed-forward rows that the non-zero pixels of a location name, and their values; return how many."""
-    rows, values = scratch.rows, scratch.values
+def _copy_patch(s: Step, location: int, x: Input, n: int, patch: Floats) -> None:
+    """Copy the window of a map that a location sees, in the order of the feed-forward rows; 0 outside of the map."""
     y0 = (location // s.width) * s.stride - s.top
     x0 = (location % s.width) * s.stride - s.left
     channels = x.image.shape[3]
+    run = s.kernel_size * channels
+    first = max(0, -x0) * channels
+    last = min(s.kernel_size, s.input_width - x0) * channels
+    for dy in range(s.kernel_size):
+        part = patch[dy * run : (dy + 1) * run]
+        if y0 + dy < 0 or y0 + dy >= s.input_height or first > 0 or last < run:
+            part[:] = 0.0
+        if 0 <= y0 + dy < s.input_height:
+            line = x.image[n, y0 + dy].reshape(-1)
+            for c in range(first, last):
+                part[c] = line[x0 * channels + c]
+
+
+@_jit
+def _active_inputs(s: Step, location: int, x: Input, n: int, scratch: Scratch) -> int:
+    """List the feed-forward rows that the non-zero pixels of a location name, and their values; return how many."""
+    patch, rows, values = scratch.patch, scratch.rows, scratch.values
+    _copy_patch(s, location, x, n, patch)
+    taps = patch.shape[0]
     count = 0
-    for dy in range(max(0, -y0), min(s.kernel_size, s.input_height - y0)):
-        for dx in range(max(0, -x0), min(s.kernel_size, s.input_width - x0)):
-            tap = (dy * s.kernel_size + dx) * channels
-            for c in range(channels):
-                v = x.image[n, y0 + dy, x0 + dx, c]
-                if v != 0.0:
-                    rows[count] = tap + c
-                    values[count] = v
-                    count += 1
+    for i in range(0, taps // LANES * LANES, LANES):
+        count = keep_others(patch, i, np.float32(0.0), values, rows, count)
+    for i in range(taps // LANES * LANES, taps):
+        if patch[i] != 0.0:
+            rows[count] = i
+            values[count] = patch[i]
+            count += 1
     return count
 
 
@@ -609,7 +634,7 @@ def select_gradient(
     k = s.active_groups
     image = r.input.height == 0
     taps = s.kernel_size**2 * r.input.image.shape[3]
-    rows, values, patch, d_above = scratch.rows, scratch.values, scratch.patch, scratch.above
+    patch, d_above = scratch.patch, scratch.above
     for n in range(n0, n1):
         d_above[:] = 0.0
         for p in range(s.height * s.width):
@@ -621,12 +646,9 @@ def select_gradient(
             if not some:
                 continue
             if image:
-                count = _active_inputs(s, p, r.input, n, scratch)
-                patch[:] = 0.0
-                for i in range(count):
-                    patch[rows[i]] = values[i]
+                _copy_patch(s, p, r.input, n, patch)
                 for e in range(k):
-                    if d[e] != 0.0 and count > 0:
+                    if d[e] != 0.0:
                         row = sums.feedforward[winners[e] % s.groups]
                         v = d[e]
                         for t in range(taps):

@@ -40,10 +40,11 @@ def _repeated(value: int) -> ir.Constant:
     return ir.Constant(_BITS, [value] * LANES)
 
 
-def _broadcast(builder: Any, value: Any) -> Any:
-    nothing = ir.Constant(_FLOATS, ir.Undefined)
+def _broadcast(builder: Any, value: Any, lanes: int = LANES) -> Any:
+    """Return a vector that holds the value in each lane."""
+    nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(nothing, value, ir.Constant(_LANE, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(_BITS, [0] * LANES))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_LANE, lanes), [0] * lanes))
 
 
 def _load(builder: Any, pointer: Any, kind: Any) -> Any:
@@ -52,12 +53,12 @@ def _load(builder: Any, pointer: Any, kind: Any) -> Any:
     return value
 
 
-def _exact_row(builder: Any, base: Any, vectors: int, index: Callable[[int], Any]) -> list[Any]:
+def _exact_row(builder: Any, base: Any, vectors: int, kind: Any, index: Callable[[int], Any]) -> list[Any]:
     """Load float32 numbers."""
-    return [_load(builder, builder.gep(base, [index(v * LANES)]), _FLOATS) for v in range(vectors)]
+    return [_load(builder, builder.gep(base, [index(v * kind.count)]), kind) for v in range(vectors)]
 
 
-def _packed_row(builder: Any, base: Any, vectors: int, index: Callable[[int], Any]) -> list[Any]:
+def _packed_row(builder: Any, base: Any, vectors: int, kind: Any, index: Callable[[int], Any]) -> list[Any]:
     """Load pairs of bfloat16 numbers: a word holds one of the first vector in its lower half, of the next above."""
     row = []
     for pair in range(vectors // 2):
@@ -67,13 +68,14 @@ def _packed_row(builder: Any, base: Any, vectors: int, index: Callable[[int], An
     return row
 
 
-def _strip_of(vectors: int, packed: bool) -> Any:
+def _strip_of(vectors: int, packed: bool, lanes: int = LANES) -> Any:
     """Return a function ``(out, start, weight, column, rows, values, count)`` for compiled code.
 
-    It adds ``sum(values[i] * weight[rows[i], column:])`` over the first ``count`` rows to the ``vectors * LANES``
+    It adds ``sum(values[i] * weight[rows[i], column:])`` over the first ``count`` rows to the ``vectors * lanes``
     numbers of ``out`` from ``start`` on. Nothing is checked. Rows of ``packed`` weights are half as long, but
     ``column`` counts numbers there, too.
     """
+    kind = ir.VectorType(ir.FloatType(), lanes)
 
     @intrinsic
     def strip(typing: Any, out: Any, start: Any, weight: Any, column: Any, rows: Any, values: Any, count: Any) -> Any:
@@ -93,7 +95,7 @@ def _strip_of(vectors: int, packed: bool) -> Any:
             first = builder.lshr(column, index(1)) if packed else column
             weights = builder.gep(weight_.data, [first])
             target = builder.gep(out_.data, [start])
-            sums = _exact_row(builder, target, vectors, index)
+            sums = _exact_row(builder, target, vectors, kind, index)
             before = builder.block
             loop, done = builder.append_basic_block("rows"), builder.append_basic_block("done")
             builder.cbranch(builder.icmp_signed(">", count, index(0)), loop, done)
@@ -101,16 +103,16 @@ def _strip_of(vectors: int, packed: bool) -> Any:
             builder.position_at_end(loop)
             i = builder.phi(integer)
             i.add_incoming(index(0), before)
-            running = [builder.phi(_FLOATS) for _ in sums]
+            running = [builder.phi(kind) for _ in sums]
             for phi, value in zip(running, sums, strict=True):
                 phi.add_incoming(value, before)
             row = builder.zext(builder.load(builder.gep(rows_.data, [i])), integer)
-            factor = _broadcast(builder, builder.load(builder.gep(values_.data, [i])))
+            factor = _broadcast(builder, builder.load(builder.gep(values_.data, [i])), lanes)
             base = builder.gep(weights, [builder.mul(row, stride)])
             load = _packed_row if packed else _exact_row
             added = [
                 builder.fadd(total, builder.fmul(part, factor, flags=_CONTRACT), flags=_CONTRACT)
-                for total, part in zip(running, load(builder, base, vectors, index), strict=True)
+                for total, part in zip(running, load(builder, base, vectors, kind, index), strict=True)
             ]
             following = builder.add(i, index(1))
             i.add_incoming(following, loop)
@@ -119,12 +121,12 @@ def _strip_of(vectors: int, packed: bool) -> Any:
             builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
 
             builder.position_at_end(done)
-            results = [builder.phi(_FLOATS) for _ in sums]
+            results = [builder.phi(kind) for _ in sums]
             for phi, value, final in zip(results, sums, added, strict=True):
                 phi.add_incoming(value, before)
                 phi.add_incoming(final, loop)
             for v, result in enumerate(results):
-                place = builder.bitcast(builder.gep(target, [index(v * LANES)]), _FLOATS.as_pointer())
+                place = builder.bitcast(builder.gep(target, [index(v * lanes)]), kind.as_pointer())
                 builder.store(result, place).align = 4
             return context.get_dummy_value()
 
@@ -137,47 +139,57 @@ add_wide = _strip_of(WIDEST, False)
 add_4 = _strip_of(4, False)
 add_2 = _strip_of(2, False)
 add_1 = _strip_of(1, False)
+add_half = _strip_of(1, False, LANES // 2)
+add_quarter = _strip_of(1, False, LANES // 4)
 add_packed_wide = _strip_of(WIDEST, True)
 add_packed_8 = _strip_of(8, True)
 add_packed_2 = _strip_of(2, True)
 
 
-@intrinsic
-def keep_from(typing: Any, numbers: Any, start: Any, least: Any, kept: Any, index: Any, count: Any) -> Any:
-    """Copy those of ``numbers[start : start + LANES]`` that are at least ``least`` to ``kept[count:]``, in their order.
+def _keeper(chosen_by: Callable[[Any, Any, Any], Any]) -> Any:
+    """Return a function ``(numbers, start, bound, kept, index, count)`` for compiled code.
 
-    Their positions go to ``index[count:]``. Nothing is checked. Returns the new count.
+    It copies those of ``numbers[start : start + LANES]`` that are chosen to ``kept[count:]``, in their order, and their
+    positions to ``index[count:]``. Nothing is checked. It returns the new count.
+
+    Args:
+        chosen_by: compares the vector of the numbers with that of the bound.
     """
-    signature = types.intp(numbers, types.intp, types.float32, kept, index, types.intp)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        numbers_, kept_, index_ = (
-            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 4)
-        )
-        start, least, count = arguments[1], arguments[2], arguments[5]
-        values = _load(builder, builder.gep(numbers_.data, [start]), _FLOATS)
-        chosen = builder.fcmp_ordered(">=", values, _broadcast(builder, least))
-        first = builder.trunc(start, _LANE)
-        nothing = ir.Constant(_BITS, ir.Undefined)
-        firsts = builder.shuffle_vector(
-            builder.insert_element(nothing, first, ir.Constant(_LANE, 0)), nothing, ir.Constant(_BITS, [0] * LANES)
-        )
-        positions = builder.add(firsts, ir.Constant(_BITS, list(range(LANES))))
-        mask = ir.VectorType(ir.IntType(1), LANES)
-        for kind, name, vector, array in ((_FLOATS, "f32", values, kept_), (_BITS, "i32", positions, index_)):
-            pointer = builder.gep(array.data, [count])
-            element = pointer.type.pointee
-            function = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(ir.VoidType(), [kind, element.as_pointer(), mask]),
-                f"llvm.masked.compressstore.v{LANES}{name}",
+    @intrinsic
+    def keep(typing: Any, numbers: Any, start: Any, bound: Any, kept: Any, index: Any, count: Any) -> Any:
+        signature = types.intp(numbers, types.intp, types.float32, kept, index, types.intp)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            numbers_, kept_, index_ = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 4)
             )
-            builder.call(function, [vector, pointer, chosen])
-        bits = builder.bitcast(chosen, ir.IntType(LANES))
-        found = builder.zext(builder.ctpop(bits), count.type)
-        return builder.add(count, found)
+            start, bound, count = arguments[1], arguments[2], arguments[5]
+            values = _load(builder, builder.gep(numbers_.data, [start]), _FLOATS)
+            chosen = chosen_by(builder, values, _broadcast(builder, bound))
+            first = builder.trunc(start, _LANE)
+            positions = builder.add(_broadcast(builder, first), ir.Constant(_BITS, list(range(LANES))))
+            mask = ir.VectorType(ir.IntType(1), LANES)
+            for kind, name, vector, array in ((_FLOATS, "f32", values, kept_), (_BITS, "i32", positions, index_)):
+                pointer = builder.gep(array.data, [count])
+                element = pointer.type.pointee
+                function = cgutils.get_or_insert_function(
+                    builder.module,
+                    ir.FunctionType(ir.VoidType(), [kind, element.as_pointer(), mask]),
+                    f"llvm.masked.compressstore.v{LANES}{name}",
+                )
+                builder.call(function, [vector, pointer, chosen])
+            bits = builder.bitcast(chosen, ir.IntType(LANES))
+            found = builder.zext(builder.ctpop(bits), count.type)
+            return builder.add(count, found)
 
-    return signature, generate
+        return signature, generate
+
+    return keep
+
+
+keep_from = _keeper(lambda builder, values, bound: builder.fcmp_ordered(">=", values, bound))  # at least the bound
+keep_others = _keeper(lambda builder, values, bound: builder.fcmp_unordered("!=", values, bound))  # NaN is kept
 
 
 @intrinsic
@@ -204,11 +216,7 @@ def rank_among(typing: Any, numbers: Any, at: Any, vectors: Any) -> Any:
         start = builder.mul(i, ir.Constant(integer, LANES))
         others = _load(builder, builder.gep(data, [start]), _FLOATS)
         ahead = builder.trunc(builder.sub(at, start), _LANE)  # lanes below it come first
-        nothing = ir.Constant(_BITS, ir.Undefined)
-        limit = builder.shuffle_vector(
-            builder.insert_element(nothing, ahead, ir.Constant(_LANE, 0)), nothing, ir.Constant(_BITS, [0] * LANES)
-        )
-        first = builder.icmp_signed("<", ir.Constant(_BITS, list(range(LANES))), limit)
+        first = builder.icmp_signed("<", ir.Constant(_BITS, list(range(LANES))), _broadcast(builder, ahead))
         larger = builder.fcmp_ordered(">", others, own)
         equal = builder.and_(builder.fcmp_ordered("==", others, own), first)
         bits = builder.bitcast(builder.or_(larger, equal), ir.IntType(LANES))
@@ -279,11 +287,6 @@ def _add_vector(builder: Any, base: Any, places: Any, values: Any, at: Any, left
     def function(name: str, result: Any, kinds: list[Any]) -> Any:
         return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, kinds), name)
 
-    def repeated(value: Any) -> Any:
-        nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
-        one = builder.insert_element(nothing, value, ir.Constant(_LANE, 0))
-        return builder.shuffle_vector(one, nothing, ir.Constant(bits, [0] * lanes))
-
     numbers = builder.bitcast(builder.gep(values, [at]), floats.as_pointer())
     where = builder.bitcast(builder.gep(places, [at]), bits.as_pointer())
     zeros, none, align = ir.Constant(floats, [0.0] * lanes), ir.Constant(bits, [0] * lanes), ir.Constant(_LANE, 4)
@@ -292,7 +295,9 @@ def _add_vector(builder: Any, base: Any, places: Any, values: Any, at: Any, left
         change, index = builder.load(numbers), builder.load(where)
         change.align = index.align = 4
     else:
-        mask = builder.icmp_signed("<", ir.Constant(bits, list(range(lanes))), repeated(builder.trunc(left, _LANE)))
+        mask = builder.icmp_signed(
+            "<", ir.Constant(bits, list(range(lanes))), _broadcast(builder, builder.trunc(left, _LANE), lanes)
+        )
         load_numbers = function(
             f"llvm.masked.load.v{lanes}f32.p0", floats, [floats.as_pointer(), _LANE, mask_type, floats]
         )
@@ -307,7 +312,7 @@ def _add_vector(builder: Any, base: Any, places: Any, values: Any, at: Any, left
     old = builder.call(
         function(gather, floats, [floats, pointer, bits, mask_type, _LANE]), [zeros, base, index, mask, scale]
     )
-    new = builder.fadd(old, builder.fmul(change, repeated(factor), flags=_CONTRACT), flags=_CONTRACT)
+    new = builder.fadd(old, builder.fmul(change, _broadcast(builder, factor, lanes), flags=_CONTRACT), flags=_CONTRACT)
     builder.call(
         function(scatter, ir.VoidType(), [pointer, mask_type, bits, floats, _LANE]), [base, mask, index, new, scale]
     )
