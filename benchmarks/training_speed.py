@@ -3,9 +3,10 @@
     git worktree add ../before COMMIT
     python benchmarks/training_speed.py --against ../before --json benchmarks/results/training_speed.json
 
-For each phase of learning (the stack alone, stack and rectifier, the rectifier alone) both checkouts train on one
-thread. While one takes its turn the other waits, so that what else happens on the machine meets both alike. A turn is
-measured in processor time; the ratio is that of two turns, one after the other.
+For each phase of learning (the stack alone, stack and rectifier, the rectifier alone) both checkouts train, each in the
+precision that it chooses (or ``--precision`` here). While one takes its turn the other waits, so that what else happens
+on the machine meets both alike. A turn is measured in processor time with one thread, by the clock with more; the ratio
+is that of two turns, one after the other. The other checkout needs to know no preset of this one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torchrsm
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES: dict[str, dict[str, float | None]] = {
@@ -32,25 +36,25 @@ CHILD = """
 import json, sys, tempfile, time
 import torchrsm
 
-preset, changes, updates, turns = json.loads(sys.argv[1])
-settings = json.loads(torchrsm.preset(preset).model_dump_json())
-settings["rectifying"] |= changes
-settings["training"] |= {"steps": updates * turns, "minutes": None, "threads": 1, "log_steps": updates}
+settings, updates = json.loads(sys.argv[1])
+known = torchrsm.TrainingConfig.model_fields
+settings["training"] = {name: value for name, value in settings["training"].items() if name in known}
 run = torchrsm.RunConfig.model_validate_json(json.dumps(settings))
+clock = time.process_time if run.training.threads == 1 else time.perf_counter
 begun = None
 
 def report(record):
     global begun
     if begun is not None:
-        print(json.dumps(updates * run.training.batch_size / (time.process_time() - begun)), flush=True)
+        print(json.dumps(updates * run.training.batch_size / (clock() - begun)), flush=True)
     sys.stdin.readline()
-    begun = time.process_time()
+    begun = clock()
 
 with tempfile.TemporaryDirectory() as folder:
     trainer = torchrsm.Trainer(run, folder)
     print(json.dumps("ready"), flush=True)
     sys.stdin.readline()
-    begun = time.process_time()
+    begun = clock()
     trainer.run(report)
 """
 
@@ -58,11 +62,10 @@ with tempfile.TemporaryDirectory() as folder:
 class Runner:
     """A training in a checkout, which goes on a turn at a time."""
 
-    def __init__(self, checkout: Path, preset: str, phase: str, updates: int, turns: int) -> None:
+    def __init__(self, checkout: Path, settings: dict[str, Any], updates: int) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
-        settings = json.dumps([preset, PHASES[phase], updates, turns])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, settings],
+            [sys.executable, "-c", CHILD, json.dumps([settings, updates])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -90,11 +93,21 @@ class Runner:
         return json.loads(line)
 
 
-def compare(against: Path, preset: str, phase: str, updates: int, turns: int) -> dict[str, float | list[float]]:
+def compare(options: argparse.Namespace, phase: str) -> dict[str, float | list[float]]:
     """Return the median speeds in frames a second, and the quartiles of the ratio, of one phase."""
-    runners = {
-        name: Runner(path, preset, phase, updates, turns + 1) for name, path in (("here", ROOT), ("against", against))
+    turns, updates = options.turns, options.updates
+    settings = json.loads(torchrsm.preset(options.preset).model_dump_json())
+    settings["rectifying"] |= PHASES[phase]
+    settings["training"] |= {
+        "steps": updates * (turns + 1),
+        "minutes": None,
+        "batch_size": options.batch_size or settings["training"]["batch_size"],
+        "threads": options.threads,
+        "log_steps": updates,
+        "precision": options.precision,
     }
+    checkouts = {"here": ROOT, "against": options.against.resolve()}
+    runners = {name: Runner(path, settings, updates) for name, path in checkouts.items()}
     speeds: dict[str, list[float]] = {"here": [], "against": []}
     try:
         for number in range(turns):
@@ -119,11 +132,16 @@ def main() -> None:
     parser.add_argument("--preset", default="balls")
     parser.add_argument("--updates", type=int, default=10, help="of a turn")
     parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, help="default: that of the preset")
+    parser.add_argument("--precision", default="auto", help="of this checkout")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result: dict[str, object] = {"preset": options.preset, "updates": options.updates, "turns": options.turns}
-    for phase in PHASES:
-        found = compare(options.against.resolve(), options.preset, phase, options.updates, options.turns)
+    names = ("preset", "updates", "turns", "threads", "batch_size", "precision")
+    result: dict[str, object] = {name: getattr(options, name) for name in names}
+    for phase in options.phases:
+        found = compare(options, phase)
         low, high = found["ratio_quartiles"]
         print(
             f"{phase}: {found['here']:.0f} frames/s here, {found['against']:.0f} there, "

@@ -4,12 +4,13 @@ import os
 import device_under_test
 import pytest
 import torch
-from foreign_device import foreign_device
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; its kernels then run on the CPU
 
-from torchrsm.rsm import kernels  # not before the variable is set
+from foreign_device import foreign_device  # not before the variable is set
+
+from torchrsm.rsm import kernels
 from torchrsm.rsm.kernels.cuda import CudaEngine
 
 

@@ -391,7 +391,7 @@ ELSEWHERE = {
     # Tested by name in tests/runs/test_trainer.py: the loop around an update, and where the stack comes from.
     *(
         ("TrainingConfig", name)
-        for name in ("steps", "minutes", "threads", "device", "log_steps", "checkpoint_seconds")
+        for name in ("steps", "minutes", "threads", "device", "precision", "log_steps", "checkpoint_seconds")
     ),
     ("TrainingConfig", "batch_size"),
     ("RunConfig", "stack_from"),

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from torchrsm.learning import randomness
+from torchrsm.rsm import kernels
+from torchrsm.rsm.kernels.cuda import CudaEngine
 
 FOREIGN = torch.device("cuda:0")
 CPU = torch.device("cpu")
@@ -133,6 +135,8 @@ def foreign_device() -> Iterator[torch.device]:
         patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
         patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.zeros(16, dtype=torch.uint8))
         patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
+        engine = kernels.ENGINES["cuda"]._replace(engine=CudaEngine(triton=False), package=None)
+        patch.setitem(kernels.ENGINES, "cuda", engine)  # Triton's interpreter is slow
         patch.setattr(randomness, "_WITH_GENERATOR", frozenset())  # it draws from the CPU's generator
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # so that weights get the mark

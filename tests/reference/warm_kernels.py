@@ -13,7 +13,7 @@ from torchrsm.runs.settings import RunConfig
 
 def tiny_run(**training):
     run = preset("tiny")
-    return run.replace(training=run.training.replace(**{"device": device_name(), **training}))
+    return run.replace(training=run.training.replace(**{"device": device_name(), "precision": "float32", **training}))
 
 
 def rectified_run(rectifying=None, stack_from=None, **training):

@@ -67,6 +67,14 @@ CASES = {
     "connected": {"decoder_kernel_size": 0, "margin": 1},
     "connected, cells": {"decoder_kernel_size": 0, "channels": 4, "pool": 2, "input_grid": (3, 4)},
     "batch of 1": {"batch": 1},
+    # Sizes from which the fused engine takes vectors, packed weights, columns of ranks, one tap at a time.
+    "many cells": {"groups": 163, "cells_per_group": 1, "active_groups": 20, "recurrent_kernel_size": 3},
+    "many groups of cells": {"groups": 96, "cells_per_group": 2, "active_groups": 9, "order": "refractory"},
+    "many channels": {"channels": 45, "pool": 1, "groups": 70, "cells_per_group": 1, "active_groups": 5, "margin": 1},
+    "many channels, pooled": {"channels": 36, "pool": 2, "input_grid": (5, 4), "stride": 1, "decoder_kernel_size": 2},
+    "many channels of a map": {"channels": 19, "trace": True, "kernel_size": 5, "bias_per_element": False},
+    "many cells, dense memory": {"groups": 66, "cells_per_group": 1, "memory": "dense", "recurrent_kernel_size": 3},
+    "many cells, inhibition": {"groups": 150, "cells_per_group": 1, "order": "inhibition", "active_groups": 12},
 }
 
 
@@ -206,7 +214,7 @@ def test_agrees_with_the_reference(case, fast, reference):
     assert index.dtype == torch.int32
     assert a.dtype == torch.float32
     assert torch.equal(index, expected_index)
-    torch.testing.assert_close(a, expected_a, rtol=0, atol=1e-5)
+    torch.testing.assert_close(a, expected_a, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(decoded, expected_decoded, rtol=0, atol=1e-5)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
     assert_close_gradients(gradients, expected_gradients, 1e-4)
@@ -287,15 +295,35 @@ def test_decode_has_the_gradients_of_the_reference(case, fast, reference):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["cuda", "cuda, sorting, convolutions"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [(name, "bfloat16") for name in FAST] + [(name, "tf32") for name in FAST if name != "fused"],
+)
 def test_equals_the_reference_without_rounding_in_any_precision(name, case, precision, reference, monkeypatch):
     """The numbers here are whole eighths up to 32, which a bfloat16 holds."""
     if "convolutions" in name:
         monkeypatch.setattr(cuda, "FEW_INPUTS", 0)
     with products_in(precision):
         assert_exact(Problem(1, True, **CASES[case]), FAST[name](), reference)
+
+
+@pytest.mark.cpu_only
+def test_the_fused_engine_rounds_the_weights_that_read_cells(reference):
+    """In bfloat16 it computes what the reference does with rounded weights, up to the order of sums."""
+    problem = Problem(0, False, **CASES["many cells"])
+    exact = problem.select(FusedEngine(threads=1))
+    rounded = problem.weights.recurrent.bfloat16().float()
+    with products_in("bfloat16"):
+        index, drive = problem.select(FusedEngine(threads=2))
+    problem.weights = problem.weights._replace(
+        recurrent=torch.cat((rounded[:, :160], problem.weights.recurrent[:, 160:]), 1)
+    )
+    expected, expected_drive = problem.select(reference)
+    assert (index == expected).float().mean() > 0.99
+    same = (index == expected).all(-1)
+    torch.testing.assert_close(drive[same], expected_drive[same], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(drive, exact[1])
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda, sorting, convolutions"])

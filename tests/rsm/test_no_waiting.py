@@ -42,7 +42,7 @@ def learn(stack, states, frame, learned):
     ):
         layer.decode(prediction)
         loss.backward()
-        layer.update_duty(prediction.cells)
+        layer.update_duty(layer.wins(prediction.cells))
     return stack.observe(frame, predictions, states)
 
 
@@ -146,7 +146,7 @@ def test_wins_are_counted_as_by_bincount():
     index[index == 4] = 5  # a cell that never wins
     expected = layer.duty.clone()
     for _ in range(3):
-        layer.update_duty(Cells(index, index.float()))
+        layer.update_duty(layer.wins(Cells(index, index.float())))
         frequency = torch.bincount(index.flatten(), minlength=9) / 20
         expected.lerp_(frequency, 1 - layer.config.boost_decay)
     assert torch.equal(layer.duty, expected)

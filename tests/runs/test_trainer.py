@@ -13,7 +13,8 @@ import torch
 from device_under_test import device_name, here, is_foreign
 from warm_kernels import rectified_run, tiny_run
 
-from torchrsm import NonFiniteError, RectifyingConfig, Trainer, load
+from torchrsm import NonFiniteError, RectifyingConfig, Trainer, load, precision
+from torchrsm.precision import products, products_in
 from torchrsm.rsm import kernels
 from torchrsm.runs.record import learning_curve
 from torchrsm.runs.settings import RUN_FILE, RunConfig, TrainingConfig, load_run_config
@@ -52,7 +53,7 @@ def test_the_recorded_error_is_that_of_the_frames_after_the_first(tmp_path, monk
     # Without dropout and learning the run can be repeated by hand.
     trainer.model.eval()
     monkeypatch.setattr(trainer.model, "train", lambda mode=True: trainer.model)
-    monkeypatch.setattr(trainer.learner._learning, "step", lambda prediction: None)
+    monkeypatch.setattr(trainer.learner._learning, "step", lambda prediction, wins: None)
     model, frames = trainer.run(), here(frames)
     state, errors = model.initial_state((4, 1, 12, 12)), []
     for t in range(5):
@@ -75,6 +76,45 @@ def test_a_learning_curve_is_the_mean_of_each_stretch(tmp_path):
     assert curve.minutes == [0.5, 1.0, 1.0]
     assert curve.phase == ["stack", "stack", "rectifier"]
     assert curve.frame_squared_error == [3.0, 1.0, 0.4]
+
+
+@pytest.mark.cpu_only
+def test_a_run_computes_in_its_precision_and_puts_the_setting_back(tmp_path):
+    def weights(precision, name):
+        config = rectified_run({"share": 0.5}, steps=12, precision=precision)
+        wide = {"groups": 80, "active_groups": 6, "cells_per_group": 1, "recurrent_kernel_size": 3}
+        config = config.replace(**{f"model.layers.0.{setting}": value for setting, value in wide.items()})
+        trainer = Trainer(config, tmp_path / name)
+        model = trainer.run(lambda record: seen.append(products(CPU)))
+        return {part: torch.cat([w.flatten() for w in getattr(model, part).parameters()]) for part in PARTS}
+
+    CPU, PARTS, seen = torch.device("cpu"), ("stack", "rectifier"), []
+    exact, again, auto = weights("float32", "a"), weights("float32", "b"), weights("auto", "c")
+    assert set(seen[:2]) == {"float32"}
+    assert products(CPU) == "float32"
+    with products_in("auto"):
+        fastest = products(CPU)
+    if fastest == "bfloat16":
+        rounded = weights("bfloat16", "d")
+        assert seen[-1] == "bfloat16"
+        for part in PARTS:
+            assert torch.equal(rounded[part], auto[part])
+            assert not torch.equal(rounded[part], exact[part])
+            assert (rounded[part] - exact[part]).abs().max() < 0.1
+    for part in PARTS:
+        assert torch.equal(exact[part], again[part])
+        assert fastest == "bfloat16" or torch.equal(exact[part], auto[part])
+
+
+@pytest.mark.cpu_only
+def test_a_precision_that_is_not_there_is_refused_at_once(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="precision must be auto, float32 or bfloat16 on cpu; got 'tf32'"):
+        Trainer(tiny_run(steps=1, precision="tf32"), tmp_path / "run")
+    monkeypatch.setattr(precision, "_of_this_cpu", lambda: "float32")
+    message = "precision must be auto or float32 on this CPU, which has no bfloat16; got 'bfloat16'"
+    with pytest.raises(ValueError, match=message):
+        Trainer(tiny_run(steps=1, precision="bfloat16"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_minute_budget_ends_in_time(tmp_path):

@@ -73,7 +73,7 @@ class CudaGraphs:
 
 def recorder_for(device: torch.device) -> Recorder | None:
     """Return what records updates on a device; None where they run as they are written."""
-    return CudaGraphs(device) if device.type == "cuda" else None
+    return CudaGraphs(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
 
 class Updates(Generic[InputsT, StateT]):
