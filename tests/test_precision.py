@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from torchrsm.precision import check_precision, precision, products, products_in
+from torchrsm.precision import check_precision, layers_of, precision, products, products_in
+from torchrsm.rectifiers.parts import Convolution
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MATMUL, CONVOLUTION = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -21,7 +22,22 @@ def test_auto_depends_on_the_device():
     with products_in("auto"):
         assert precision() == "auto"
         assert products(CUDA) == products(torch.device("cuda", 1)) == "tf32"
-        assert products(CPU) == "float32"
+        assert products(CPU) == ("bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32")
+        assert products(torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize(("setting", "kind"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_layers_compute_in_the_precision_and_what_they_return_keeps_its_type(setting, kind):
+    layer, x, seen = Convolution(2, 3, 3, padding=1), torch.rand(1, 2, 5, 5), []
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(torch.is_autocast_enabled("cpu")))
+    exact = layer(x)
+    with products_in(setting), layers_of(CPU):
+        found = layer(x)
+    assert seen == [False, kind == torch.bfloat16]
+    assert found.dtype == torch.float32
+    rounded = torch.nn.functional.conv2d(x.to(kind), layer.weight.to(kind), layer.bias.to(kind), padding=1).float()
+    assert torch.equal(found, rounded)
+    assert (found - exact).abs().max() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,9 @@ def test_layers_that_depend_on_the_size_need_it():
         RSMStack(LAYERS, 1)
 
 
-@pytest.mark.parametrize("engine", ["fused", "reference"])
-def test_all_layers_use_the_same_engine(engine):
-    assert {m.engine for m in RSMStack(LAYERS, 1, frame_grid=Grid(8, 8), engine=engine).layers} == {engine}
+@pytest.mark.parametrize("name", ["fused", "reference"])
+def test_all_layers_use_the_same_engine(name):
+    assert {m.engine for m in RSMStack(LAYERS, 1, frame_grid=Grid(8, 8), engine=name).layers} == {name}
 
 
 @pytest.mark.parametrize("count", [2, 4])
