@@ -316,29 +316,48 @@ def tiles(layer: Layer) -> int:
     return -(-layer.locations // max(1, TILE_BYTES // (FLOAT * layer.step.cells)))
 
 
-def sparse_bytes(layer: Layer, batch: int, packed: bool, ranks: int = 1) -> Bytes:
-    """Return the bytes of a step of the sparse engine on a batch.
+def sparse_bytes(layer: Layer, on: On, batch: int, packed: bool, shown: bool, ranks: int = 1) -> Bytes:
+    """Return the bytes of a step of the sparse engine.
 
-    Each tile of locations reads the weights of the drive once, each sample those of feedback and decoder.
+    Each tile of locations reads the weights of the drive, each sample those of feedback and decoder, of both as many
+    rows as are named there. Their gradients are added up sample by sample.
 
     Args:
         layer: sizes.
+        on: how much is not 0.
         batch: of one process.
         packed: whether weights that read cells are rounded to bfloat16 first.
+        shown: whether the prediction is also shown.
         ranks: processes.
     """
     s, w = layer.step, layer.weights
     own, cells = layer.locations, layer.locations * layer.memory
-    read = FLOAT * batch * tiles(layer) * w["feedforward"] + FLOAT * batch * (w["feedback"] + 3 * w["decoder"])
-    read += (FLOAT // 2 if packed else FLOAT) * batch * tiles(layer) * w["recurrent"]
-    read += (FLOAT + FLOAT // 2) * w["recurrent"] * packed
+    in_tile = own / tiles(layer)
+    packed_cells = FLOAT / 2 if packed else FLOAT
+    memory = packed_cells * tiles(layer) * w["recurrent"] * _named(in_tile * on.memory, s.cells)
+    inputs = tiles(layer) * w["feedforward"]
+    inputs *= packed_cells * _named(in_tile * on.input, layer.read) if layer.winners_below else FLOAT
+    of_sample = (4 + shown) * w["decoder"] * _named(own * s.active_groups, s.groups)
+    if layer.above is not None:
+        named = layer.above.grid.height * layer.above.grid.width * on.above
+        of_sample += 3 * w["feedback"] * _named(named, layer.above.cells)
+    rounded = (w["recurrent"] + w["feedforward"] * (layer.winners_below > 0)) * (FLOAT + FLOAT / 2) * packed
     # Drives are written and read once. Winners: index, value, drive, their gradients, lists sorted by cell.
-    lists = 2 * cells * 2 + 12 * own * s.active_groups
-    maps = 4 * layer.elements * (layer.winners_below == 0)
-    activations = FLOAT * batch * (2 * own * s.cells + lists + maps + 4 * layer.elements)
+    lists = 4 * cells + 12 * own * s.active_groups
+    maps = (4 + 4 * (layer.winners_below == 0)) * layer.elements
     every = sum(w.values())
-    gradients = FLOAT * every * (3 if ranks == 1 else 9)  # summed, scaled; with others, also copied twice, scaled again
-    return Bytes(read, activations, gradients, adam_bytes(every))
+    return Bytes(
+        weights=batch * (memory + inputs + FLOAT * of_sample) + rounded,
+        activations=FLOAT * batch * (2 * own * s.cells + lists + maps),
+        # Summed, then scaled; for others also copied to the message and back, and scaled again.
+        gradients=FLOAT * every * (3 if ranks == 1 else 9),
+        optimiser=adam_bytes(every),
+    )
+
+
+def _named(entries: float, rows: int) -> float:
+    """Return the share of rows that so many entries name, if they name different ones."""
+    return min(1.0, entries / rows)
 
 
 def sparse_calls(layer: Layer, batch: int, packed: bool, shown: bool) -> int:
@@ -511,7 +530,7 @@ def _counting_engine() -> Iterator[_Counter]:
 
 
 def _of_products(out: Any, a: Sequence[int], b: Sequence[int], **_: Any) -> int:
-    """Return the operations of products that are added in place, of their shapes; torch knows only those that are not."""
+    """Return the operations of products that are added in place, which torch's own counter leaves out."""
     return 2 * a[0] * a[1] * a[2] * b[2]
 
 
@@ -610,7 +629,7 @@ class Messages(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Constants of one stack on this machine.
+    """Constants of a stack on this machine.
 
     Attributes:
         multiply_adds_per_second: of the sparse sums, with all that grows as they do.
@@ -623,7 +642,10 @@ class Fit(NamedTuple):
 
 def costs(layers: Sequence[Layer], on: Sequence[On], batch: int, packed: bool, ranks: int = 1) -> tuple[float, float]:
     """Return multiply-adds and bytes of one process in a step of the sparse engine; ``batch`` is its own."""
-    moved = added(sparse_bytes(layer, batch, packed, ranks) for layer in layers)
+    moved = added(
+        sparse_bytes(layer, active, batch, packed, level == 0, ranks)
+        for level, (layer, active) in enumerate(zip(layers, on, strict=True))
+    )
     return batch * sum(sparse_multiply_adds(layers, on)), sum(moved)
 
 
@@ -891,7 +913,10 @@ def counts(name: str, pixels: int, batch: int, on: Sequence[On], machine: Machin
     """Return what a step of a stack costs with both engines; multiply-adds for a frame, all else for a step."""
     layers = layers_of(stack_alone(name, pixels).model, pixels, pixels)
     forward, backward = sparse_multiply_adds(layers, on)
-    sparse = added(sparse_bytes(layer, batch, machine.packed) for layer in layers)
+    sparse = added(
+        sparse_bytes(layer, active, batch, machine.packed, level == 0)
+        for level, (layer, active) in enumerate(zip(layers, on, strict=True))
+    )
     dense = added(dense_bytes(layer, batch, level == 0) for level, layer in enumerate(layers))
     calls = [sparse_calls(layer, batch, machine.packed, level == 0) for level, layer in enumerate(layers)]
     return {
