@@ -56,7 +56,7 @@ STACKS = ("paper", "balls-wide")
 PIXELS = (30, 60, 120, 240)
 FIT_BATCHES = (2, 16)  # at the first of the sizes: what grows from one to the other is the work, the rest is fixed
 WARM_UP = 3  # steps that are not counted
-COPIED = 2**26  # bytes, more than the second cache holds
+COPIED = 2**24  # bytes, as many as large weights have
 MESSAGES = (2**12, 2**22)  # bytes
 FLOAT = 4  # bytes
 
@@ -284,13 +284,20 @@ def sparse_multiply_adds(layers: Sequence[Layer], on: Sequence[On]) -> tuple[flo
     return forward, sum(sparse_backward(layer, active) for layer, active in pairs)
 
 
-# Bytes: what leaves a core's second cache, or is read and written by a GPU's kernels.
+# Bytes.
 
 
 class Bytes(NamedTuple):
-    """Bytes of a step, by what they belong to."""
+    """Bytes of a step, by what they belong to.
+
+    Attributes:
+        weights: read from memory; on a CPU each once.
+        cached: on a CPU, what else is read of weights, and drives, which a core or all of them keep in a cache.
+        activations, gradients, optimiser: what they say.
+    """
 
     weights: float
+    cached: float
     activations: float
     gradients: float
     optimiser: float
@@ -331,24 +338,24 @@ def sparse_bytes(layer: Layer, on: On, batch: int, packed: bool, shown: bool, ra
         ranks: processes.
     """
     s, w = layer.step, layer.weights
-    own, cells = layer.locations, layer.locations * layer.memory
+    own, every = layer.locations, sum(w.values())
     in_tile = own / tiles(layer)
-    packed_cells = FLOAT / 2 if packed else FLOAT
-    memory = packed_cells * tiles(layer) * w["recurrent"] * _named(in_tile * on.memory, s.cells)
+    of_cells = FLOAT / 2 if packed else FLOAT
+    memory = of_cells * tiles(layer) * w["recurrent"] * _named(in_tile * on.memory, s.cells)
     inputs = tiles(layer) * w["feedforward"]
-    inputs *= packed_cells * _named(in_tile * on.input, layer.read) if layer.winners_below else FLOAT
+    inputs *= of_cells * _named(in_tile * on.input, layer.read) if layer.winners_below else FLOAT
     of_sample = (4 + shown) * w["decoder"] * _named(own * s.active_groups, s.groups)
     if layer.above is not None:
         named = layer.above.grid.height * layer.above.grid.width * on.above
         of_sample += 3 * w["feedback"] * _named(named, layer.above.cells)
-    rounded = (w["recurrent"] + w["feedforward"] * (layer.winners_below > 0)) * (FLOAT + FLOAT / 2) * packed
-    # Drives are written and read once. Winners: index, value, drive, their gradients, lists sorted by cell.
-    lists = 4 * cells + 12 * own * s.active_groups
+    rounded = (w["recurrent"] + w["feedforward"] * (layer.winners_below > 0)) * of_cells * packed
+    # Winners: index, value, drive, their gradients, lists sorted by cell. Maps: input, state, target, prediction.
+    lists = own * (4 * layer.memory + 12 * s.active_groups)
     maps = (4 + 4 * (layer.winners_below == 0)) * layer.elements
-    every = sum(w.values())
     return Bytes(
-        weights=batch * (memory + inputs + FLOAT * of_sample) + rounded,
-        activations=FLOAT * batch * (2 * own * s.cells + lists + maps),
+        weights=FLOAT * every + rounded,
+        cached=batch * (memory + inputs + FLOAT * (of_sample + 2 * own * s.cells)),
+        activations=FLOAT * batch * (lists + maps),
         # Summed, then scaled; for others also copied to the message and back, and scaled again.
         gradients=FLOAT * every * (3 if ranks == 1 else 9),
         optimiser=adam_bytes(every),
@@ -450,7 +457,7 @@ def dense_bytes(layer: Layer, batch: int, shown: bool, of_map: int = FLOAT) -> B
     arranged += w["feedforward"] * (2 if convolved else 0)
     read = w["feedforward"] + w["recurrent"] + w["feedback"] + (3 * decodes + 1) * w["decoder"] + arranged
     every = sum(w.values())
-    return Bytes(FLOAT * read, batch * (forward + back), FLOAT * (every + arranged), adam_bytes(every))
+    return Bytes(FLOAT * read, 0, batch * (forward + back), FLOAT * (every + arranged), adam_bytes(every))
 
 
 # Counts of what torch is told to do: the rectifiers, which are torch's modules, and the kernels of a step.
@@ -641,12 +648,15 @@ class Fit(NamedTuple):
 
 
 def costs(layers: Sequence[Layer], on: Sequence[On], batch: int, packed: bool, ranks: int = 1) -> tuple[float, float]:
-    """Return multiply-adds and bytes of one process in a step of the sparse engine; ``batch`` is its own."""
+    """Return multiply-adds of one process in a step of the sparse engine, and bytes of memory; ``batch`` is its own.
+
+    What is read from caches is no part of the bytes: it grows as the multiply-adds do, whose speed it tells.
+    """
     moved = added(
         sparse_bytes(layer, active, batch, packed, level == 0, ranks)
         for level, (layer, active) in enumerate(zip(layers, on, strict=True))
     )
-    return batch * sum(sparse_multiply_adds(layers, on)), sum(moved)
+    return batch * sum(sparse_multiply_adds(layers, on)), sum(moved) - moved.cached
 
 
 def fitted(
