@@ -2,7 +2,8 @@
 
     python benchmarks/results_table.py [--check]
 
-README.md gets one short table, docs/science/results.md all of them. With ``--check`` nothing is written; the exit code
+README.md gets one short table, docs/science/results.md all of them but those of costs and their predictions, which
+docs/science/scaling.md gets. With ``--check`` nothing is written; the exit code
 is 1 if a page does not say what the files say.
 """
 
@@ -22,10 +23,14 @@ from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
 from torchrsm.runs.presets import preset
 from torchrsm.runs.settings import BaselineRunConfig, RunConfig
 
+sys.path.insert(0, str(Path(__file__).parent))
+from scaling import tables as tables_of_costs
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 ALL_RESULTS = ROOT / "docs" / "science" / "results.md"
+COSTS = ROOT / "docs" / "science" / "scaling.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 # The systems of README.md; the stack of `balls` alone is put among them by its error.
@@ -464,9 +469,15 @@ def _speed() -> str:
     return "\n".join(lines).strip()
 
 
+def costs() -> str:
+    """Return all that stands between the markers of docs/science/scaling.md."""
+    result = read("scaling.json")
+    return "" if result is None else tables_of_costs(result)
+
+
 def pages() -> dict[Path, str]:
     """Return what belongs between the markers of each page."""
-    return {README: headline(), ALL_RESULTS: tables()}
+    return {README: headline(), ALL_RESULTS: tables(), COSTS: costs()}
 
 
 def updated(page: Path) -> str:

@@ -21,7 +21,8 @@ def benchmark(name: str):
 def test_the_pages_say_what_the_result_files_say() -> None:
     module = benchmark("results_table")
     pages = module.pages()
-    assert set(pages) == {ROOT / "README.md", ROOT / "docs" / "science" / "results.md"}
+    science = ROOT / "docs" / "science"
+    assert set(pages) == {ROOT / "README.md", science / "results.md", science / "scaling.md"}
     for page in pages:
         assert module.updated(page) == page.read_text()
 
@@ -71,6 +72,36 @@ def test_the_engine_benchmark_counts_and_times(monkeypatch, capsys, tmp_path) ->
     assert 0.2 * below < result["forward_multiply_adds_per_frame"] <= below + above
     assert result["fused_frames_per_second"] > 0
     assert "median ratio" in capsys.readouterr().out
+
+
+def test_the_costs_are_predicted_beside_what_is_measured(monkeypatch, capsys, tmp_path) -> None:
+    module, pages = benchmark("scaling"), benchmark("results_table")
+    monkeypatch.setattr(module, "ON_GPUS", (("paper", "stack", 30, 3, 8, 4), ("balls-wide", "rectifier", 30, 1, 1, 4)))
+    arguments = ["--stacks", "tiny", "--pixels", "12", "20", "--batch", "4", "--steps", "5"]
+    monkeypatch.setattr("sys.argv", ["scaling", *arguments, "--json", str(tmp_path / "scaling.json")])
+    module.main()
+    result = json.loads((tmp_path / "scaling.json").read_text())
+    assert [(row["pixels"], row["ranks"]) for row in result["speeds"]] == [(12, 1), (20, 1), (12, 2), (20, 2)]
+    for row in result["speeds"]:
+        assert ("all-reduce" in row["milliseconds"]) == (row["ranks"] == 2)
+        predicted = 4 / (sum(row["milliseconds"].values()) / 1000)
+        assert row["predicted_frames_per_second"] == pytest.approx(predicted)
+        assert row["ratio"] == pytest.approx(row["measured_frames_per_second"] / predicted)
+    small, large = result["counts"]
+    assert small["sparse"]["forward"] < small["dense"]["forward"] < large["dense"]["forward"]
+    assert {row["rectifier"] for row in result["rectifiers"]} == {"compact", "unet", "paper"}
+    several, alone = result["gpus"]
+    assert several["milliseconds"]["all-reduce"] > alone["milliseconds"]["all-reduce"] == 0
+    assert capsys.readouterr().out == module.tables(result) + "\n"
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    assert pages.costs() == module.tables(result)
+
+
+def test_the_streams_of_the_costs_are_shared_out(monkeypatch) -> None:
+    module = benchmark("scaling")
+    monkeypatch.setattr("sys.argv", ["scaling", "--batch", "3"])
+    with pytest.raises(SystemExit, match=r"^batch must be even, two processes share it; got 3$"):
+        module.main()
 
 
 def test_the_card_says_what_the_shipped_model_sees() -> None:
