@@ -405,6 +405,22 @@ class Failing(Tape):
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
 
+class FailingLate(Tape):
+    """As torch's graphs do: what went wrong first is not what is said last."""
+
+    def record(self, work):
+        try:
+            raise RuntimeError("a value was asked for")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_the_first_error_of_a_recording_is_told():
+    learner = graph_ready(online()(lambda device: FailingLate()))
+    with pytest.warns(UserWarning, match="which is slower: a value was asked for$"):
+        teach(learner, balls(), 0.1)
+
+
 def test_what_cannot_be_recorded_runs_as_it_is_written():
     plain, _, _ = twins(online())
     failing = graph_ready(online()(lambda device: Failing()))

@@ -2,8 +2,8 @@
 
 A graph reads and writes the same tensors at each replay. So what comes in is copied to tensors that stay, the state is
 overwritten in place, and what comes out lies where it lay before. Weights and optimisers are changed in place anyway.
-What changes through a run, such as learning rates, must be a tensor that is written between two steps. What Python alone
-knows, such as the precision of products, stays as it was recorded, so a change of it asks for another graph.
+What changes through a run, such as learning rates, must be a tensor that is written between two steps. What Python
+alone knows, such as the precision of products, stays as it was recorded, so a change of it asks for another graph.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class CudaGraphs:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return the replay of a graph of the work."""
         graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.stream(torch.cuda.current_stream(self._stream.device))  # torch's graph stays away if it fails
         # What other threads of the program do meanwhile is no part of the graph and must not break it.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with here, torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
@@ -231,7 +232,8 @@ class Updates(Generic[InputsT, StateT]):
         try:
             return self._recorder.record(work)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            # Torch says "due to a previous error" when a recording ends that went wrong before.
+            reason = str(error.__context__ or error).partition("\n")[0]
             warnings.warn(
                 f"work could not be recorded and runs as it is written, which is slower: {reason}", stacklevel=2
             )
