@@ -33,7 +33,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,8 @@ class Check:
 
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after some errors a device refuses everything; the other parts will say so
+                torch.cuda.empty_cache()
 
 
 Part = tuple[str, float, Callable[[Check], None]]

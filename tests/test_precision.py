@@ -21,7 +21,7 @@ def test_auto_depends_on_the_device():
     with products_in("auto"):
         assert precision() == "auto"
         assert products(CUDA) == products(torch.device("cuda", 1)) == "tf32"
-        assert products(CPU) == "float32"
+        assert products(CPU) == ("bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32")
 
 
 @pytest.mark.parametrize(
