@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from torchrsm.precision import check_precision, layers_of, precision, products, products_in
+from torchrsm.precision import check_precision, fixed_sums, layers_of, precision, products, products_in
 from torchrsm.rectifiers.parts import Convolution
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -64,6 +64,24 @@ def test_blocks_within_blocks_and_errors_put_it_back():
         assert MATMUL.allow_tf32
     assert precision() == "float32"
     assert flags() == before
+
+
+def test_fixed_sums_keep_the_precision_and_put_torch_back():
+    before = CONVOLUTION.deterministic, CONVOLUTION.benchmark, flags()
+    try:
+        CONVOLUTION.benchmark = True
+        with products_in("tf32"), fixed_sums():
+            assert (CONVOLUTION.deterministic, CONVOLUTION.benchmark) == (True, False)
+            assert CONVOLUTION.allow_tf32
+            assert precision() == "tf32"
+        with fixed_sums():
+            assert not CONVOLUTION.allow_tf32  # which is torch's own default
+        with pytest.raises(ZeroDivisionError), fixed_sums():
+            1 / 0  # noqa: B018  # any error
+        assert (CONVOLUTION.deterministic, CONVOLUTION.benchmark) == (before[0], True)
+    finally:
+        CONVOLUTION.benchmark = before[1]
+    assert (CONVOLUTION.deterministic, CONVOLUTION.benchmark, flags()) == before
 
 
 @pytest.mark.parametrize("set_before", ["highest", "high", "medium"])

@@ -129,6 +129,23 @@ def _tf32_allowed(allowed: bool) -> Iterator[None]:
             place.fp32_precision = value
 
 
+@contextmanager
+def fixed_sums() -> Iterator[None]:
+    """Compute in the precision that is set, on CUDA by convolutions that repeat bit by bit.
+
+    The precision is set again, because torch's own default is tf32 for convolutions. Which algorithm cuDNN takes is not
+    left to a race, and none of them adds in an order of its own.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        with products_in(_setting):
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 @functools.cache
 def _hear_of_the_newer_names() -> None:
     """Let torch 2.9 say once, to nobody, that the names are to change; later versions do not say it.

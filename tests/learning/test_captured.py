@@ -1,28 +1,34 @@
 """Updates that are recorded and replayed against updates that run as they are written: the same bits."""
 
 import copy
+import itertools
+import threading
+import time
 
 import pytest
 import torch
 from elsewhere import look_at_no_values
 from lessons import teach
-from small_online import balls, learner_of
+from small_online import SIZE, STREAMS, balls, learner_of
 from tape import Tape
 from torch import nn
 
-from torchrsm import Trainer, preset
+from torchrsm import LearningConfig, LocalLearning, Trainer, preset
 from torchrsm.baselines import make_baseline
 from torchrsm.learning.captured import overwrite, put_back
 from torchrsm.learning.muon import Muon
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.windows import SequenceLearner
+from torchrsm.precision import precision, products_in
+from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import RSMLayer
 from torchrsm.runs.record import METRICS_FILE
 from torchrsm.state import flatten, map_state
-from torchrsm.streams import ArrayStream, BouncingBalls, StreamBatch
+from torchrsm.streams import ArrayStream, BouncingBalls, BouncingBallsOnDevice, StreamBatch
 from torchrsm.streams.stream import StreamInPlace
 
 STEPS = 60
+SEQUENCE = 17  # frames
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +200,116 @@ def test_a_stream_in_place_is_a_part_of_what_is_recorded():
     assert [stream.prepared for stream in streams] == [steps, steps]
 
 
+def balls_in_place():
+    return BouncingBallsOnDevice(STREAMS, resolution=SIZE, sequence_length=SEQUENCE, seed=1, device="cpu")
+
+
+def test_balls_in_place_are_a_part_of_what_is_recorded():
+    """Over more than three sequences, so that starts are drawn anew, and through all phases."""
+    plain, taped, tape = twins(online())
+    ours, theirs = balls_in_place(), balls_in_place()
+    steps = 3 * SEQUENCE + 5
+    begun, numbers = 0, set()
+    for step in range(steps):
+        progress, random = step / steps, torch.get_rng_state()
+        expected = in_order(plain).teach_in_place(ours, progress).sums
+        torch.set_rng_state(random)
+        assert torch.equal(expected, taped.teach_in_place(theirs, progress).sums), step
+        assert all(map(torch.equal, ours.batch, theirs.batch)), step
+        begun += int(theirs.batch.starts.sum())
+        numbers |= set(theirs.batch.index.tolist())
+    assert_same(all_of(plain), all_of(taped))
+    assert begun >= 3 * STREAMS
+    assert len(numbers) >= 3 * STREAMS
+    assert (tape.recorded, tape.replayed) == (3, steps)
+    assert ours.state_dict() == theirs.state_dict()
+
+
+def test_balls_in_place_go_on_from_a_position():
+    """Another learner, with its own recorded update, takes up where the first one was stopped, in mid-sequence."""
+    whole, first, second = (twins(online())[1] for _ in range(3))
+    stream, parts = balls_in_place(), [balls_in_place(), balls_in_place()]
+    stop, steps = 2 * SEQUENCE + 3, 3 * SEQUENCE + 5
+    torch.manual_seed(3)
+    expected = [whole.teach_in_place(stream, 0.1).sums.clone() for _ in range(steps)]
+    torch.manual_seed(3)
+    sums = [first.teach_in_place(parts[0], 0.1).sums.clone() for _ in range(stop)]
+    second.model.load_state_dict(first.model.state_dict())
+    for mine, theirs in zip(second.optimisers, first.optimisers, strict=True):
+        mine.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    second.state = first.state
+    parts[1].load_state_dict(parts[0].state_dict())
+    sums += [second.teach_in_place(parts[1], 0.1).sums.clone() for _ in range(steps - stop)]
+    assert all(map(torch.equal, expected, sums))
+    assert_same(all_of(whole), all_of(second))
+
+
+def test_a_run_on_balls_in_place_goes_on_exactly_from_its_checkpoint(tmp_path, monkeypatch):
+    steps, stop = 3 * 20 + 4, 30  # sequences of the preset have 20 frames
+    run = preset("tiny").replace(
+        **{"training.steps": steps, "training.checkpoint_seconds": 0.0, "training.batch_size": 3}
+    )
+
+    def taped(*args):
+        tapes.append(Tape())
+        return graph_ready(OnlineLearner(*args, recorder_for=lambda device: tapes[-1]))
+
+    def in_place(config, batch_size, seed, device):
+        return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.model_dump(exclude={"kind"}))
+
+    tapes = []
+    monkeypatch.setattr("torchrsm.runs.settings.OnlineLearner", taped)
+    monkeypatch.setattr("torchrsm.runs.trainer.make_stream", in_place)
+    whole = Trainer(run, tmp_path / "whole").run()
+    stopped = Trainer(run, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(lambda record: stopped.stop() if record.step == stop else None)
+    resumed = Trainer(run, tmp_path / "parts", resume=True)
+    assert resumed.step == stop
+    assert_same(whole.state_dict(), resumed.run().state_dict())
+    assert (tmp_path / "whole" / METRICS_FILE).read_text() == (tmp_path / "parts" / METRICS_FILE).read_text()
+    assert [tape.replayed for tape in tapes] == [steps, stop, steps - stop]
+
+
+def test_another_precision_is_recorded_anew():
+    """A graph keeps the precision that it was recorded with."""
+    plain, taped, tape = twins(online())
+    seen = []
+    update = taped._update
+
+    def noting(*args):
+        seen.append(precision())
+        return update(*args)
+
+    taped._update = noting
+    for step, setting in enumerate(["float32", "float32", "tf32", "tf32", "float32"]):
+        batch = next(balls())
+        with products_in(setting):
+            torch.manual_seed(step)
+            expected = in_order(plain).teach([batch], 0.1).sums
+            torch.manual_seed(step)
+            assert torch.equal(expected, taped.teach([batch], 0.1).sums)
+    assert tape.recorded == 3
+    assert [setting for setting, others in itertools.groupby(seen)] == ["float32", "tf32", "float32"]
+
+
+def test_no_step_of_a_recorded_update_is_taken_in_another_thread():
+    """There it would go to another stream of the device, where nothing is recorded."""
+    model = online()(not_recorded).model.to("meta")
+    learning = LocalLearning(model, LearningConfig(learning_rates=(1e-3,)))
+    threads = []
+
+    def step():
+        time.sleep(0.05)  # long enough for another thread to take the next one
+        threads.append(threading.current_thread())
+
+    for optimiser in learning.optimisers:
+        optimiser.step = step
+    with kernels.threads_in_use(4):
+        learning.step(model.predict_raw(model.initial_state((1, 1, SIZE, SIZE))))
+    assert threads == [threading.main_thread()] * 2
+
+
 BASELINE_STREAMS = 2
 
 
@@ -287,6 +403,22 @@ def test_a_run_takes_a_stream_in_place_without_a_look_at_its_frames(tmp_path, mo
 class Failing(Tape):
     def record(self, work):
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+
+class FailingLate(Tape):
+    """As torch's graphs do: what went wrong first is not what is said last."""
+
+    def record(self, work):
+        try:
+            raise RuntimeError("a value was asked for")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_the_first_error_of_a_recording_is_told():
+    learner = graph_ready(online()(lambda device: FailingLate()))
+    with pytest.warns(UserWarning, match="which is slower: a value was asked for$"):
+        teach(learner, balls(), 0.1)
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_written():

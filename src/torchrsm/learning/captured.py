@@ -2,20 +2,22 @@
 
 A graph reads and writes the same tensors at each replay. So what comes in is copied to tensors that stay, the state is
 overwritten in place, and what comes out lies where it lay before. Weights and optimisers are changed in place anyway.
-What changes through a run, such as learning rates, must be a tensor that is written between two steps.
+What changes through a run, such as learning rates, must be a tensor that is written between two steps. What Python
+alone knows, such as the precision of products, stays as it was recorded, so a change of it asks for another graph.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from torchrsm.learning.contract import Taught
+from torchrsm.precision import Precision, fixed_sums, precision
 from torchrsm.state import flatten, map_state
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
 
@@ -65,8 +67,9 @@ class CudaGraphs:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return the replay of a graph of the work."""
         graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.stream(torch.cuda.current_stream(self._stream.device))  # torch's graph stays away if it fails
         # What other threads of the program do meanwhile is no part of the graph and must not break it.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with here, torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
@@ -76,11 +79,20 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return CudaGraphs(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
 
+class _Key(NamedTuple):
+    """What a recorded update was recorded for; `stream` is the one that makes its frames, if one does."""
+
+    phase: str
+    stream: StreamInPlace | None
+    precision: Precision
+
+
 class Updates(Generic[InputsT, StateT]):
     """Runs the updates of a learner and holds its state.
 
     Without a recorder an update runs as it is written, and each makes a new state. With one the state stays where it
-    is, and the first update of a phase is warmed up and recorded; warming up has no effect.
+    is, and the first update of a phase, and of a precision of products, is warmed up and recorded; warming up has no
+    effect. On CUDA both take their sums in a fixed order.
 
     Args:
         state: before the first update.
@@ -103,7 +115,7 @@ class Updates(Generic[InputsT, StateT]):
         self._state = state if recorder is None else map_state(torch.clone, state)
         self._modules = modules
         self._optimisers = optimisers
-        self._recorded: tuple[str, StreamInPlace | None, _Recorded[InputsT]] | None = None
+        self._recorded: tuple[_Key, _Recorded[InputsT]] | None = None
         self._advance: tuple[StreamInPlace, Callable[[], None]] | None = None
 
     @property
@@ -131,8 +143,7 @@ class Updates(Generic[InputsT, StateT]):
         """
         if self._recorder is None:
             here = map_state(lambda part: part.to(self._device, non_blocking=True), inputs)
-            taught, self._state = update(here, self._state)
-            return taught
+            return self._run_as_written(update, here)
         recorded = self._of(phase, None)
         if recorded is None:
             own = map_state(lambda part: part.to(self._device, copy=True), inputs)
@@ -153,8 +164,7 @@ class Updates(Generic[InputsT, StateT]):
             read: takes the inputs from a batch, without a copy.
         """
         if self._recorder is None:
-            taught, self._state = update(read(next(stream)), self._state)
-            return taught
+            return self._run_as_written(update, read(next(stream)))
         stream.prepare()
         recorded = self._of(phase, stream)
         if recorded is None:
@@ -172,9 +182,19 @@ class Updates(Generic[InputsT, StateT]):
         self._advance[1]()
         return StreamBatch(*(part.clone() for part in stream.batch))
 
+    def _run_as_written(self, update: Update[InputsT, StateT], inputs: InputsT) -> Taught:
+        with self._fixed_sums():
+            taught, self._state = update(inputs, self._state)
+        return taught
+
+    def _fixed_sums(self) -> AbstractContextManager[None]:
+        return fixed_sums() if self._device.type == "cuda" else nullcontext()
+
     def _of(self, phase: str, stream: StreamInPlace | None) -> _Recorded[InputsT] | None:
-        if self._recorded is not None and self._recorded[0] == phase and self._recorded[1] is stream:
-            return self._recorded[2]
+        if self._recorded is not None:
+            recorded_for, recorded = self._recorded
+            if recorded_for[::2] == (phase, precision()) and recorded_for.stream is stream:
+                return recorded
         self._recorded = None  # the memory of the last phase's graph is free for the next
         return None
 
@@ -185,7 +205,8 @@ class Updates(Generic[InputsT, StateT]):
         recorded = _Recorded(inputs)
 
         def work() -> None:
-            recorded.taught, after = update(inputs, self._state)
+            with self._fixed_sums():
+                recorded.taught, after = update(inputs, self._state)
             overwrite(self._state, after)
 
         def whole() -> None:
@@ -203,7 +224,7 @@ class Updates(Generic[InputsT, StateT]):
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
             self._recorder.warm_up(work)  # not the stream, which has no way back
         recorded.replay = self._recorded_or_written(whole)
-        self._recorded = phase, stream, recorded
+        self._recorded = _Key(phase, stream, precision()), recorded
         return recorded
 
     def _recorded_or_written(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -211,7 +232,8 @@ class Updates(Generic[InputsT, StateT]):
         try:
             return self._recorder.record(work)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            # Torch says "due to a previous error" when a recording ends that went wrong before.
+            reason = str(error.__context__ or error).partition("\n")[0]
             warnings.warn(
                 f"work could not be recorded and runs as it is written, which is slower: {reason}", stacklevel=2
             )

@@ -70,7 +70,12 @@ class LocalLearning:
             prediction: what the losses compared with the frame.
             wins: what `wins` counted, over all processes; None for those of the prediction.
         """
-        kernels.side_by_side([optimiser.step for optimiser in self.optimisers])
+        steps = [optimiser.step for optimiser in self.optimisers]
+        if all(weight.device.type == "cpu" for weight in self.model.stack.parameters()):
+            kernels.side_by_side(steps)
+        else:  # other threads have other CUDA streams, where nothing is recorded
+            for step in steps:
+                step()
         counted = self.wins(prediction) if wins is None else wins
         for (layer, _), count in zip(self._boosted(prediction), counted, strict=True):
             layer.update_duty(count)

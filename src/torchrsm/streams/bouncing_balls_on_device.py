@@ -143,8 +143,8 @@ class BouncingBallsOnDevice(BouncingBalls):
         positions, velocities = place_balls(
             self._seed, numbers + self._batch_size, self._positions.shape[1], self._radius
         )
-        self._world.next_positions.copy_(torch.from_numpy(positions))
-        self._world.next_velocities.copy_(torch.from_numpy(velocities))
+        self._world.next_positions.copy_(torch.from_numpy(positions), non_blocking=True)
+        self._world.next_velocities.copy_(torch.from_numpy(velocities), non_blocking=True)
         self._steps_until_refill = self._sequence_length
 
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as nn
 
-from torchrsm.precision import precision, products, products_in
+from torchrsm.precision import fixed_sums, products
 from torchrsm.rsm import functional as F
 from torchrsm.rsm.functional import Cells, Grid
 from torchrsm.rsm.kernels.reference import rank
@@ -155,19 +153,6 @@ def _winners_by_sorting(step: Step, a: Tensor, context: Context) -> tuple[Tensor
 
 
 # Sums in a fixed order and a known precision.
-
-
-@contextmanager
-def _fixed_sums() -> Iterator[None]:
-    """Let torch compute in the precision that is set, with algorithms that repeat bit by bit."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        with products_in(precision()):  # also where nobody has set it: torch's own default is tf32 for convolutions
-            yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -314,7 +299,7 @@ class _Select(torch.autograd.Function):
         feedback: Tensor | None,
         bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        with _fixed_sums():
+        with fixed_sums():
             kind = _map_type(bias.device)
             x = _read(engine, step, context.input, kind)
             s = context.memory
@@ -345,7 +330,7 @@ class _Select(torch.autograd.Function):
         index, x, s, above = ctx.saved_tensors
         feedforward, recurrent, feedback, bias = ctx.needs_input_grad[3:]
         gradients: list[Tensor | None] = [None] * 4
-        with _fixed_sums():
+        with fixed_sums():
             if feedforward:
                 d_shared = engine.dense(Cells(index % step.groups, d_drive), step.groups)
                 gradients[0] = _weight_gradient(x, d_shared, _encoder(step))
@@ -363,7 +348,7 @@ class _Select(torch.autograd.Function):
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, engine: CudaEngine, step: Step, index: Tensor, z: Tensor, decoder: Tensor) -> Tensor:
-        with _fixed_sums():
+        with fixed_sums():
             groups = _groups(engine, step, index, z)
             ctx.step = step
             ctx.save_for_backward(index, groups, decoder)
@@ -373,7 +358,7 @@ class _Decode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_x: Tensor) -> tuple[Tensor | None, ...]:
         index, groups, decoder = ctx.saved_tensors
-        with _fixed_sums():
+        with fixed_sums():
             gradients = _spread_gradients(ctx.step, index, groups, decoder, d_x, ctx.needs_input_grad[3:5])
         return None, None, None, *gradients
 
@@ -391,7 +376,7 @@ class _Loss(torch.autograd.Function):
         decoder: Tensor,
         output_bias: Tensor,
     ) -> Tensor:
-        with _fixed_sums():
+        with fixed_sums():
             goal = _read(engine, step, target, torch.float32)[..., : step.channels]
             groups = _groups(engine, step, index, z)
             prediction = F.activate(_spread(step, groups, decoder) + output_bias, step.activation)
@@ -417,7 +402,7 @@ class _Loss(torch.autograd.Function):
         if prediction is not None:
             d_x = torch.ops.aten.sigmoid_backward(d_x, prediction)
         z_or_decoder = ctx.needs_input_grad[5:7]
-        with _fixed_sums():
+        with fixed_sums():
             gradients = _spread_gradients(step, index, groups, decoder, d_x, z_or_decoder)
         d_bias = d_x.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[7] else None
         return None, None, None, None, None, *gradients, d_bias
