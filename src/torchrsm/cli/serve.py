@@ -33,11 +33,11 @@ class ServeCommand(Config):
 def serve(arguments: list[str]) -> None:
     """Serve the page until it is stopped."""
     command = parse(ServeCommand, arguments, "serve")
-    from torchrsm.web import server  # not at the top: the help needs no extra
-    from torchrsm.web.library import Library
+    from torchrsm.web.library import Library  # not at the top: the help needs no extra
+    from torchrsm.web.server import serve as serve_page
 
     library = Library([find_model(folder) for folder in command.models], command.device)
-    server.serve(
+    serve_page(
         library,
         command.host,
         command.port,
