@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from torchrsm import compiling
-from torchrsm.rsm.kernels import compiled, cpu
+from torchrsm.rsm.kernels import compiled, cpu, vectors
 
 CALLED = ("pack", "select", "select_gradient", "sort_memory", "sort_input", "cell_gradient", "decode", "loss")
 
@@ -65,6 +65,14 @@ def _counting_module(counts):
     def add_packed_rows(out, weight, packed, n, rows, values, count):
         add_rows(out, 0, weight, 0, n, rows, values, count)
 
+    def keep_others(numbers, start, bound, kept, index, count):
+        for i in range(start, start + vectors.LANES):
+            if numbers[i] != bound:
+                kept[count], index[count] = numbers[i], i
+                count += 1
+        return count
+
+    module.keep_others = keep_others
     module._add_rows = add_rows
     module._add_packed_rows = add_packed_rows
     module._largest = lambda *_: False  # the other way to find the largest
