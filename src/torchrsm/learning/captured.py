@@ -193,7 +193,8 @@ class Updates(Generic[InputsT, StateT]):
     def _of(self, phase: str, stream: StreamInPlace | None) -> _Recorded[InputsT] | None:
         if self._recorded is not None:
             recorded_for, recorded = self._recorded
-            if recorded_for[::2] == (phase, precision()) and recorded_for.stream is stream:
+            same_work = recorded_for.phase == phase and recorded_for.precision == precision()
+            if same_work and recorded_for.stream is stream:
                 return recorded
         self._recorded = None  # the memory of the last phase's graph is free for the next
         return None

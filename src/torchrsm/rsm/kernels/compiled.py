@@ -111,7 +111,7 @@ class Targets(NamedTuple):
 
     Attributes:
         counts: ``[places]``, how many.
-        tap, location: ``[places, taps]``, the first ``count`` of them: by which tap which location.
+        tap, location: ``[places, taps]``, the first ``counts`` of them: by which tap which location.
     """
 
     counts: Ints
@@ -427,7 +427,8 @@ def _largest(best: Floats, k: int, scratch: Scratch) -> bool:
     """Do what `_largest_of_few` does, for many numbers and without a branch for each; return whether it was done.
 
     The numbers are dealt to columns. The k-th largest of the columns' maxima is not above the k-th largest number. So
-    only numbers that reach it are compared with one another. It is not done for few numbers, or where some are NaN.
+    only numbers that reach it are compared with one another. It is not done for few numbers, nor where NaN leaves fewer
+    than k that reach it.
     """
     n = best.shape[0]
     columns = LANES
