@@ -17,9 +17,8 @@ from torchrsm.rectifiers.parts import (
     convolution,
     from_zero,
     inside,
-    safe_logit,
 )
-from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.functional import Cells, safe_logit
 
 
 class CompactConfig(RectifierConfig):

@@ -17,8 +17,6 @@ _CELL_DEVIATION = 0.05
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
-_SURE = 1e-3  # raw values are clamped this far from 0 and 1, where the logit would be infinite
-
 
 def bordered(raw: Tensor, pad: int, value: float) -> Tensor:
     """Put the border that the stack reads around a prediction, and one line more where its size is odd."""
@@ -92,8 +90,3 @@ def _project_cells(weight: Tensor, cells: Cells, size: Sequence[int]) -> Tensor:
     rows = F.embedding_bag(index, weight, mode="sum", per_sample_weights=cells.value.reshape(-1, k))
     found = rows.view(b, h, w, -1).permute(0, 3, 1, 2)
     return found if (h, w) == tuple(size) else F.interpolate(found, size=tuple(size), mode="nearest")
-
-
-def safe_logit(raw: Tensor) -> Tensor:
-    """Return the logit of a prediction in 0..1, finite at 0 and at 1."""
-    return torch.logit(raw.clamp(_SURE, 1 - _SURE))

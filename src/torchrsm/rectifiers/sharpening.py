@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig
-from torchrsm.rectifiers.parts import safe_logit
-from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.functional import Cells, safe_logit
 
 
 class SharpeningConfig(RectifierConfig):

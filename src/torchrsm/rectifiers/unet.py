@@ -20,9 +20,8 @@ from torchrsm.rectifiers.parts import (
     convolution,
     from_zero,
     inside,
-    safe_logit,
 )
-from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.functional import Cells, safe_logit
 
 
 class UNetConfig(RectifierConfig):

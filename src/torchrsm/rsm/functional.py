@@ -259,6 +259,11 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return torch.sigmoid(x) if activation == "sigmoid" else x
 
 
+def safe_logit(x: Tensor, sure: float = 1e-3) -> Tensor:
+    """Return the logit of values in 0..1, finite at 0 and at 1, from which it keeps the distance ``sure``."""
+    return torch.logit(x.clamp(sure, 1 - sure))
+
+
 def prediction_loss(prediction: Tensor, target: Tensor, learn: Tensor, margin: int) -> Tensor:
     """Return the mean squared error of the samples that are learned from (line 10).
 

@@ -42,6 +42,9 @@ class LayerConfig(Config):
         dropout: share of the recurrent and feedback inputs that is dropped in training.
         pool: side of the windows in which the layer above sees these cells.
         activation: of the prediction.
+        changes: what the decoded cells are added to, before the activation: nothing, as published (``zero``), or the
+            input that was seen last (``last``), as a logit where the activation is sigmoid. The layer then starts as a
+            copy of the last frame, and its cells say what changes. Only for a layer that reads frames.
         output_bias: one for each ``element`` of the input, as published (fixes the frame's size), or each ``channel``.
         margin: rows and columns along each edge of the input that the layer sees but does not predict.
         recurrent_deviation: standard deviation of the recurrent and feedback weights at the start.
@@ -68,6 +71,7 @@ class LayerConfig(Config):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     pool: int = Field(default=1, gt=0)
     activation: Activation = "identity"
+    changes: Literal["zero", "last"] = "zero"
     output_bias: Literal["element", "channel"] = "element"
     margin: int = Field(default=0, ge=0)
     recurrent_deviation: float = Field(default=0.03, gt=0)
@@ -136,11 +140,13 @@ class LayerPrediction(NamedTuple):
         cells: the winners and their values, detached.
         z: value of each winner's group, ``[b, h, w, k]``; carries the graph of this layer and of no other.
         input_grid: rows and columns of the predicted input.
+        base: ``[b, h, w, c]``, what the decoded cells are added to; a constant. None for 0.
     """
 
     cells: Cells
     z: Tensor
     input_grid: Grid
+    base: Tensor | None = None
 
 
 class RSMLayer(nn.Module):
@@ -240,12 +246,13 @@ class RSMLayer(nn.Module):
         )
         index, a = self._engine.select(step, self._weights, context)
         y = torch.tanh(a)
-        return LayerPrediction(Cells(index, y.detach()), F.group_values(y, config.cells_per_group), step.input_grid)
+        z = F.group_values(y, config.cells_per_group)
+        return LayerPrediction(Cells(index, y.detach()), z, step.input_grid, self._base(state.input))
 
     def decode(self, prediction: LayerPrediction) -> Tensor:
         """Return the predicted input ``[b, h, w, c]`` (line 9)."""
         step = self._step(prediction.input_grid)
-        return self._engine.decode(step, self._weights, prediction.cells.index, prediction.z)
+        return self._engine.decode(step, self._weights, prediction.cells.index, prediction.z, prediction.base)
 
     def loss(self, prediction: LayerPrediction, target: Tensor | Cells, learn: Tensor) -> Tensor:
         """Return the mean squared error of the prediction (line 10), a scalar.
@@ -265,7 +272,8 @@ class RSMLayer(nn.Module):
                 f"learn must be {torch.bool} [{len(prediction.z)}] on {self.bias.device}; "
                 f"got {learn.dtype} {list(learn.shape)} on {learn.device}"
             )
-        return self._engine.loss(step, self._weights, prediction.cells.index, prediction.z, target, learn)
+        index, z, base = prediction.cells.index, prediction.z, prediction.base
+        return self._engine.loss(step, self._weights, index, z, target, learn, base)
 
     def observe(self, input: Tensor | Cells, prediction: LayerPrediction, state: LayerState) -> LayerState:
         """Return the state after an input (lines 1 and 8); nothing in it carries a graph.
@@ -356,6 +364,13 @@ class RSMLayer(nn.Module):
         if state.trace is not None:
             return self._dropout(F.normalise(state.trace, over))
         return state.cells._replace(value=self._dropout(F.normalise(state.cells.value, over)))
+
+    def _base(self, input: Tensor | Cells) -> Tensor | None:
+        """Return what the decoded cells are added to, a constant."""
+        if self.config.changes == "zero" or isinstance(input, Cells):
+            return None
+        last = input[..., : self.channels].detach()
+        return F.safe_logit(last) if self.config.activation == "sigmoid" else last
 
     def _dropout(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(x, self.config.dropout, self.training)

@@ -973,6 +973,7 @@ def loss(
     z: Floats,
     decoder: Floats,
     output_bias: Floats,
+    base: Floats,
     goal: Input,
     scale: Floats,
     losses: Floats,
@@ -983,7 +984,8 @@ def loss(
 ) -> None:
     """Lines 9 and 10 and their gradient for the samples n0..n1; the decoded map stays in the cache.
 
-    ``scale[n]`` is the weight of one squared error in the loss, 0 for a sample that is not learned from.
+    ``base`` is added to the decoded map; it is empty where there is none. ``scale[n]`` is the weight of one squared
+    error in the loss, 0 for a sample that is not learned from.
     """
     channels, work = s.channels, scratch.work
     bias_height, bias_width = output_bias.shape[0], output_bias.shape[1]
@@ -1005,6 +1007,9 @@ def loss(
                     line[:] = 0.0
                     continue
                 bias = output_bias[min(iy, bias_height - 1), min(ix, bias_width - 1)]
+                if base.shape[0] > 0:
+                    for c in range(channels):
+                        line[c] += base[n, iy, ix, c]
                 d_bias = d_output_bias[min(iy, bias_height - 1), min(ix, bias_width - 1)]
                 q = iy * s.input_width + ix
                 if goal.height > 0:

@@ -60,20 +60,29 @@ class FusedEngine:
         )
         return index, drive
 
-    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
+    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
         """See `Engine.decode`."""
         _check_index("winners", index, step.cells)
         x = _Decode.apply(self, step, index, z, weights.decoder) + weights.output_bias
+        if base is not None:
+            x = x + base
         return torch.sigmoid(x) if step.sigmoid else x
 
     def loss(
-        self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
+        self,
+        step: Step,
+        weights: Weights,
+        index: Tensor,
+        z: Tensor,
+        target: Tensor | Cells,
+        learn: Tensor,
+        base: Tensor | None = None,
     ) -> Tensor:
         """See `Engine.loss`."""
         _check_index("winners", index, step.cells)
         if isinstance(target, Cells):
             _check_index("target", target.index, step.channels)
-        loss: Tensor = _Loss.apply(self, step, index, target, learn, z, weights.decoder, weights.output_bias)
+        loss: Tensor = _Loss.apply(self, step, index, target, learn, base, z, weights.decoder, weights.output_bias)
         return loss
 
     def run(self, kernel: Callable[..., None], count: int, arguments: Callable[[int], tuple[Any, ...]]) -> None:
@@ -309,6 +318,7 @@ class _Loss(torch.autograd.Function):
         index: Tensor,
         target: Tensor | Cells,
         learn: Tensor,
+        base: Tensor | None,
         z: Tensor,
         decoder: Tensor,
         output_bias: Tensor,
@@ -329,6 +339,7 @@ class _Loss(torch.autograd.Function):
             _locations(z),
             _array(decoder),
             _array(output_bias),
+            _array(_NO_MAP if base is None else base),
             goal,
             scale.numpy(),
         )
@@ -342,7 +353,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None,) * 5, *(d_loss * gradient for gradient in ctx.saved_tensors))
+        return (*(None,) * 6, *(d_loss * gradient for gradient in ctx.saved_tensors))
 
 
 _CPU = torch.device("cpu")

@@ -60,16 +60,23 @@ class CudaEngine:
         )
         return index, drive
 
-    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
+    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
         """See `Engine.decode`."""
         x = _Decode.apply(self, step, index, z, weights.decoder) + weights.output_bias
-        return F.activate(x, step.activation)
+        return F.activate(x if base is None else x + base, step.activation)
 
     def loss(
-        self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
+        self,
+        step: Step,
+        weights: Weights,
+        index: Tensor,
+        z: Tensor,
+        target: Tensor | Cells,
+        learn: Tensor,
+        base: Tensor | None = None,
     ) -> Tensor:
         """See `Engine.loss`."""
-        loss: Tensor = _Loss.apply(self, step, index, target, learn, z, weights.decoder, weights.output_bias)
+        loss: Tensor = _Loss.apply(self, step, index, target, learn, base, z, weights.decoder, weights.output_bias)
         return loss
 
     def runs_triton(self, device: torch.device) -> bool:
@@ -372,6 +379,7 @@ class _Loss(torch.autograd.Function):
         index: Tensor,
         target: Tensor | Cells,
         learn: Tensor,
+        base: Tensor | None,
         z: Tensor,
         decoder: Tensor,
         output_bias: Tensor,
@@ -379,7 +387,8 @@ class _Loss(torch.autograd.Function):
         with fixed_sums():
             goal = _read(engine, step, target, torch.float32)[..., : step.channels]
             groups = _groups(engine, step, index, z)
-            prediction = F.activate(_spread(step, groups, decoder) + output_bias, step.activation)
+            x = _spread(step, groups, decoder) + output_bias
+            prediction = F.activate(x if base is None else x + base, step.activation)
         m = step.margin
         inside = slice(m, step.input_height - m), slice(m, step.input_width - m)
         error = prediction[:, *inside] - goal[:, *inside]
@@ -401,11 +410,11 @@ class _Loss(torch.autograd.Function):
             d_x = nn.pad(d_x, (0, 0, *(step.margin,) * 4))
         if prediction is not None:
             d_x = torch.ops.aten.sigmoid_backward(d_x, prediction)
-        z_or_decoder = ctx.needs_input_grad[5:7]
+        z_or_decoder = ctx.needs_input_grad[6:8]
         with fixed_sums():
             gradients = _spread_gradients(step, index, groups, decoder, d_x, z_or_decoder)
-        d_bias = d_x.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[7] else None
-        return None, None, None, None, None, *gradients, d_bias
+        d_bias = d_x.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[8] else None
+        return None, None, None, None, None, None, *gradients, d_bias
 
 
 def _read(engine: CudaEngine, step: Step, x: Tensor | Cells, dtype: torch.dtype) -> Tensor:

@@ -30,20 +30,28 @@ class ReferenceEngine:
         index = F.select_winners(rank(step, a, context), step.groups, step.active_groups)
         return index, a.gather(-1, index.long())
 
-    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
+    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
         """See `Engine.decode`."""
         groups = F.to_dense(Cells(index % step.groups, z), step.groups)
         if step.decoder_kernel_size == 0:
             x = F.decode_fully_connected(groups, weights.decoder, step.input_grid)
         else:
             x = F.decode_convolutional(groups, weights.decoder, step.input_grid, step.decoder_kernel_size, step.stride)
-        return F.activate(x + weights.output_bias, step.activation)
+        x = x + weights.output_bias
+        return F.activate(x if base is None else x + base, step.activation)
 
     def loss(
-        self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
+        self,
+        step: Step,
+        weights: Weights,
+        index: Tensor,
+        z: Tensor,
+        target: Tensor | Cells,
+        learn: Tensor,
+        base: Tensor | None = None,
     ) -> Tensor:
         """See `Engine.loss`."""
-        prediction = self.decode(step, weights, index, z)
+        prediction = self.decode(step, weights, index, z, base)
         return F.prediction_loss(prediction, _dense_input(step, target)[..., : step.channels], learn, step.margin)
 
 

@@ -162,15 +162,27 @@ class Engine(Protocol):
         """Return the winners ``[b, h, w, k]`` int32 and their drive ``[b, h, w, k]``, which carries the gradient."""
         ...
 
-    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor) -> Tensor:
+    def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
         """Return the predicted input ``[b, h, w, c]``, with a gradient for ``z``, the decoder and the output's bias.
 
-        ``index [b, h, w, k]`` are the winners, ``z [b, h, w, k]`` the values of their groups.
+        Args:
+            step: sizes.
+            weights: of the layer.
+            index: the winners ``[b, h, w, k]``.
+            z: ``[b, h, w, k]``, the values of their groups.
+            base: ``[b, h, w, c]``, a constant that is added before the activation; None for 0.
         """
         ...
 
     def loss(
-        self, step: Step, weights: Weights, index: Tensor, z: Tensor, target: Tensor | Cells, learn: Tensor
+        self,
+        step: Step,
+        weights: Weights,
+        index: Tensor,
+        z: Tensor,
+        target: Tensor | Cells,
+        learn: Tensor,
+        base: Tensor | None = None,
     ) -> Tensor:
         """Return the scalar `functional.prediction_loss` of the decoded prediction against the new input."""
         ...
