@@ -232,6 +232,10 @@ def predict(
         kernel = settings.decoder_kernel_size or settings.kernel_size
         x_hat = decode(z, weights["decoder"], grid, kernel, settings.stride)
     x_hat = x_hat + weights["output_bias"]
+    if settings.changes == "last":
+        last = memory.x[..., : x_hat.shape[-1]]
+        sure = np.clip(last, 1e-3, 1 - 1e-3)
+        x_hat = x_hat + (np.log(sure / (1 - sure)) if settings.activation == "sigmoid" else last)
     return Predicted(winners, y, 1 / (1 + np.exp(-x_hat)) if settings.activation == "sigmoid" else x_hat, gap)
 
 

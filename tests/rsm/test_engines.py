@@ -40,6 +40,7 @@ DEFAULTS = {
     "activation": "identity",
     "margin": 0,
     "bias_per_element": True,
+    "base": False,
 }
 
 CASES = {
@@ -64,6 +65,8 @@ CASES = {
     "inhibition": {"order": "inhibition", "above_grid": (1, 2)},
     "boost": {"order": "boost", "cells_per_group": 1},
     "sigmoid": {"activation": "sigmoid", "margin": 2, "bias_per_element": False},
+    "base": {"activation": "sigmoid", "margin": 1, "base": True},
+    "base, channels": {"base": True, "channels": 3},
     "connected": {"decoder_kernel_size": 0, "margin": 1},
     "connected, cells": {"decoder_kernel_size": 0, "channels": 4, "pool": 2, "input_grid": (3, 4)},
     "batch of 1": {"batch": 1},
@@ -136,6 +139,7 @@ class Problem:
             inhibition=dense if case["order"] == "inhibition" else None,
             boost=boost if case["order"] == "boost" else None,
         )
+        self.base = self.number(batch, *grid, channels, spread=1) if case["base"] else None
         self.learn = here(torch.rand(batch, generator=self.random) < 0.7)
         self.learn[0] = True
 
@@ -157,8 +161,8 @@ class Problem:
         weights = Weights(*(None if w is None else w.clone().requires_grad_() for w in self.weights))
         index, a = engine.select(self.step, weights, self.context)
         z = group_values(torch.tanh(a), self.step.cells_per_group)
-        decoded = engine.decode(self.step, weights, index, z)
-        loss = engine.loss(self.step, weights, index, z, self.target, self.learn)
+        decoded = engine.decode(self.step, weights, index, z, self.base)
+        loss = engine.loss(self.step, weights, index, z, self.target, self.learn, self.base)
         loss.backward()
         gradients = {name: w.grad for name, w in weights._asdict().items() if w is not None}
         return index, a.detach(), decoded.detach(), loss.detach(), gradients
@@ -227,8 +231,8 @@ def assert_exact(problem, fast, reference):
     assert torch.equal(a, expected_a)
     if problem.step.activation == "identity":
         z = problem.number(*index.shape)
-        decoded = fast.decode(problem.step, problem.weights, index, z)
-        assert torch.equal(decoded, reference.decode(problem.step, problem.weights, index, z))
+        decoded = fast.decode(problem.step, problem.weights, index, z, problem.base)
+        assert torch.equal(decoded, reference.decode(problem.step, problem.weights, index, z, problem.base))
 
 
 @pytest.mark.parametrize("case", CASES)

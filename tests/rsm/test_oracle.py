@@ -50,6 +50,8 @@ CASES = {
     "fully connected, stride beyond kernel": Case((layer(decoder="fully_connected", stride=3, kernel_size=2),), (8, 8)),
     "fully connected": Case((layer(decoder="fully_connected", activation="sigmoid", cells_per_group=2),), (5, 4)),
     "margin": Case((layer(margin=2, decoder_kernel_size=5),), (9, 8)),
+    "changes": Case((layer(changes="last", input_frames=2, activation="sigmoid", margin=1),), (8, 7), 2),
+    "changes of cells": Case((layer(changes="last", output_bias="channel"), layer(pool=2)), (7, 6)),
     "three layers": Case(
         (
             layer(groups=8, pool=2, stride=1, margin=1, output_bias="channel"),
