@@ -201,7 +201,10 @@ def test_a_rectifier_that_learns_has_its_settings(name):
     assert (run.model.rectifier is None) == (run.rectifying is None) == (name not in RECTIFIED)
 
 
-RECTIFIED = ("paper", "paper-1l", "paper-rectifier", "balls", "balls-1l", "balls-compact", "balls-wide")
+RECTIFIED = (
+    *("paper", "paper-1l", "paper-rectifier"),
+    *("balls", "balls-large", "balls-1l", "balls-compact", "balls-wide", "balls-window", "balls-window-1l"),
+)
 
 
 def test_tiny_has_every_mechanism_of_paper():

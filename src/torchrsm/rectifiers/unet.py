@@ -1,4 +1,4 @@
-"""A U-Net that sees the stack's prediction, its winners, and the frames that the stack reads."""
+"""A U-Net that sees the stack's prediction and, if told so, its winners and the frames that the stack reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ from torchrsm.rsm.functional import Cells, safe_logit
 
 
 class UNetConfig(RectifierConfig):
-    """Settings of a `UNetGenerator`, which also sees the frames that the stack has read.
+    """Settings of a `UNetGenerator`.
 
     Attributes:
         features: channels at the frame's own resolution.
@@ -34,6 +34,8 @@ class UNetConfig(RectifierConfig):
         changes: what the generator's output is added to: the stack's prediction (``raw``) or the frame that was seen
             last (``last``), which is the better start where most of a picture stands still.
         sees_cells: read the winners of every layer, too.
+        sees_frames: read the frames that the stack has read, too. Without them the rectifier has no memory of any kind:
+            all that it knows it hears from the stack.
     """
 
     kind: Literal["unet"] = "unet"
@@ -42,10 +44,17 @@ class UNetConfig(RectifierConfig):
     blocks: int = Field(default=4, gt=0)
     changes: Literal["raw", "last"] = "raw"
     sees_cells: bool = True
+    sees_frames: bool = True
+
+    @model_validator(mode="after")
+    def _sees_what_it_changes(self) -> Self:
+        if self.changes == "last" and not self.sees_frames:
+            raise ValueError("changes must be 'raw' where sees_frames is false; got 'last'")
+        return self
 
     def for_still_pictures(self) -> Self:
-        """Return settings that change the last frame instead of the stack's prediction."""
-        return self.replace(changes="last")
+        """Return settings that change the last frame instead of the stack's prediction, where frames are seen."""
+        return self.replace(changes="last") if self.sees_frames else self
 
 
 class _Normed(nn.Module):
@@ -81,7 +90,7 @@ class UNetGenerator(Rectifier):
         self.config = config
         self.pad, self.pad_value = sizes.pad, sizes.pad_value
         features, width = config.features, config.width
-        self.read = _Normed(sizes.channels + sizes.seen_channels, features)
+        self.read = _Normed(sizes.channels + sizes.seen_channels * config.sees_frames, features)
         self.down = _Normed(features, width, 2)
         self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width)
         self.blocks = nn.ModuleList(
@@ -100,8 +109,10 @@ class UNetGenerator(Rectifier):
 
     @property
     def sees(self) -> tuple[Sees, ...]:
-        """The prediction, the frames that the stack read and, if its settings say so, the winners."""
-        return ("prediction", "cells", "frames") if self.config.sees_cells else ("prediction", "frames")
+        """The prediction and, if its settings say so, the winners and the frames that the stack read."""
+        cells: tuple[Sees, ...] = ("cells",) if self.config.sees_cells else ()
+        frames: tuple[Sees, ...] = ("frames",) if self.config.sees_frames else ()
+        return ("prediction", *cells, *frames)
 
     def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor) -> Tensor:
         """Return the rectified frame.
@@ -116,8 +127,11 @@ class UNetGenerator(Rectifier):
         """
         padded = bordered(raw, self.pad, self.pad_value)
         height, width = padded.shape[-2:]
-        seen = F.pad(seen, (0, width - seen.shape[-1], 0, height - seen.shape[-2]), value=self.pad_value)
-        both = 2 * torch.cat((padded, seen), 1) - 1  # so the zeros around a convolution differ from black pixels
+        read = [padded]
+        if self.config.sees_frames:
+            seen = F.pad(seen, (0, width - seen.shape[-1], 0, height - seen.shape[-2]), value=self.pad_value)
+            read.append(seen)
+        both = 2 * torch.cat(read, 1) - 1  # so the zeros around a convolution differ from black pixels
         first = self.read(both.contiguous(memory_format=torch.channels_last))
         x = self.cells.added_to(self.down(first), cells)
         for block in self.blocks:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
-from torchrsm.runs.presets import balls_1l
+from torchrsm.runs.presets import balls_window_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
 from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig, VideoConfig
 
@@ -122,7 +122,7 @@ def nearest_shape(run: AnyRunConfig, shape: tuple[int, int, int]) -> tuple[int, 
 
 def for_watching(shape: tuple[int, int, int]) -> RunConfig:
     """Return RSM that learns from one stream for ever: one layer and its rectifier, at rates that never fall."""
-    run = fit(balls_1l(), shape, VideoConfig(path="-"))
+    run = fit(balls_window_1l(), shape, VideoConfig(path="-"))
     assert isinstance(run, RunConfig)
     rectifying = RectifyingConfig(
         share=0.999,

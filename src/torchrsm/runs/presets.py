@@ -79,8 +79,8 @@ def paper_fast_1l() -> RunConfig:
     return _first_layer_alone(paper_fast())
 
 
-def balls() -> RunConfig:
-    """Return the best for two cores; its weights fit frames of any size and any number of balls."""
+def balls_window() -> RunConfig:
+    """Return a small stack and a rectifier that both read the last four frames, which say all in this world."""
     below = LayerConfig(
         groups=100,
         active_groups=8,
@@ -108,7 +108,7 @@ def balls() -> RunConfig:
         decoder_deviation=0.1,
     )
     return RunConfig(
-        name="balls",
+        name="balls-window",
         model=ModelConfig(layers=(below, above), pad=2, fresh_feedback=True, rectifier=UNetConfig()),
         learning=LearningConfig(learning_rates=(3e-3,), schedule="cosine"),
         rectifying=RectifyingConfig(
@@ -127,9 +127,51 @@ def balls() -> RunConfig:
     )
 
 
+def balls() -> RunConfig:
+    """Return the best for two cores: a wide recurrent stack that reads one frame at a time; its weights fit any size.
+
+    The rectifier has no memory and sees no frame. All that it knows it hears from the stack: the prediction, and the
+    winners that made it.
+    """
+    run = balls_window()
+    below = {
+        "groups": 256,
+        "active_groups": 12,
+        "recurrent_kernel_size": 3,
+        "input_frames": 1,
+        "changes": "last",
+    }
+    rectifying = {
+        "share": 0.4,
+        "stack_share": None,
+        "gradient_norm": 0.02,
+        "loop_share": 0.25,
+        "loop_from": 0.5,
+        "motion_weight": 0.004,
+    }
+    return run.replace(
+        name="balls",
+        **{f"model.layers.0.{name}": value for name, value in below.items()},
+        **{"model.rectifier": CompactConfig(), "learning.betas": (0.9, 0.99), "training.minutes": 30},
+        **{f"rectifying.{name}": value for name, value in rectifying.items()},
+    )
+
+
+def balls_large() -> RunConfig:
+    """Return `balls` with twice the cells and winners, for a GPU or for hours of two cores."""
+    below = {"groups": 512, "active_groups": 24}
+    above = {"groups": 128, "active_groups": 8}
+    return balls().replace(
+        name="balls-large",
+        **{f"model.layers.0.{name}": value for name, value in below.items()},
+        **{f"model.layers.1.{name}": value for name, value in above.items()},
+        **{"training.minutes": 300},
+    )
+
+
 def balls_compact() -> RunConfig:
     """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction and winners."""
-    run = balls()
+    run = balls_window()
     wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3, "input_frames": 1, "input_decay": 0.7}
     rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
     dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
@@ -164,6 +206,11 @@ def paper_rectifier() -> RunConfig:
 def balls_1l() -> RunConfig:
     """Return the first layer of `balls` alone."""
     return _first_layer_alone(balls())
+
+
+def balls_window_1l() -> RunConfig:
+    """Return the first layer of `balls-window` alone."""
+    return _first_layer_alone(balls_window())
 
 
 def tiny() -> RunConfig:
@@ -293,7 +340,10 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
     preset.__name__.replace("_", "-"): preset
     for preset in (
         balls,
+        balls_window,
+        balls_large,
         balls_1l,
+        balls_window_1l,
         balls_compact,
         balls_wide,
         paper_rectifier,

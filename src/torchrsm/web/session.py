@@ -53,7 +53,7 @@ from torchrsm.web.messages import (
 from torchrsm.web.worlds import RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World, in_grey
 
 LEARNING = "learning"
-LEARNS = "balls-1l"
+LEARNS = "balls-window-1l"
 """The preset that the page trains."""
 CLIP_FRAMES = 300
 _TRAINING_STREAMS = 8
