@@ -704,7 +704,7 @@ def law(check: Check) -> None:
     check.found["looked_at"] = check.device.type == "cuda"
     runs = {"balls-wide": wide(check)}
     if not check.small:
-        runs |= {name: preset(name) for name in ("paper", "balls", "simvp", "predrnn", "convlstm-wide")}
+        runs |= {name: preset(name) for name in ("paper", "balls", "balls-window", "simvp", "predrnn", "convlstm-wide")}
     for name, run in runs.items():
         for captured in (True, False):
             batch = 2 if check.small else 8

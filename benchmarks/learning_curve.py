@@ -1,6 +1,6 @@
 """Collects the error against training minutes from the records of runs.
 
-    python benchmarks/learning_curve.py runs/balls-seed-0 --json benchmarks/results/learning_curve.json
+    python benchmarks/learning_curve.py runs/balls-window-seed-0 --json benchmarks/results/learning_curve.json
 
 The error is that of frames before they were learned from, none of them seen twice: raw while the stack learns,
 rectified while the rectifier does. It is averaged over each half minute.

@@ -1,8 +1,8 @@
 """Trains systems on other worlds than the balls, for the same time each, and scores them on what they have not seen.
 
-    python benchmarks/other_worlds.py digits-32 --systems balls convlstm-wide --minutes 5 --out runs/worlds \
+    python benchmarks/other_worlds.py digits-32 --systems balls-window convlstm-wide --minutes 5 --out runs/worlds \
         --json benchmarks/results/world-digits-32.json
-    python benchmarks/other_worlds.py video --video clip.mp4 --height 48 --systems balls --minutes 5 --out runs/worlds \
+    python benchmarks/other_worlds.py video --video clip.mp4 --height 48 --systems balls-window --minutes 5 --out runs/worlds \
         --json benchmarks/results/world-video.json
 
 Worlds: digits-32 and digits-64 (Moving MNIST, two digits; test digits of their own) and video (the last fifth, of which
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=48)
     parser.add_argument("--width", type=int)
     parser.add_argument("--channels", type=int, default=1)
-    parser.add_argument("--systems", nargs="+", default=["balls", "convlstm-wide"])
+    parser.add_argument("--systems", nargs="+", default=["balls-window", "convlstm-wide"])
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--sequences", type=int, default=200)

@@ -2,7 +2,7 @@
 
     python benchmarks/ranks_speed.py --json benchmarks/results/ranks_speed.json
 
-For `balls` while its stack learns and while its rectifier learns, and for a wide recurrent stack. While one side takes
+For `balls-window` while its stack learns and while its rectifier learns, and for a wide recurrent stack. While one side takes
 its turn the other waits, so that what else happens on the machine meets both alike. A turn is measured by the clock,
 and the ratio is that of two turns, one after the other.
 """
@@ -30,10 +30,10 @@ SIDES = {"ranks": (2, 1), "threads": (1, 2)}  # processes, and threads of each
 
 def settings(what: str) -> torchrsm.RunConfig:
     """Return the run of a comparison, without its budget."""
-    run = torchrsm.preset("balls")
-    if what == "balls, stack":
+    run = torchrsm.preset("balls-window")
+    if what == "balls-window, stack":
         return run.replace(**{"rectifying.share": 0.000001, "rectifying.stack_share": None})
-    if what == "balls, rectifier":
+    if what == "balls-window, rectifier":
         return run.replace(**{"rectifying.share": 0.999999, "rectifying.stack_share": 0.000002})
     wide = {"groups": 512, "active_groups": 24, "recurrent_kernel_size": 3, "input_frames": 1}
     above = {"groups": 128, "active_groups": 8}
@@ -44,7 +44,7 @@ def settings(what: str) -> torchrsm.RunConfig:
     )
 
 
-COMPARISONS = ("balls, stack", "balls, rectifier", "wide stack")
+COMPARISONS = ("balls-window, stack", "balls-window, rectifier", "wide stack")
 
 
 def train(what: str, updates: int, turns: int, threads: int, folder: str) -> None:

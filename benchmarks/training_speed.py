@@ -129,7 +129,7 @@ def compare(options: argparse.Namespace, phase: str) -> dict[str, float | list[f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, required=True, help="another checkout")
-    parser.add_argument("--preset", default="balls")
+    parser.add_argument("--preset", default="balls-window")
     parser.add_argument("--updates", type=int, default=10, help="of a turn")
     parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)

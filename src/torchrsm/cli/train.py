@@ -140,7 +140,7 @@ def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str,
 
 def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaselineCommand:
     """Parse the flags of a run that learns from a video or from digits, its settings made to fit the frames."""
-    rest, system = taken(arguments, "--system", "balls")
+    rest, system = taken(arguments, "--system", "balls-window")
     stream: StreamConfig = MovingMNISTConfig()
     name = f"train {world}"
     if world == "video":

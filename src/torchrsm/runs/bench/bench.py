@@ -75,6 +75,7 @@ SYSTEMS = (
     "convlstm-wide",
     "predrnn",
     "simvp",
+    "balls-window",
     "balls",
 )
 """The systems of ``all``, in the order of training."""
