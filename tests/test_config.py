@@ -152,7 +152,7 @@ def test_repr_is_python_that_makes_them_again():
 
 
 def test_replace_changes_what_it_names_and_nothing_else():
-    run = preset("balls")
+    run = preset("balls-window")
     changed = run.replace(**{"training.minutes": 5, "model.layers.0.groups": 128, "name": "mine"})
     expected = run.model_dump()
     expected["training"]["minutes"] = 5.0
@@ -160,12 +160,12 @@ def test_replace_changes_what_it_names_and_nothing_else():
     expected["name"] = "mine"
     assert changed.model_dump() == expected
     assert type(changed) is RunConfig
-    assert run == preset("balls")
+    assert run == preset("balls-window")
     assert run.replace() == run
 
 
 def test_a_section_is_replaced_by_settings_or_by_a_dict():
-    run = preset("balls")
+    run = preset("balls-window")
     compact = CompactConfig(width=8)
     assert run.replace(**{"model.rectifier": compact}).model.rectifier == compact
     assert run.replace(**{"model.rectifier": {"kind": "compact", "width": 8}}).model.rectifier == compact
@@ -224,12 +224,12 @@ def test_a_section_is_replaced_by_settings_or_by_a_dict():
     ],
 )
 def test_a_bad_change_is_refused_in_one_line(changes, message):
-    run = preset("balls")
+    run = preset("balls-window")
     for change in (run.replace, lambda **changes: run.model_copy(update=changes), lambda **c: run.copy(update=c)):
         with refused(message) as caught:
             change(**changes)
         assert "\n" not in str(caught.value)
-    assert run == preset("balls")
+    assert run == preset("balls-window")
 
 
 def test_a_path_into_nothing_says_so():
@@ -238,9 +238,9 @@ def test_a_path_into_nothing_says_so():
 
 
 def test_one_budget_takes_the_place_of_the_other_if_both_are_named():
-    run = preset("balls").replace(**{"training.minutes": None, "training.steps": 10})
+    run = preset("balls-window").replace(**{"training.minutes": None, "training.steps": 10})
     assert (run.training.minutes, run.training.steps) == (None, 10)
-    assert preset("balls").replace(training=TrainingConfig(minutes=3)).training.minutes == 3
+    assert preset("balls-window").replace(training=TrainingConfig(minutes=3)).training.minutes == 3
 
 
 def test_settings_that_skipped_their_checks_are_checked_where_they_are_used():
@@ -252,7 +252,7 @@ def test_settings_that_skipped_their_checks_are_checked_where_they_are_used():
 
 
 def test_a_copy_without_changes_is_equal():
-    run = preset("balls")
+    run = preset("balls-window")
     assert run.model_copy() == run.model_copy(deep=True) == run.model_copy(update={}) == run
 
 
@@ -338,7 +338,7 @@ def saved(name, *changes):
     ("name", "changes"),
     [
         ("paper-1l", [("model.layers.0.pool", 2)]),
-        ("balls", [("model.layers.1.boost_decay", 0.5), ("learning.schedule", "cosine")]),
+        ("balls-window", [("model.layers.1.boost_decay", 0.5), ("learning.schedule", "cosine")]),
         ("tiny", [("model.layers.1.pool", 3), ("model.layers.0.boost_decay", 0.1)]),
         ("copy-last", [("learning.window", 4), ("learning.schedule", "cosine"), ("learning.warmup_share", 0.3)]),
         ("pgn", [("model.discriminator_units", 3)]),
@@ -352,7 +352,7 @@ def test_runs_of_earlier_versions_load(tmp_path, name, changes):
 
 
 def test_a_run_on_a_film_from_an_earlier_version_is_the_same_as_today_s(tmp_path):
-    today = torchrsm.fit(preset("balls"), (1, 48, 64), VideoConfig(path="a.mp4"))
+    today = torchrsm.fit(preset("balls-window"), (1, 48, 64), VideoConfig(path="a.mp4"))
     settings = today.model_dump(mode="json")
     settings["rectifying"] |= {"loop_from": 0.85, "loop_steps": 60}
     (tmp_path / "run.json").write_text(json.dumps(settings))
@@ -360,14 +360,14 @@ def test_a_run_on_a_film_from_an_earlier_version_is_the_same_as_today_s(tmp_path
 
 
 def test_a_run_with_too_few_streams_to_dream_loads_without_dreams(tmp_path):
-    (tmp_path / "run.json").write_text(saved("balls", ("training.batch_size", 2)))
+    (tmp_path / "run.json").write_text(saved("balls-window", ("training.batch_size", 2)))
     rectifying = load_run_config(tmp_path).rectifying
     assert (rectifying.loop_share, rectifying.loop_steps, rectifying.motion_weight) == (0.0, 1, 0.0)
 
 
 def test_a_run_on_a_given_stack_loads(tmp_path):
-    (tmp_path / "run.json").write_text(saved("balls", ("stack_from", "runs/a")))
-    assert load_run_config(tmp_path) == on_stack_of(preset("balls"), "runs/a")
+    (tmp_path / "run.json").write_text(saved("balls-window", ("stack_from", "runs/a")))
+    assert load_run_config(tmp_path) == on_stack_of(preset("balls-window"), "runs/a")
 
 
 def test_a_model_of_an_earlier_version_loads(tmp_path):
@@ -380,7 +380,7 @@ def test_a_model_of_an_earlier_version_loads(tmp_path):
 
 
 def test_the_shipped_model_has_nothing_without_effect():
-    text = Path(__file__).parents[1].joinpath("models", "balls", "config.json").read_text()
+    text = Path(__file__).parents[1].joinpath("models", "balls-window", "config.json").read_text()
     assert ModelConfig.model_validate_json(text) == ModelConfig.from_json(text)
 
 
@@ -388,10 +388,10 @@ def test_the_shipped_model_has_nothing_without_effect():
 
 
 def test_on_the_stack_of_another_model_only_the_rectifier_s_settings_are_kept():
-    run = on_stack_of(preset("balls"), "runs/a")
-    assert (run.stack_from, run.model, run.training) == ("runs/a", preset("balls").model, preset("balls").training)
+    run = on_stack_of(preset("balls-window"), "runs/a")
+    assert (run.stack_from, run.model, run.training) == ("runs/a", preset("balls-window").model, preset("balls-window").training)
     assert run.learning == type(run.learning)()
-    assert run.rectifying == preset("balls").rectifying.replace(share=0.5, stack_share=None)
+    assert run.rectifying == preset("balls-window").rectifying.replace(share=0.5, stack_share=None)
     with refused("stack_from needs a rectifier that learns"):
         on_stack_of(preset("tiny"), "runs/a")
 

@@ -22,8 +22,8 @@ STEPS, STREAMS = 60, 6
 
 
 def recipe() -> OnlineLearner:
-    """Return the learner of the preset ``balls`` at small sizes, its weights written down as waves."""
-    run = preset("balls")
+    """Return the learner of the preset ``balls-window`` at small sizes, its weights written down as waves."""
+    run = preset("balls-window")
     below, above = run.model.layers
     layers = (
         below.replace(groups=12, active_groups=3, kernel_size=5, input_frames=2),
