@@ -75,6 +75,7 @@ SYSTEMS = (
     "convlstm-wide",
     "predrnn",
     "simvp",
+    "unet",
     "balls",
 )
 """The systems of ``all``, in the order of training."""
