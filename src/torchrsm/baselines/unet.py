@@ -1,7 +1,7 @@
 """The U-Net of the rectifier without any stack: it reads the last frames side by side and has no memory.
 
-What the rectifier of `torchrsm.rectifiers.unet` can do by itself. A system with that rectifier has to be compared with it:
-only what it does better is the stack's.
+What the rectifier of `torchrsm.rectifiers.unet` can do by itself. A system with that rectifier has to be compared with
+it: only what it does better is the stack's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, Sequenc
 from torchrsm.rectifiers.contract import InputSizes
 from torchrsm.rectifiers.unet import UNetConfig, UNetGenerator
 
-_BORDER = 0.5  # value of the border, which neither black nor white is
+_BORDER = 0.5  # value of the border, neither black nor white
 
 
 class FramesUNetConfig(BaselineConfig):
