@@ -30,6 +30,7 @@ from torchrsm.interventions import with_shuffled_winners, without_feedback, with
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.paper import PaperConfig
+from torchrsm.rectifiers.sharpening import SharpeningConfig
 from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerConfig
@@ -43,6 +44,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rectifiers import sharpened
 from results_table import RESULTS, run_described
 
+SHAPE = (1, 30, 30)  # of the test sequences' frames
+
 PRIME, DREAM_STEPS = 50, 150
 
 LAST_FRAMES = 4  # of a window, in the rows that have one
@@ -54,10 +57,10 @@ class Row(NamedTuple):
     Attributes:
         name: of its files.
         label: what it is.
-        run: what is trained, or what the trained model is made from.
-        source: the row whose weights it takes; None for its own.
-        change: what is done to these weights after they have learned; they do not learn again.
-        sees, learns: what that changes in what each part sees, and in how it learns.
+        run: of the model that is scored.
+        source: the row whose weights it takes; None if it is trained itself.
+        change: what makes the model of that row's; nothing learns anew.
+        cut: how a cut in the test changes what is seen; empty for no cut.
     """
 
     name: str
@@ -65,48 +68,50 @@ class Row(NamedTuple):
     run: AnyRunConfig
     source: str | None = None
     change: Callable[[VideoPredictor], VideoPredictor] | None = None
-    sees: str = ""
-    learns: str = ""
+    cut: str = ""
 
     @property
     def described(self) -> tuple[str, str]:
         """What each part sees, and how it learns."""
-        sees, learns = run_described(self.run)
-        return f"{sees}{self.sees}", f"{learns}{self.learns}"
+        if self.cut:
+            return f"as `{self.run.name}`, but {self.cut}", f"as `{self.run.name}`; nothing learns anew"
+        return run_described(self.run)
 
 
 def rows_of(base: RunConfig) -> list[Row]:
     """Return all rows of a system; those of parts that it does not have are left out.
 
     Raises:
-        ValueError: its rectifier does not learn.
+        ValueError: its rectifier does not learn, or it learns from frames of another size than the test sequences'.
     """
     if base.rectifying is None:
         raise ValueError(f"system must have a rectifier that learns; got {base.name!r}")
-    sees = VideoPredictor(base.model).rectifier
-    assert sees is not None
-    several = len(base.model.layers) > 1
-    alone = Row("stack", "the stack alone, raw", stack_alone(base))
+    if frame_shape(base.stream) != SHAPE:
+        got = " x ".join(map(str, frame_shape(base.stream)))
+        raise ValueError(f"system must learn from frames of 1 x 30 x 30; got {got}")
+    rectifier = VideoPredictor(base.model).rectifier
+    assert rectifier is not None
+    sees_winners = "cells" in rectifier.sees
+    itself = f"`{base.name}` itself"
+    filtered = base.replace(**{"model.rectifier": SharpeningConfig(), "rectifying": None})
     rows = [
-        alone,
+        Row("stack", "the stack alone, raw", stack_alone(base)),
         Row(
             "sharpening",
             "+ a sharpening filter, chosen by dreams of validation sequences",
-            alone.run,
+            filtered,
             "stack",
             sharpened,
-            sees="; filter: the stack's prediction",
-            learns="; filter: nothing",
         ),
         Row("published-rectifier", "+ the published rectifier (GAN)", with_published_rectifier(base)),
         Row("prediction", "+ a rectifier that sees the prediction alone", seeing_the_prediction(base)),
-        Row("system", f"+ the winners, too: `{base.name}` itself", base),
-        Row("last-frames", f"+ the last {LAST_FRAMES} frames, too", seeing_frames(base)),
+        Row("system", f"+ the winners, too: {itself}" if sees_winners else itself, base),
+        Row("last-frames", f"+ the last {LAST_FRAMES} frames, too, in stack and rectifier", seeing_frames(base)),
         Row("frames-alone", f"the last {LAST_FRAMES} frames alone, no stack (`unet`)", without_stack(base)),
         *depths(base),
         Row("no-memory", "trained without memory: recurrent weights 0 in all layers", without_recurrence(base)),
     ]
-    if several:
+    if len(base.model.layers) > 1:
         cut = base.replace(**{"model.feedback": False, "model.fresh_feedback": False})
         rows += [
             Row("no-feedback", "trained without feedback: the layer above learns and only the rectifier hears it", cut),
@@ -117,8 +122,7 @@ def rows_of(base: RunConfig) -> list[Row]:
             ),
         ]
     rows += [
-        Row(name, label, base, "system", change, sees=f"; in the test {seen}")
-        for name, label, change, seen in cuts_of(base, "cells" in sees.sees)
+        Row(name, label, base, "system", change, seen) for name, label, change, seen in cuts_of(base, sees_winners)
     ]
     return rows
 
@@ -133,7 +137,7 @@ def cuts_of(base: RunConfig, sees_winners: bool) -> Iterator[tuple[str, str, Cal
     if sees_winners:
         for among in ("locations", "cells"):
             label = f"winners that the rectifier sees shuffled among {among}"
-            yield f"shuffled-{among}", label, shuffling(among), f"winners shuffled among {among}"
+            yield f"shuffled-{among}", label, shuffling(among), f"winners are shuffled among {among}"
 
 
 def shuffling(among: str) -> Callable[[VideoPredictor], VideoPredictor]:
@@ -303,14 +307,16 @@ class Ablation:
         rows, sha256 = [], ""
         for row in self.rows:
             seeds = []
-            files = [(int(file.stem.rpartition("-")[2]), file) for file in self.out.glob(f"scores/{row.name}-seed-*")]
+            files = [
+                (int(file.stem.rpartition("-")[2]), file) for file in self.out.glob(f"scores/{row.name}-seed-*.json")
+            ]
             for seed, file in sorted(files):
                 scores = NextFrameScores.model_validate_json(file.read_bytes())
                 sha256 = scores.frames_sha256
                 seeds.append(seed_result(seed, scores))
             if seeds:
                 sees, learns = row.described
-                entry = {"name": row.name, "label": row.label, "cut": row.source == "system"}
+                entry = {"name": row.name, "label": row.label, "cut": bool(row.cut)}
                 rows.append(entry | {"sees": sees, "learns": learns, "seeds": seeds})
         write_json(self.json, self.settings | {"frames_sha256": sha256, "rows": rows})
 
@@ -355,7 +361,12 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dreams", type=int, default=50, help="of these, how many are dreamt on from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path, default=RESULTS / "ablation.json")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be > 0; got {options.minutes:g}")
+    if options.sequences < 2 or options.dreams < 1:
+        parser.error(f"--sequences must be >= 2 and --dreams >= 1; got {options.sequences} and {options.dreams}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,10 @@ LAYER = {"groups": 9, "active_groups": 3, "kernel_size": 3, "output_bias": "chan
 BELOW, ABOVE = LayerConfig(**LAYER, recurrent_kernel_size=3, activation="sigmoid"), LayerConfig(**LAYER)
 
 
-def build(layers=(BELOW, ABOVE), fresh_feedback=True, rectifier=CompactConfig(width=4, blocks=1)):
+SEES_WINNERS = CompactConfig(width=4, blocks=1)
+
+
+def build(layers=(BELOW, ABOVE), fresh_feedback=True, rectifier=SEES_WINNERS):
     torch.manual_seed(0)
     fresh = {"fresh_feedback": fresh_feedback} if len(layers) > 1 else {}
     model = VideoPredictor(ModelConfig(layers=layers, pad=1, rectifier=rectifier, **fresh)).eval()
@@ -142,7 +145,7 @@ def test_locations_are_permuted_with_their_winners():
 def test_cells_are_renamed_the_same_everywhere():
     for chosen, seen in zip(*shown("cells"), strict=True):
         assert torch.equal(chosen.value, seen.value)
-        names = {pair for pair in zip(chosen.index.flatten().tolist(), seen.index.flatten().tolist(), strict=True)}
+        names = set(zip(chosen.index.flatten().tolist(), seen.index.flatten().tolist(), strict=True))
         old, new = ({pair[side] for pair in names} for side in (0, 1))
         assert len(names) == len(old) == len(new)  # one name for each cell, another for each other one
         assert any(a != b for a, b in names)

@@ -54,7 +54,7 @@ def test_kernels_go_to_muon_and_the_rest_to_the_other_optimiser():
     assert parts([bias, kernel], kernels, 0.1, None) == [(torch.optim.Adam, 0.1, [id(bias), id(kernel)])]
     assert parts([kernel], kernels, 0.1, 0.5) == both[1:]
     assert parts([bias], kernels, 0.1, 0.5) == both[:1]
-    (muon, _), = with_muon([kernel], kernels, 0.1, 0.5, lambda others: adam(others, 0.1))
+    ((muon, _),) = with_muon([kernel], kernels, 0.1, 0.5, lambda others: adam(others, 0.1))
     assert [group["transposed"] for group in muon.param_groups] == [True]
 
 

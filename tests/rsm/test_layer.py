@@ -296,7 +296,7 @@ def test_a_margin_must_leave_something_to_predict():
         layer.initial_state(1, here(torch.zeros(1, 4, 9, 1)))
 
 
-# --- A layer that does not hear its own past ---------------------------------------------------------------------------
+# --- A layer that does not hear its own past --------------------------------------------------------------------------
 
 
 def test_a_layer_without_memory_is_one_whose_recurrent_weights_are_0(engine):
