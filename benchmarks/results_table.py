@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torchrsm.baselines import ConstantVelocityConfig, CopyLastConfig, DTSBNConfig, SimVPConfig
+from torchrsm.baselines import ConstantVelocityConfig, CopyLastConfig, DTSBNConfig, FramesUNetConfig, SimVPConfig
 from torchrsm.baselines.rtrbm import BoltzmannConfig
 from torchrsm.model import VideoPredictor
 from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
 from torchrsm.runs.presets import preset
-from torchrsm.runs.settings import BaselineRunConfig, RunConfig
+from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from scaling import tables as tables_of_costs
@@ -75,7 +75,7 @@ def number(value: float | None) -> str:
 
 def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
-    parts = (_bench(), _systems(), _errors(), _dreams(), _worlds(), _film_memory(), _speed())
+    parts = (_bench(), _systems(), _errors(), _ablation(), _dreams(), _worlds(), _film_memory(), _speed())
     return "\n\n".join(part for part in parts if part)
 
 
@@ -126,7 +126,11 @@ def seeds_of(rows: list[Row]) -> str:
 
 def described(system: str) -> tuple[str, str]:
     """Return what a system sees when it predicts, and how it learns, from the settings of its preset."""
-    run = preset(system)
+    return run_described(preset(system))
+
+
+def run_described(run: AnyRunConfig) -> tuple[str, str]:
+    """Return the same of a run."""
     if isinstance(run, RunConfig):
         return rsm_described(run)
     assert isinstance(run, BaselineRunConfig)
@@ -140,7 +144,7 @@ def described(system: str) -> tuple[str, str]:
             return memory, f"contrastive divergence and {through_time}"
         case DTSBNConfig(order=order):
             return f"the last {order} frames, and hidden units of as many steps", "variational inference (NVIL)"
-        case SimVPConfig(context=context):
+        case SimVPConfig(context=context) | FramesUNetConfig(context=context):
             return f"the last {context} frames", "backpropagation through its layers"
     return memory, through_time
 
@@ -153,10 +157,9 @@ def rsm_described(run: RunConfig) -> tuple[str, str]:
         return stack_sees, learns
     words = {"frames": frames, "prediction": "the stack's prediction", "cells": "its winners"}
     reads = [said for seen, said in words.items() if seen in rectifier.sees]
-    return (
-        f"stack: {stack_sees}; rectifier: {', '.join(reads)}",
-        f"stack: {learns}; rectifier: backpropagation through its own layers",
-    )
+    assert run.model.rectifier is not None
+    how = "backpropagation through its own layers" if run.model.rectifier.learns else "nothing"
+    return f"stack: {stack_sees}; rectifier: {', '.join(reads)}", f"stack: {learns}; rectifier: {how}"
 
 
 def stack_described(run: RunConfig) -> tuple[tuple[str, str], str]:
@@ -164,7 +167,13 @@ def stack_described(run: RunConfig) -> tuple[tuple[str, str], str]:
     first = run.model.layers[0]
     frames = "each frame once" if first.input_frames == 1 else f"the last {first.input_frames} frames"
     trace = "" if first.input_decay is None else " and what is left of those before"
-    return (f"{frames}{trace}", f"{frames}{trace}, and a memory"), "each layer from its own error"
+    layers, several = run.model.layers, len(run.model.layers) > 1
+    past = ", and a memory" if all(layer.recurrent for layer in layers) else ""
+    if several and not run.model.feedback:
+        past += ", but no feedback" if past else ", and neither memory nor feedback"
+    elif not past:
+        past = ", and of the past what the layer above feeds back" if several else ", and no memory"
+    return (f"{frames}{trace}", f"{frames}{trace}{past}"), "each layer from its own error"
 
 
 def _systems() -> str:
@@ -328,6 +337,57 @@ def _errors() -> str:
             f" {statistics.mean(seeds):.3f}, standard deviation {statistics.stdev(seeds):.3f}.",
         ]
     return "\n".join(lines)
+
+
+def _ablation() -> str:
+    """What of a system carries its result: rows of equal time, and what its own weights do without a part of them."""
+    result = read("ablation.json")
+    if not result:
+        return ""
+    system, rows = result["system"], result["rows"]
+    whole_system = next((row for row in rows if row["name"] == "system"), None)
+    lines = [
+        f"Ablation of `{system}` (`benchmarks/ablation.py`): each row trained from nothing for {result['minutes']:g}"
+        f" minutes on {cores(result['threads'])}, stack and rectifier together. Squared error per frame on"
+        f" {result['sequences']} test sequences, the mean over training seeds (in brackets the least and the most, and"
+        " how many). Times: the error beside that of the whole system of the same seeds. Raw: the error of the stack's"
+        f" own prediction. Alive: of {result['dream_sequences']} dreams of {result['dream_steps']} steps.",
+        "",
+        "| what | squared error | times | raw | after 2 | alive | sees | learns by |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_ablation_row(row, whole_system) for row in rows if not row["cut"]),
+    ]
+    cuts = [_ablation_row(row, whole_system) for row in rows if row["cut"]]
+    if cuts:
+        lines += [
+            "",
+            f"The weights of `{system}` itself, without learning anew, a part of it cut in the test:",
+            "",
+            "| what | squared error | times | raw | after 2 | alive | sees | learns by |",
+            "|---|---|---|---|---|---|---|---|",
+            *cuts,
+        ]
+    return "\n".join(lines)
+
+
+def _ablation_row(row: dict[str, Any], whole_system: dict[str, Any] | None) -> str:
+    errors = [seed["all_predictable"][0] for seed in row["seeds"]]
+    of_system = {seed["seed"]: seed["all_predictable"][0] for seed in whole_system["seeds"]} if whole_system else {}
+    both = [(seed["all_predictable"][0], of_system[seed["seed"]]) for seed in row["seeds"] if seed["seed"] in of_system]
+    times = f"{sum(a for a, _ in both) / sum(b for _, b in both):.2f}" if both else "-"
+    raw = [seed["raw"][0] for seed in row["seeds"] if seed["raw"]]
+    range_ = f" ({min(errors):.3f} to {max(errors):.3f}, {len(errors)})" if len(errors) > 1 else ""
+    cells = [
+        row["label"],
+        f"{statistics.mean(errors):.3f}{range_}",
+        times,
+        f"{statistics.mean(raw):.3f}" if raw else "-",
+        f"{statistics.mean(seed['after_2'][0] for seed in row['seeds']):.3f}",
+        f"{statistics.mean(seed['alive'] for seed in row['seeds']):.1%}",
+        row["sees"],
+        row["learns"],
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _dreams() -> str:

@@ -16,7 +16,7 @@ ORDER = (
     ("predictor", "streams", "storage", "rsm"),
     ("rectifiers", "scoring"),
     ("model", "baselines", "media"),
-    ("learning", "exporting"),
+    ("learning", "exporting", "interventions"),
     ("systems",),
     ("runs",),
     ("watching",),

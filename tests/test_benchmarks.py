@@ -1,6 +1,9 @@
+import contextlib
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -9,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrsm import bouncing_ball_frames, load, preset
+from torchrsm import PRESETS, VideoPredictor, bouncing_ball_frames, load, preset
+from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rsm import kernels
+from torchrsm.runs.checkpoint import CHECKPOINT_FILE, load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +60,18 @@ def test_what_a_system_sees_and_how_it_learns_follows_its_settings() -> None:
     assert module.described("paper-fast") == ("each frame once, and a memory", "each layer from its own error")
     assert module.described("simvp")[0] == "the last 4 frames"
     assert module.described("predrnn")[1] == "backpropagation through 8 frames"
+    assert module.described("unet") == module.described("simvp")
+    parts = benchmark("ablation")
+    rows = {row.name: row.run for row in parts.rows_of(preset("balls-wide"))}
+    without = {
+        "each frame once, and a memory": rows["system"],
+        "each frame once, and a memory, but no feedback": rows["no-feedback"],
+        "each frame once, and of the past what the layer above feeds back": rows["no-memory"],
+        "each frame once, and neither memory nor feedback": parts.without_recurrence(rows["no-feedback"]),
+        "each frame once, and no memory": rows["one-layer-no-memory"],
+    }
+    for said, run in without.items():
+        assert module.run_described(run)[0] == f"stack: {said}; rectifier: the stack's prediction, its winners"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
@@ -175,6 +192,152 @@ def test_a_mutation_run_knows_its_files() -> None:
     for name, tests in module.TESTS.items():
         assert (ROOT / "src" / "torchrsm" / name).is_file()
         assert all((ROOT / "tests" / test).is_file() for test in tests), name
+
+
+# --- Ablation ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ablation(monkeypatch, tmp_path):
+    """The benchmark on a small system; a function that runs it and returns its results."""
+    module = benchmark("ablation")
+    layers = {"model.layers.0.groups": 24, "model.layers.0.active_groups": 4, "model.layers.1.groups": 12}
+    small = preset("balls-wide").replace(
+        name="small", **layers, **{"model.rectifier": CompactConfig(width=6, blocks=1)}
+    )
+    monkeypatch.setitem(PRESETS, "small", lambda: small)
+    monkeypatch.setattr(module, "DREAM_STEPS", 3)
+    monkeypatch.setattr("rectifiers.GAINS", (1.5,))
+    out = tmp_path / "ablation"
+
+    def run(*arguments, minutes="0.005"):
+        options = ["--system", "small", "--minutes", minutes, "--sequences", "2", "--out", str(out)]
+        module.main([*options, "--json", str(tmp_path / "ablation.json"), *arguments])
+        return json.loads((tmp_path / "ablation.json").read_text())
+
+    run.module, run.out = module, out
+    return run
+
+
+def test_the_ablation_trains_and_scores_each_row_once(ablation, monkeypatch, tmp_path, capsys) -> None:
+    names = "stack,sharpening,system,frames-alone,memory-zeroed,shuffled-cells"
+    result = ablation("--rows", names, "--seeds", "0")
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == names.split(",")
+    assert (result["system"], result["minutes"], result["sequences"]) == ("small", 0.005, 2)
+    trained = {path.name for path in (ablation.out / "runs").iterdir()}
+    assert trained == {"stack-seed-0", "system-seed-0", "frames-alone-seed-0"}
+    for row in rows.values():
+        (seed,) = row["seeds"]
+        assert seed["minutes"] >= 0
+        assert seed["frames"] > 0
+        assert 1 < seed["all_predictable"][0] < 900
+    errors = {name: row["seeds"][0]["all_predictable"] for name, row in rows.items()}
+    raw = {name: row["seeds"][0]["raw"] for name, row in rows.items()}
+    assert raw["sharpening"] == pytest.approx(errors["stack"])
+    assert raw["shuffled-cells"] == pytest.approx(raw["system"])
+    assert errors["shuffled-cells"] != errors["system"]
+    assert raw["memory-zeroed"] != raw["system"]
+    assert raw["stack"] is raw["frames-alone"] is None
+    assert rows["memory-zeroed"]["sees"] == "as `small`, but no memory"
+    assert rows["sharpening"]["learns"] == "stack: each layer from its own error; rectifier: nothing"
+    assert rows["frames-alone"]["sees"] == "the last 4 frames"
+
+    before = {path: path.stat().st_mtime_ns for path in ablation.out.glob("*/**/*") if path.is_file()}
+    capsys.readouterr()
+    again = ablation("--rows", "stack", "--seeds", "0,1")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    said = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\S+ seed \d+: ", line)]
+    assert [line.split(":")[0] for line in said] == ["stack seed 1"]
+    assert [seed["seed"] for seed in again["rows"][0]["seeds"]] == [0, 1]
+    assert again["rows"][1:] == result["rows"][1:]  # all that the folder holds
+
+    pages = benchmark("results_table")
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    table = pages._ablation().splitlines()
+    row = next(line for line in table if line.startswith("| recurrent weights set to 0 | "))
+    times = errors["memory-zeroed"][0] / errors["system"][0]
+    assert row.split(" | ")[1:3] == [f"{errors['memory-zeroed'][0]:.3f}", f"{times:.2f}"]
+    stack = next(line for line in table if line.startswith("| the stack alone, raw | "))
+    assert re.search(r"\| [\d.]+ \([\d.]+ to [\d.]+, 2\) \| ", stack)
+    assert sum(line.startswith("| ") for line in table) == 6 + 2
+
+
+def test_an_interrupted_ablation_goes_on_where_it_was(ablation, monkeypatch) -> None:
+    @contextlib.contextmanager
+    def interrupting(name):
+        yield lambda record: os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation.module, "reporting", interrupting)
+        with pytest.raises(KeyboardInterrupt, match="the checkpoint is saved"):
+            ablation("--rows", "system", "--seeds", "0", minutes="0.02")
+    folder = ablation.out / "runs" / "system-seed-0"
+    stopped = load_checkpoint(folder / CHECKPOINT_FILE)[1]
+    assert 0 < stopped["seconds"] < 0.02 * 60
+    assert not list((ablation.out / "scores").iterdir())
+    ablation("--rows", "system", "--seeds", "0", minutes="0.02")
+    ended = load_checkpoint(folder / CHECKPOINT_FILE)[1]
+    assert ended["step"] > stopped["step"]
+    assert ended["seconds"] == pytest.approx(0.02 * 60, abs=1)
+
+
+@pytest.mark.parametrize("name", ["balls", "balls-wide", "balls-compact", "paper", "paper-1l"])
+def test_the_rows_of_an_ablation_follow_the_system(name: str) -> None:
+    base = preset(name)
+    rows = {row.name: row for row in benchmark("ablation").rows_of(base)}
+    several = len(base.model.layers) > 1
+    assert ("no-feedback" in rows) == ("layers-1" in rows) == ("feedback-zeroed" in rows) == several
+    assert ("shuffled-cells" in rows) == (name not in ("paper", "paper-1l"))
+    assert rows["system"].run == base
+    seen = {row.name: VideoPredictor(row.run.model).rectifier for row in rows.values() if row.name != "frames-alone"}
+    assert seen["stack"] is None
+    assert seen["prediction"].sees == seen["published-rectifier"].sees == ("prediction",)
+    assert set(seen["last-frames"].sees) == {"prediction", "cells", "frames"}
+    assert rows["last-frames"].run.model.layers[0].input_frames == rows["frames-alone"].run.model.context == 4
+    for row in rows.values():
+        if row.name != "frames-alone":
+            recurrent = {layer.recurrent for layer in row.run.model.layers}
+            assert recurrent == {not row.name.endswith("no-memory")}
+            sizes = [(layer.groups, layer.active_groups, layer.kernel_size) for layer in row.run.model.layers]
+            whole = [(layer.groups, layer.active_groups, layer.kernel_size) for layer in base.model.layers]
+            assert sizes == (whole[:1] if row.name in ("layers-1", "one-layer-no-memory") else whole)
+        if row.run.model is not base.model and hasattr(row.run, "rectifying") and row.run.rectifying is not None:
+            assert row.run.rectifying.share == base.rectifying.share  # the stack has the same time in each
+        assert all(row.described)
+        assert row.run.stream == base.stream
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--system", "simvp"], "--system must be RSM; got 'simvp'"),
+        (["--system", "balls-1l", "--rows", "stack,no-feedback"], "--rows must be of stack, .*; got no-feedback"),
+        (["--system", "paper-fast"], "--system: system must have a rectifier that learns; got 'paper-fast'"),
+    ],
+)
+def test_wrong_options_of_the_ablation(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        benchmark("ablation").main([*arguments, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_numbers_of_the_ablation(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        benchmark("ablation").main(["--minutes", "0", "--out", str(tmp_path / "out")])
+    assert "--minutes must be > 0; got 0" in capsys.readouterr().err
+
+
+def test_a_folder_is_of_one_ablation(ablation) -> None:
+    ablation("--rows", "stack", "--seeds", "0")
+    with pytest.raises(SystemExit, match=r"was begun with minutes = 0\.005; it cannot go on with 5\.0$"):
+        ablation("--rows", "stack", minutes="5")
+
+
+def test_without_an_ablation_there_is_no_table_of_it(monkeypatch, tmp_path: Path) -> None:
+    module = benchmark("results_table")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    assert module._ablation() == ""
 
 
 # --- The check of a GPU -----------------------------------------------------------------------------------------------

@@ -20,13 +20,16 @@ from torchrsm.streams import BouncingBalls, StreamBatch
 from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, make_stream
 
 SIZE = (1, 8, 8)
+BASELINE_NAMED_SO = "baseline "  # stands before the name of a baseline that is that of a rectifier, too
+KINDS = (*RECTIFIERS, *(f"{BASELINE_NAMED_SO}{kind}" if kind in RECTIFIERS else kind for kind in BASELINES))
 STREAMS, UPDATES = 4, 12
 
 
 @cache
 def small(kind):
     """A small run of a system: RSM with a rectifier of this kind, or a baseline."""
-    if kind in BASELINES:
+    if kind in KINDS and kind not in RECTIFIERS:
+        kind = kind.removeprefix(BASELINE_NAMED_SO)
         size = {"height": SIZE[1], "width": SIZE[2]}
         learning = {} if kind in WITHOUT_WEIGHTS else {"window": 6}
         model = {"kind": kind, **size, **SMALL_BASELINES[kind]}
@@ -68,6 +71,7 @@ SMALL_BASELINES = {
     "convlstm": {"hidden_channels": (2, 1), "kernel_sizes": (3, 3)},
     "predrnn": {"hidden_channels": 4, "layers": 1},
     "simvp": {"context": 2, "spatial_channels": 4, "temporal_channels": 4, "temporal_blocks": 2},
+    "unet": {"features": 2, "inner_features": 4, "blocks": 1},
 }
 
 
@@ -132,6 +136,8 @@ RSM = [
     ("compact", {}, "model.layers.0.stride", 1),
     ("compact", {"model.height": 8, "model.width": 8}, "model.layers.0.decoder", "fully_connected"),
     ("compact", {}, "model.layers.0.decoder_kernel_size", 5),
+    ("compact", {}, "model.layers.0.recurrent", False),
+    ("compact", {}, "model.feedback", False),
     ("compact", {}, "model.layers.0.recurrent_kernel_size", 3),
     ("compact", {}, "model.layers.0.recurrent_decay", 0.5),
     ("compact", {}, "model.layers.0.input_frames", 2),
@@ -202,6 +208,7 @@ LEARNING = [
     ("convlstm", {"learning.optimiser": "sgd"}, "learning.momentum", 0.5),
     ("convlstm", {}, "learning.square_decay", 0.5),
     ("convlstm", {"learning.optimiser": "rmsprop"}, "learning.square_decay", 0.5),
+    ("convlstm", {}, "learning.matrix_learning_rate", 1e-2),
     ("convlstm", {}, "learning.epsilon", 1e-3),
     ("convlstm", {"learning.optimiser": "rmsprop"}, "learning.epsilon", 1e-3),
     ("convlstm", {}, "learning.weight_decay", 0.1),
@@ -273,6 +280,11 @@ BASELINE = [
     ("simvp", INCEPTION, "model.kernel_sizes", (3,)),
     ("simvp", INCEPTION, "model.groups", 1),
     ("simvp", {}, "model.residual", False),
+    ("baseline unet", {}, "model.context", 3),
+    ("baseline unet", {}, "model.pad", 0),
+    ("baseline unet", {}, "model.features", 4),
+    ("baseline unet", {}, "model.inner_features", 6),
+    ("baseline unet", {}, "model.blocks", 2),
 ]
 
 TABLE = [*RSM, *LEARNING, *BASELINE]
@@ -286,7 +298,7 @@ def test_a_setting_changes_what_is_learned(kind, beforehand, path, value):
     assert learned(after) != learned(before)
 
 
-@pytest.mark.parametrize("kind", [*RECTIFIERS, *BASELINES])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_same_settings_learn_the_same(kind):
     """So that a difference in the table means something."""
     assert learned(small(kind)) == learned.__wrapped__(small(kind))
@@ -295,6 +307,7 @@ def test_the_same_settings_learn_the_same(kind):
 # --- Where a setting cannot act, it is refused ------------------------------------------------------------------------
 
 ALONE = {"groups": 4, "active_groups": 2, "output_bias": "channel"}
+DEAF = {"model.layers.0.recurrent": False, "model.feedback": False}
 OFF = {"rectifying.adversarial_weight": 0.0}
 REFUSED = [
     ("compact", {}, "model.layers.0.boost_decay", 0.5, "boost is 0"),
@@ -307,6 +320,16 @@ REFUSED = [
     ),
     ("compact", {}, "model.layers.1.pool", 2, "no layer stands above"),
     ("compact", {"model.layers": [ALONE]}, "model.fresh_feedback", True, "there is one layer"),
+    ("compact", {"model.layers": [ALONE]}, "model.feedback", False, "there is one layer"),
+    ("compact", {"model.feedback": False}, "model.fresh_feedback", True, "there is no feedback"),
+    *(
+        ("compact", {"model.layers.1.recurrent": False}, f"model.layers.1.{name}", value, "the layer is not recurrent")
+        for name, value in (("recurrent_kernel_size", 3), ("recurrent_decay", 0.5), ("normalisation", "none"))
+    ),
+    *(
+        ("compact", DEAF, f"model.layers.0.{name}", 0.25, "the layer hears neither its own cells")
+        for name in ("dropout", "recurrent_deviation")
+    ),
     ("sharpening", {"model.pad": 0}, "model.pad_value", 0.25, "pad is 0"),
     ("sharpening", {"model.rectifier.gain": 1.0}, "model.rectifier.level", 0.25, "gain is 1"),
     *(
@@ -418,7 +441,7 @@ def test_every_setting_is_in_the_table():
         (cls, name) for holder, name in table for cls in holder.__mro__ if name in getattr(cls, "model_fields", ())
     }
     missing = set()
-    for kind in {*BASELINES, *RECTIFIERS}:
+    for kind in KINDS:
         for section in sections(small(kind)):
             for name in set(type(section).model_fields) - {*NAMES}:
                 if not any((cls, name) in in_table for cls in type(section).__mro__):

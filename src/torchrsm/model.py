@@ -32,6 +32,7 @@ class ModelConfig(Config):
         height, width: of a frame; needed only where the weights depend on them, else any size will do.
         pad: rows and columns of border around each frame, up to 256, which make the walls visible to a convolution.
         pad_value: value of the border.
+        feedback: each layer hears what the layer above has chosen; else that layer learns, and none below hears it.
         fresh_feedback: a layer hears what the layer above has chosen for this very step; else, as published, what it
             chose for the last.
         rectifier: makes the stack's prediction, an average, one sharp frame; None for none.
@@ -43,14 +44,22 @@ class ModelConfig(Config):
     width: int | None = Field(default=None, gt=0)
     pad: int = Field(default=0, ge=0, le=256)
     pad_value: float = Field(default=0.5, ge=0, le=1)
+    feedback: bool = True
     fresh_feedback: bool = False
     rectifier: AnyRectifierConfig | None = None
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """List the settings that need a layer above, or a border."""
-        yield f"layers.{len(self.layers) - 1}.pool", "no layer stands above"
-        if len(self.layers) == 1:
-            yield "fresh_feedback", "there is one layer"
+        """List the settings that need a layer above, cells that are heard, or a border."""
+        top = len(self.layers) - 1
+        yield f"layers.{top}.pool", "no layer stands above"
+        if top == 0:
+            yield "feedback", "there is one layer"
+        if top == 0 or not self.feedback:
+            yield "fresh_feedback", "there is one layer" if top == 0 else "there is no feedback"
+        for level, layer in enumerate(self.layers):
+            if not layer.recurrent and (level == top or not self.feedback):
+                for name in ("dropout", "recurrent_deviation"):
+                    yield f"layers.{level}.{name}", "the layer hears neither its own cells nor those of a layer above"
         if self.pad == 0 and (self.rectifier is None or not self.rectifier.learns):
             yield "pad_value", "pad is 0"
 
@@ -108,6 +117,7 @@ class VideoPredictor(nn.Module):
             config.layers,
             config.channels,
             frame_grid=grid,
+            feedback=config.feedback,
             fresh_feedback=config.fresh_feedback,
             engine=engine,
         )

@@ -148,7 +148,7 @@ def test_an_update_stays_on_its_device(name):
     assert places(tuple(gone_through(learner))) == {META}
 
 
-@pytest.mark.parametrize("name", ["simvp", "predrnn", "convlstm-wide"])
+@pytest.mark.parametrize("name", ["simvp", "unet", "predrnn", "convlstm-wide"])
 @pytest.mark.usefixtures("without_adam")
 def test_a_window_stays_on_its_device(name):
     run = preset(name)

@@ -325,7 +325,7 @@ def baseline(name, **changes):
     return make
 
 
-@pytest.mark.parametrize("name", ["simvp", "predrnn", "convlstm-wide"])
+@pytest.mark.parametrize("name", ["simvp", "unet", "predrnn", "convlstm-wide"])
 def test_replayed_windows_are_the_written_ones(name):
     plain, taped, tape = twins(baseline(name))
     stream = BouncingBalls(BASELINE_STREAMS, resolution=12, sequence_length=9, seed=1)

@@ -4,7 +4,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchrsm.learning.muon import Muon
-from torchrsm.learning.optimisers import adam, set_rate, with_rates_on_device
+from torchrsm.learning.optimisers import adam, set_rate, with_muon, with_rates_on_device
 
 
 def weight():
@@ -36,6 +36,26 @@ def test_a_rate_that_is_a_tensor_is_followed_in_place(name):
         ends.append(one.detach())
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
     assert (ends[0] - weight()).abs().max() > 0.01
+
+
+def test_kernels_go_to_muon_and_the_rest_to_the_other_optimiser():
+    bias, kernel, foreign = nn.Parameter(torch.zeros(4)), weight(), weight()
+    kernels = [(kernel, True), (foreign, False)]
+
+    def parts(*arguments):
+        made = with_muon(*arguments, lambda others: adam(others, 0.1))
+        return [
+            (type(optimiser), rate, [id(w) for group in optimiser.param_groups for w in group["params"]])
+            for optimiser, rate in made
+        ]
+
+    both = [(torch.optim.Adam, 0.1, [id(bias)]), (Muon, 0.5, [id(kernel)])]
+    assert parts([bias, kernel], kernels, 0.1, 0.5) == both
+    assert parts([bias, kernel], kernels, 0.1, None) == [(torch.optim.Adam, 0.1, [id(bias), id(kernel)])]
+    assert parts([kernel], kernels, 0.1, 0.5) == both[1:]
+    assert parts([bias], kernels, 0.1, 0.5) == both[:1]
+    ((muon, _),) = with_muon([kernel], kernels, 0.1, 0.5, lambda others: adam(others, 0.1))
+    assert [group["transposed"] for group in muon.param_groups] == [True]
 
 
 def test_rates_are_tensors_on_cuda_devices_and_numbers_elsewhere():

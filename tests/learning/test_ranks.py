@@ -9,6 +9,7 @@ from torchrsm.baselines.dtsbn import DTSBNConfig
 from torchrsm.baselines.lstm import LSTMConfig
 from torchrsm.baselines.pgn import PGNConfig
 from torchrsm.baselines.simvp import SimVPConfig
+from torchrsm.baselines.unet import FramesUNetConfig
 from torchrsm.learning.randomness import seed_of
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.windows import SequenceLearningConfig
@@ -189,6 +190,7 @@ BASELINES = {
     "lstm": LSTMConfig(**SIZE, hidden_units=(16,)),
     "simvp": SimVPConfig(**SIZE),
     "pgn": PGNConfig(**SIZE),
+    "unet": FramesUNetConfig(**SIZE),
 }
 
 

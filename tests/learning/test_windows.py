@@ -17,6 +17,7 @@ from torchrsm.baselines.sequence_model import (
     mean_squared_error,
 )
 from torchrsm.learning.contract import require_finite_losses
+from torchrsm.learning.muon import Muon
 from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE
 from torchrsm.state import detach
@@ -172,6 +173,35 @@ def test_the_schedule_and_the_limit_of_the_gradient_hold():
         moved.append((model.weight.detach() - before).norm().item())
     assert moved[1] == pytest.approx(moved[0] * 0.1 / 0.55, rel=1e-4)
     assert moved[2] == pytest.approx(0.55e-4, rel=1e-2)
+
+
+class ToyConvolution(Toy):
+    """Convolves the last frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+
+    def predict(self, state):
+        return Predicted(self.convolution(state.frame) + self.weight, state.trace)
+
+
+def test_kernels_have_a_rate_of_their_own_which_follows_the_schedule():
+    model = ToyConvolution()
+    rates = {"learning_rates": (0.1,), "matrix_learning_rate": 0.02}
+    taught = learner(model, schedule="cosine", warmup_share=0.0, final_share=0.1, window=4, **rates)
+    adam, muon = taught.optimisers
+    assert isinstance(muon, Muon)
+    before = model.convolution.weight.detach().clone()
+    teach(taught, stream(), 1.0)
+    followed = [group["lr"] for optimiser in (adam, muon) for group in optimiser.param_groups]
+    assert followed == pytest.approx([0.01, 0.002])
+    moved = (model.convolution.weight.detach() - before).norm().item()
+    assert moved == pytest.approx(0.002, rel=0.5)  # one row: the step has the length of the rate, or nearly so
+    assert model.convolution.weight.grad is None
+    with pytest.raises(ValueError, match="^matrix_learning_rate must be None for a model without kernels .* 0.02$"):
+        learner(Toy(), **rates)
 
 
 def test_another_number_of_rates_than_losses_is_refused():

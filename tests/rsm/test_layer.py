@@ -294,3 +294,31 @@ def test_a_margin_must_leave_something_to_predict():
     layer = RSMLayer(LayerConfig(groups=4, active_groups=2, output_bias="channel", margin=2), 1)
     with pytest.raises(ValueError, match="margin must leave something of an input of 4 x 9; got 2"):
         layer.initial_state(1, here(torch.zeros(1, 4, 9, 1)))
+
+
+# --- A layer that does not hear its own past --------------------------------------------------------------------------
+
+
+def test_a_layer_without_memory_is_one_whose_recurrent_weights_are_0(engine):
+    settings = {"inhibition_decay": 0.5, "dropout": 0.0}
+    deaf, twin = build(engine=engine, recurrent=False, **settings), build(engine=engine, **settings)
+    twin.load_state_dict(deaf.state_dict(), strict=False)
+    with torch.no_grad():
+        twin.recurrent.zero_()
+    assert "recurrent" not in dict(deaf.named_parameters())
+    assert "recurrent" not in deaf.state_dict()
+    state, same = watch(deaf), watch(twin)
+    for a, b in zip(state, same, strict=True):
+        assert (a is None and b is None) or all(map(torch.equal, a, b))
+    prediction, expected = deaf.predict(state), twin.predict(same)
+    assert torch.equal(prediction.cells.index, expected.cells.index)
+    assert torch.equal(prediction.z, expected.z)
+
+
+def test_a_layer_without_memory_learns_with_all_its_weights(engine):
+    layer = build(engine=engine, recurrent=False)
+    state = watch(layer)
+    learn = here(torch.ones(2, dtype=torch.bool))
+    layer.loss(layer.predict(state), here(torch.rand(2, 8, 8, 1)), learn).backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in layer.parameters())
+    assert not layer.recurrent.any()

@@ -108,3 +108,14 @@ def test_states_of_another_number_of_layers_are_refused(count):
     states = alike.initial_state(2, Grid(5, 4))
     with pytest.raises(ValueError, match="argument 2 is (shorter|longer) than argument 1"):
         alike.predict((states * 2)[:count])
+
+
+def test_without_feedback_no_layer_hears_the_one_above():
+    torch.manual_seed(0)
+    deaf = RSMStack(LAYERS, 2, frame_grid=Grid(13, 9), feedback=False).eval()
+    assert all(module.feedback is None for module in deaf.layers)
+    alone = RSMStack(LAYERS[:1], 2, frame_grid=Grid(13, 9)).eval()
+    alone.layers[0].load_state_dict(deaf.layers[0].state_dict())
+    (lowest, *above), (single,) = watch(deaf, frames(4))[0], watch(alone, frames(4))[0]
+    assert torch.equal(lowest.z, single.z)
+    assert all(prediction.z.any() for prediction in above)  # which work on, unheard

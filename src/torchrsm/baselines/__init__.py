@@ -23,6 +23,7 @@ from torchrsm.baselines.seq2seq_convlstm import (
 from torchrsm.baselines.sequence_model import BaselineConfig, SequenceModel
 from torchrsm.baselines.simvp import SimVP, SimVPConfig
 from torchrsm.baselines.srtrbm import SRTRBM, SRTRBMConfig
+from torchrsm.baselines.unet import FramesUNet, FramesUNetConfig
 from torchrsm.registry import chosen_from
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "CopyLast",
     "CopyLastConfig",
     "DTSBNConfig",
+    "FramesUNet",
+    "FramesUNetConfig",
     "LSTMConfig",
     "PGNConfig",
     "PredRNN",
@@ -71,6 +74,7 @@ BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "convlstm": (ConvLSTMConfig, ConvLSTM),
     "predrnn": (PredRNNConfig, PredRNN),
     "simvp": (SimVPConfig, SimVP),
+    "unet": (FramesUNetConfig, FramesUNet),
 }
 """The settings and the model of each baseline, by the ``kind`` of its settings: a file and a line here add one."""
 

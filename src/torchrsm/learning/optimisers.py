@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from torchrsm.learning.muon import Muon
 
 _Optimiser = TypeVar("_Optimiser", bound=torch.optim.Optimizer)
 
@@ -31,6 +33,33 @@ def adam(
             weights, learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=has_fused_steps(weights)
         )
     )
+
+
+def with_muon(
+    weights: Sequence[nn.Parameter],
+    kernels: Sequence[tuple[Tensor, bool]],
+    rate: float,
+    matrix_rate: float | None,
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Return the optimisers of weights, and the learning rate of each: Muon for kernels and another for the rest.
+
+    Args:
+        weights: all that one loss changes, at least one.
+        kernels: of convolutions, and whether each is transposed, see `torchrsm.rectifiers.contract.kernels_of`; those
+            that are not among the weights are left out.
+        rate: of the other optimiser, > 0.
+        matrix_rate: of Muon, > 0; None for the other optimiser there, too.
+        make: returns the other optimiser, for the weights that it is given.
+    """
+    own = {id(weight) for weight in weights}
+    chosen = [] if matrix_rate is None else [pair for pair in kernels if id(pair[0]) in own]
+    by_muon = {id(kernel) for kernel, _ in chosen}
+    others = [weight for weight in weights if id(weight) not in by_muon]
+    found: list[tuple[torch.optim.Optimizer, float]] = [(make(others), rate)] if others else []
+    if matrix_rate is not None and chosen:
+        found.append((with_rates_on_device(Muon(chosen, matrix_rate)), matrix_rate))
+    return found
 
 
 def with_rates_on_device(optimiser: _Optimiser) -> _Optimiser:

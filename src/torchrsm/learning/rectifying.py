@@ -10,8 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from torchrsm.learning.muon import Muon
-from torchrsm.learning.optimisers import adam, set_rate, with_rates_on_device
+from torchrsm.learning.optimisers import adam, set_rate, with_muon
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
@@ -251,12 +250,7 @@ class RectifierLearning:
 
 def _stage_optimisers(group: WeightGroup, config: RectifyingConfig) -> list[tuple[torch.optim.Optimizer, float]]:
     """Return the optimisers of one stage and the learning rate of each: Adam and, where it has a rate, Muon."""
-    kernels = group.kernels if config.matrix_learning_rate is not None else []
-    others = [weight for weight in group.weights if not any(weight is kernel for kernel, _ in kernels)]
-    found: list[tuple[torch.optim.Optimizer, float]] = []
-    if others:
-        found.append((adam(others, config.learning_rate), config.learning_rate))
-    if kernels and config.matrix_learning_rate is not None:
-        muon = with_rates_on_device(Muon(kernels, config.matrix_learning_rate))
-        found.append((muon, config.matrix_learning_rate))
-    return found
+    rate = config.learning_rate
+    return with_muon(
+        group.weights, group.kernels, rate, config.matrix_learning_rate, lambda weights: adam(weights, rate)
+    )

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchrsm.baselines.sequence_model import SequenceModel, Window
 from torchrsm.learning.captured import Recorder, Updates, recorder_for
 from torchrsm.learning.contract import Taught, mean_of_scored, taught
-from torchrsm.learning.optimisers import adam, has_fused_steps, set_rate, with_rates_on_device
+from torchrsm.learning.optimisers import adam, has_fused_steps, set_rate, with_muon, with_rates_on_device
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.precision import layers_of
+from torchrsm.rectifiers.contract import kernels_of
 from torchrsm.rsm import kernels
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
@@ -33,6 +34,8 @@ class SequenceLearningConfig(ScheduleConfig):
         window: frames of each stream in an update; the gradient goes back through them.
         optimiser: ``adam``, ``rmsprop`` or ``sgd``.
         learning_rates: one for each loss (`SequenceModel.loss_names`); a single one serves all.
+        matrix_learning_rate: of the kernels of convolutions, each taken as a matrix, by `Muon`; None for the optimiser
+            there, too.
         momentum: of ``rmsprop`` and ``sgd``; for ``adam``, the decay of its average of the gradient.
         square_decay: of the average of the squared gradient; not of ``sgd``.
         epsilon: constant in the divisor; not of ``sgd``.
@@ -43,6 +46,7 @@ class SequenceLearningConfig(ScheduleConfig):
     window: int = Field(default=20, gt=0)
     optimiser: Literal["adam", "rmsprop", "sgd"] = "adam"
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e-3,), min_length=1)
+    matrix_learning_rate: float | None = Field(default=None, gt=0)
     momentum: _Decay = 0.9
     square_decay: _Decay = 0.999
     epsilon: float = Field(default=1e-8, gt=0)
@@ -69,8 +73,8 @@ class SequenceLearner:
         recorder_for: returns what records updates on a device; None where they run as they are written.
 
     Raises:
-        ValueError: the model cannot read such frames, needs longer windows, or has another number of losses than there
-            are learning rates.
+        ValueError: the model cannot read such frames, needs longer windows, has another number of losses than there are
+            learning rates, or has no kernels for a matrix learning rate.
     """
 
     def __init__(
@@ -92,14 +96,24 @@ class SequenceLearner:
         rates = config.learning_rates * count if len(config.learning_rates) == 1 else config.learning_rates
         if len(rates) != count:
             raise ValueError(f"learning_rates must have 1 or {count} entries, one a loss; got {len(rates)}")
-        self._rates = rates
-        self.optimisers: Sequence[torch.optim.Optimizer] = [
-            _optimiser(config, group, rate) for group, rate in zip(self._groups, rates, strict=True)
+        matrices = kernels_of(model)
+        if config.matrix_learning_rate is not None and not matrices:
+            raise ValueError(
+                "matrix_learning_rate must be None for a model without kernels of convolutions; "
+                f"got {config.matrix_learning_rate:g}"
+            )
+        self._optimisers = [
+            _optimisers(config, group, matrices, rate) for group, rate in zip(self._groups, rates, strict=True)
         ]
         recorder = None if model.asks_for_values else recorder_for(device)
         self._updates: Updates[Window, Any] = Updates(
             model.initial_state(shape), self.modules, self.optimisers, device, recorder
         )
+
+    @property
+    def optimisers(self) -> Sequence[torch.optim.Optimizer]:
+        """Those of each loss in turn."""
+        return [optimiser for group in self._optimisers for optimiser, _ in group]
 
     @property
     def state(self) -> Any:
@@ -139,8 +153,9 @@ class SequenceLearner:
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from the next window of each stream."""
         factor = self.config.rate_factor(progress)
-        for optimiser, rate in zip(self.optimisers, self._rates, strict=True):
-            set_rate(optimiser, rate * factor)
+        for group in self._optimisers:
+            for optimiser, rate in group:
+                set_rate(optimiser, rate * factor)
         window = Window(
             torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
         )
@@ -205,13 +220,14 @@ class SequenceLearner:
         return counts[0], counts[1] / counts[0].clamp(min=1)
 
     def _step(self, gradients: list[list[Tensor | None]]) -> None:
-        for group, found, optimiser in zip(self._groups, gradients, self.optimisers, strict=True):
+        for group, found, optimisers in zip(self._groups, gradients, self._optimisers, strict=True):
             for weight, gradient in zip(group, found, strict=True):
                 weight.grad = gradient
             if self.config.gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self.config.gradient_norm)
-            optimiser.step()
-            optimiser.zero_grad()
+            for optimiser, _ in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
 
 
 def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -220,6 +236,15 @@ def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
     ``backward`` lays gradients out in this way, `torch.autograd.grad` does not.
     """
     return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+
+
+def _optimisers(
+    config: SequenceLearningConfig, weights: list[nn.Parameter], matrices: Sequence[tuple[Tensor, bool]], rate: float
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Return the optimisers of the weights of one loss, and the learning rate of each."""
+    return with_muon(
+        weights, matrices, rate, config.matrix_learning_rate, lambda others: _optimiser(config, others, rate)
+    )
 
 
 def _optimiser(config: SequenceLearningConfig, weights: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ class LayerConfig(Config):
         kernel_size, stride: of the feed-forward convolution over the layer's input.
         decoder: ``convolutional`` (transposed, with the stride of the encoder) or ``fully_connected``.
         decoder_kernel_size: of the convolutional decoder; None for that of the encoder.
+        recurrent: whether cells see the layer's own last cells, its memory; without it, the weights for them are 0.
         recurrent_kernel_size: side of the neighbourhood whose last cells a cell sees; 1, as published, for its own
             place.
         recurrent_decay: eps, how much of the recurrent memory is left after a step; 0 for the last cells alone.
@@ -59,6 +60,7 @@ class LayerConfig(Config):
     stride: int = Field(default=2, gt=0)
     decoder: Literal["convolutional", "fully_connected"] = "convolutional"
     decoder_kernel_size: int | None = Field(default=None, gt=0)
+    recurrent: bool = True
     recurrent_kernel_size: int = Field(default=1, gt=0)
     recurrent_decay: float = Field(default=0.0, ge=0, lt=1)
     input_frames: int = Field(default=1, gt=0)
@@ -81,6 +83,9 @@ class LayerConfig(Config):
         """List the settings of mechanisms that are switched off."""
         if self.boost == 0:
             yield "boost_decay", "boost is 0"
+        if not self.recurrent:
+            for name in ("recurrent_kernel_size", "recurrent_decay", "normalisation"):
+                yield name, "the layer is not recurrent"
         if self.decoder == "fully_connected":
             yield "decoder_kernel_size", "the decoder is fully_connected"
 
@@ -165,6 +170,7 @@ class RSMLayer(nn.Module):
     """
 
     duty: Tensor
+    recurrent: Tensor
 
     def __init__(
         self,
@@ -188,9 +194,11 @@ class RSMLayer(nn.Module):
         self._steps: dict[Grid, Step] = {}
         fan_in = config.kernel_size**2 * config.channels_in(channels)
         self.feedforward = _normal(fan_in, config.groups, fan_in**-0.5)
-        self.recurrent = _normal(
-            config.recurrent_kernel_size**2 * config.cells, config.cells, config.recurrent_deviation
-        )
+        if config.recurrent:
+            neighbours = config.recurrent_kernel_size**2 * config.cells
+            self.recurrent = _normal(neighbours, config.cells, config.recurrent_deviation)
+        else:
+            self.register_buffer("recurrent", torch.zeros(config.cells, config.cells), persistent=False)
         self.feedback = None if cells_above is None else _normal(cells_above, config.cells, config.recurrent_deviation)
         self.bias = nn.Parameter(torch.zeros(config.cells))
         if config.decoder == "fully_connected":
@@ -360,6 +368,9 @@ class RSMLayer(nn.Module):
             raise ValueError(f"{name} must be {dtype} {list(shape)} on {self.bias.device}; got {got}")
 
     def _memory(self, state: LayerState) -> Cells | Tensor:
+        if not self.config.recurrent:
+            index, value = state.cells
+            return Cells(torch.full_like(index, -1), torch.zeros_like(value))
         over = self.config.normalisation
         if state.trace is not None:
             return self._dropout(F.normalise(state.trace, over))

@@ -18,6 +18,7 @@ class RSMStack(nn.Module):
         layers: settings, from the layer that reads the frames upwards.
         channels: channels of a frame.
         frame_grid: rows and columns of a frame; needed only by layers whose weights depend on them.
+        feedback: each layer hears the one above; else the layers hear only what is below them.
         fresh_feedback: layers work from the top down, and each hears what the layer above has just chosen for the same
             step; else, as published, what that layer chose at the last step.
         engine: which implementation computes the step.
@@ -31,6 +32,7 @@ class RSMStack(nn.Module):
         channels: int,
         *,
         frame_grid: Grid | None = None,
+        feedback: bool = True,
         fresh_feedback: bool = False,
         engine: EngineName = "auto",
     ) -> None:
@@ -39,7 +41,7 @@ class RSMStack(nn.Module):
         built = []
         grid, pool = frame_grid, 1
         for level, config in enumerate(layers):
-            above = layers[level + 1].cells if level + 1 < len(layers) else None
+            above = layers[level + 1].cells if feedback and level + 1 < len(layers) else None
             built.append(RSMLayer(config, channels, input_pool=pool, cells_above=above, input_grid=grid, engine=engine))
             channels, pool = config.cells, config.pool
             grid = None if grid is None else strided_grid(strided_grid(grid, config.stride), pool)
@@ -59,7 +61,7 @@ class RSMStack(nn.Module):
         predictions: list[LayerPrediction] = []
         above: Cells | None = None
         for layer, state in zip(reversed(self.layers), reversed(states), strict=True):
-            predictions.append(layer.predict(state, above))
+            predictions.append(layer.predict(state, None if layer.feedback is None else above))
             above = predictions[-1].cells if self.fresh_feedback else state.cells
         return tuple(reversed(predictions))
 

@@ -12,6 +12,7 @@ from torchrsm.baselines import (
     ConvLSTMConfig,
     CopyLastConfig,
     DTSBNConfig,
+    FramesUNetConfig,
     LSTMConfig,
     PGNConfig,
     PredRNNConfig,
@@ -317,6 +318,15 @@ def simvp() -> BaselineRunConfig:
     return _baseline("simvp", SimVPConfig(context=4), batch_size=8, window=4, log_steps=100, **learning)
 
 
+def unet() -> BaselineRunConfig:
+    """Return the rectifier of `balls` on the last four frames alone, which learns as it does there, without a stack.
+
+    It has no memory for a gradient to go through, so an update takes one frame of each of many streams.
+    """
+    learning: dict[str, Any] = {"learning_rates": (2e-3,), "matrix_learning_rate": 5e-3, "schedule": "cosine"}
+    return _baseline("unet", FramesUNetConfig(), window=1, log_steps=100, **learning)
+
+
 def _baseline(
     name: str,
     model: AnyBaselineConfig,
@@ -366,6 +376,7 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         convlstm_wide,
         predrnn,
         simvp,
+        unet,
     )
 }
 """All presets by name."""

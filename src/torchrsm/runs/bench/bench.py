@@ -75,6 +75,7 @@ SYSTEMS = (
     "convlstm-wide",
     "predrnn",
     "simvp",
+    "unet",
     "balls-window",
     "balls",
 )

@@ -1,0 +1,377 @@
+"""Ablation: which part of a system carries its result, every row trained for the same time and scored alike.
+
+    python benchmarks/ablation.py --minutes 5 --seeds 0,1,2 --out runs/ablation [--system balls] [--rows NAME,...]
+
+The rows are the system's stack alone, with other rectifiers, without its parts, and the last frames without any stack;
+then the system's own weights, cut in the test. ``--rows`` names some of them. A folder of results::
+
+    settings.json            what makes its numbers comparable
+    runs/ROW-seed-N/         a training run each (`torchrsm.runs.trainer`)
+    scores/ROW-seed-N.json   its next-frame scores and dreams (`torchrsm.scoring.evaluation`)
+
+Nothing is done twice: the same call goes on where one was interrupted. After each row all that the folder holds goes to
+benchmarks/results/ablation.json, from which benchmarks/results_table.py makes the table. Choices are made on validation
+sequences, scores are of the test sequences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchrsm import Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, fit, frame_shape, load, preset
+from torchrsm.baselines import SequenceModel
+from torchrsm.cli.progress import reporting
+from torchrsm.interventions import with_shuffled_winners, without_feedback, without_memory
+from torchrsm.learning.rectifying import RectifyingConfig
+from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.paper import PaperConfig
+from torchrsm.rectifiers.sharpening import SharpeningConfig
+from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.rsm import kernels
+from torchrsm.rsm.layer import LayerConfig
+from torchrsm.runs.record import training_summary
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig
+from torchrsm.scoring.evaluation import NextFrameScores
+from torchrsm.scoring.rollouts import evaluate_rollouts
+from torchrsm.storage.tensors import write_atomically
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rectifiers import sharpened
+from results_table import RESULTS, run_described
+
+SHAPE = (1, 30, 30)  # of the test sequences' frames
+
+PRIME, DREAM_STEPS = 50, 150
+
+LAST_FRAMES = 4  # of a window, in the rows that have one
+
+
+class Row(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        name: of its files.
+        label: what it is.
+        run: of the model that is scored.
+        source: the row whose weights it takes; None if it is trained itself.
+        change: what makes the model of that row's; nothing learns anew.
+        cut: how a cut in the test changes what is seen; empty for no cut.
+    """
+
+    name: str
+    label: str
+    run: AnyRunConfig
+    source: str | None = None
+    change: Callable[[VideoPredictor], VideoPredictor] | None = None
+    cut: str = ""
+
+    @property
+    def described(self) -> tuple[str, str]:
+        """What each part sees, and how it learns."""
+        if self.cut:
+            return f"as `{self.run.name}`, but {self.cut}", f"as `{self.run.name}`; nothing learns anew"
+        return run_described(self.run)
+
+
+def rows_of(base: RunConfig) -> list[Row]:
+    """Return all rows of a system; those of parts that it does not have are left out.
+
+    Raises:
+        ValueError: its rectifier does not learn, or it learns from frames of another size than the test sequences'.
+    """
+    if base.rectifying is None:
+        raise ValueError(f"system must have a rectifier that learns; got {base.name!r}")
+    if frame_shape(base.stream) != SHAPE:
+        got = " x ".join(map(str, frame_shape(base.stream)))
+        raise ValueError(f"system must learn from frames of 1 x 30 x 30; got {got}")
+    rectifier = VideoPredictor(base.model).rectifier
+    assert rectifier is not None
+    sees_winners = "cells" in rectifier.sees
+    itself = f"`{base.name}` itself"
+    filtered = base.replace(**{"model.rectifier": SharpeningConfig(), "rectifying": None})
+    rows = [
+        Row("stack", "the stack alone, raw", stack_alone(base)),
+        Row(
+            "sharpening",
+            "+ a sharpening filter, chosen by dreams of validation sequences",
+            filtered,
+            "stack",
+            sharpened,
+        ),
+        Row("published-rectifier", "+ the published rectifier (GAN)", with_published_rectifier(base)),
+        Row("prediction", "+ a rectifier that sees the prediction alone", seeing_the_prediction(base)),
+        Row("system", f"+ the winners, too: {itself}" if sees_winners else itself, base),
+        Row("last-frames", f"+ the last {LAST_FRAMES} frames, too, in stack and rectifier", seeing_frames(base)),
+        Row("frames-alone", f"the last {LAST_FRAMES} frames alone, no stack (`unet`)", without_stack(base)),
+        *depths(base),
+        Row("no-memory", "trained without memory: recurrent weights 0 in all layers", without_recurrence(base)),
+    ]
+    if len(base.model.layers) > 1:
+        cut = base.replace(**{"model.feedback": False, "model.fresh_feedback": False})
+        rows += [
+            Row("no-feedback", "trained without feedback: the layer above learns and only the rectifier hears it", cut),
+            Row(
+                "one-layer-no-memory",
+                "trained with one layer and without memory: the last input is all that it has",
+                without_recurrence(lowest_layers(base, 1)),
+            ),
+        ]
+    rows += [
+        Row(name, label, base, "system", change, seen) for name, label, change, seen in cuts_of(base, sees_winners)
+    ]
+    return rows
+
+
+def cuts_of(base: RunConfig, sees_winners: bool) -> Iterator[tuple[str, str, Callable[..., VideoPredictor], str]]:
+    """Return the cuts in the test: name, label, what makes them, and how what is seen changes."""
+    yield "memory-zeroed", "recurrent weights set to 0", without_memory, "no memory"
+    if len(base.model.layers) > 1 and base.model.feedback:
+        yield "feedback-zeroed", "feedback weights set to 0", without_feedback, "no feedback"
+        both = "recurrent and feedback weights set to 0"
+        yield "both-zeroed", both, lambda m: without_feedback(without_memory(m)), "neither memory nor feedback"
+    if sees_winners:
+        for among in ("locations", "cells"):
+            label = f"winners that the rectifier sees shuffled among {among}"
+            yield f"shuffled-{among}", label, shuffling(among), f"winners are shuffled among {among}"
+
+
+def shuffling(among: str) -> Callable[[VideoPredictor], VideoPredictor]:
+    """Return what shuffles the winners of a model, see `with_shuffled_winners`."""
+    return lambda model: with_shuffled_winners(model, among)  # type: ignore[arg-type]
+
+
+def stack_alone(base: RunConfig) -> RunConfig:
+    """Return the stack with the whole time to itself."""
+    return base.replace(**{"model.rectifier": None, "rectifying": None})
+
+
+def with_published_rectifier(base: RunConfig) -> RunConfig:
+    """Return the published rectifier and how it learns, in the time that the system's own has."""
+    assert base.rectifying is not None
+    times = RectifyingConfig(share=base.rectifying.share, stack_share=base.rectifying.stack_share)
+    return base.replace(**{"model.rectifier": PaperConfig(), "rectifying": times})
+
+
+def seeing_the_prediction(base: RunConfig) -> RunConfig:
+    """Return a rectifier like the system's, but for what it sees."""
+    own = base.model.rectifier
+    compact = own if isinstance(own, CompactConfig) else CompactConfig()
+    return base.replace(**{"model.rectifier": compact.replace(sees_cells=False)})
+
+
+def seeing_frames(base: RunConfig) -> RunConfig:
+    """Return a rectifier that sees prediction, winners and last frames; the stack reads these frames, too."""
+    frames = max(LAST_FRAMES, base.model.layers[0].input_frames)
+    return base.replace(**{"model.rectifier": UNetConfig(), "model.layers.0.input_frames": frames})
+
+
+def without_stack(base: RunConfig) -> AnyRunConfig:
+    """Return the network of the rectifier with frames alone, on the stream of the system."""
+    return fit(preset("unet"), frame_shape(base.stream), base.stream)
+
+
+def depths(base: RunConfig) -> Iterator[Row]:
+    """Return the system with fewer layers: the lowest one, the lowest two and so on."""
+    for count in range(1, len(base.model.layers)):
+        layers = "one layer" if count == 1 else f"{count} layers"
+        yield Row(f"layers-{count}", f"{layers} of {len(base.model.layers)}", lowest_layers(base, count))
+
+
+def lowest_layers(base: RunConfig, count: int) -> RunConfig:
+    """Return the system with its lowest layers alone."""
+    layers = base.model.layers[:count]
+    rates = base.learning.learning_rates
+    changes: dict[str, Any] = {
+        "model.layers": (*layers[:-1], layers[-1].replace(pool=1)),  # nothing stands above it
+        "learning.learning_rates": rates if len(rates) == 1 else rates[:count],
+    }
+    if count == 1:
+        changes |= {"model.feedback": True, "model.fresh_feedback": False}
+    return base.replace(**changes)
+
+
+def without_recurrence(base: RunConfig) -> RunConfig:
+    """Return the system with layers that never hear their own past."""
+    idle = ["recurrent_kernel_size", "recurrent_decay", "normalisation"]
+    top = len(base.model.layers) - 1
+    changes: dict[str, Any] = {}
+    for level in range(len(base.model.layers)):
+        hears_above = level < top and base.model.feedback
+        for name in idle if hears_above else [*idle, "dropout", "recurrent_deviation"]:
+            changes[f"model.layers.{level}.{name}"] = LayerConfig.model_fields[name].default
+        changes[f"model.layers.{level}.recurrent"] = False
+    return base.replace(**changes)
+
+
+class Ablation:
+    """The rows of a system in a folder.
+
+    Args:
+        options: those of the command line.
+
+    Raises:
+        SystemExit: the options do not fit, or the folder holds another ablation.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.out: Path = options.out
+        self.json: Path = options.json
+        base = preset(options.system)
+        if not isinstance(base, RunConfig):
+            raise SystemExit(f"--system must be RSM; got {options.system!r}")
+        try:
+            self.rows = rows_of(base)
+        except ValueError as error:
+            raise SystemExit(f"--system: {error}") from None
+        known = [row.name for row in self.rows]
+        unknown = [name for name in options.rows or () if name not in known]
+        if unknown:
+            raise SystemExit(f"--rows must be of {', '.join(known)}; got {unknown[0]}")
+        self.chosen = [row for row in self.rows if row.name in (options.rows or known)]
+        self.seeds: list[int] = options.seeds
+        self.settings = {
+            "system": options.system,
+            "minutes": options.minutes,
+            "threads": options.threads,
+            "sequences": options.sequences,
+            "dream_sequences": min(options.dreams, options.sequences),
+            "dream_steps": DREAM_STEPS,
+        }
+        self._take_folder()
+
+    def _take_folder(self) -> None:
+        """Make the folder, or see that it is of the same ablation."""
+        file = self.out / "settings.json"
+        before = json.loads(file.read_text()) if file.is_file() else self.settings
+        for name, now in self.settings.items():
+            if before.get(name) != now:
+                raise SystemExit(f"{self.out} was begun with {name} = {before.get(name)}; it cannot go on with {now}")
+        for part in ("runs", "scores"):
+            (self.out / part).mkdir(parents=True, exist_ok=True)
+        write_json(file, self.settings)
+
+    def run(self) -> None:
+        """Do what is not done yet, and write the results after each row."""
+        for seed in self.seeds:
+            for row in self.chosen:
+                file = self.scores_file(row, seed)
+                if not file.is_file():
+                    scores = self.score(row, seed)
+                    write_atomically(file, (scores.to_json() + "\n").encode())
+                    print(f"{row.name} seed {seed}: {scores.frame_squared_error.all_predictable}", flush=True)
+                self.write()
+
+    def score(self, row: Row, seed: int) -> NextFrameScores:
+        """Train a row, or what it is made from, and score it."""
+        source = next(other for other in self.rows if other.name == (row.source or row.name))
+        folder = self.train(source, seed)
+        threads = self.settings["threads"]
+        with kernels.threads_in_use(threads, torch_threads=threads):
+            model = load(folder)
+            if row.change is not None:
+                assert isinstance(model, VideoPredictor)
+                model = row.change(model)
+            return self.scored(model, f"{row.name}-seed-{seed}", training_summary(folder))
+
+    def scored(
+        self, model: VideoPredictor | SequenceModel, name: str, training: dict[str, str | int | float] | None
+    ) -> NextFrameScores:
+        """Score a model on the test sequences; the first of them are dreamt on from."""
+        frames = bouncing_ball_frames("test", self.settings["sequences"])
+        scores = Evaluator(frames, similarity=False).evaluate(model, model=name)
+        dreamt = frames[: self.settings["dream_sequences"]]
+        rollout = evaluate_rollouts(model, dreamt, prime=PRIME, steps=DREAM_STEPS)
+        return scores.model_copy(update={"rollout": rollout, "training": training})
+
+    def train(self, row: Row, seed: int) -> Path:
+        """Train a row to the end of its time, from where it was left; return its folder."""
+        budget = {"steps": None, "minutes": self.settings["minutes"], "threads": self.settings["threads"], "seed": seed}
+        run = row.run.replace(training=row.run.training.replace(**budget))
+        folder = self.out / "runs" / f"{row.name}-seed-{seed}"
+        trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
+        with reporting(folder.name) as report:
+            trainer.run(report)
+        return folder
+
+    def scores_file(self, row: Row, seed: int) -> Path:
+        """Return where the scores of a row are kept."""
+        return self.out / "scores" / f"{row.name}-seed-{seed}.json"
+
+    def write(self) -> None:
+        """Write the results of all that the folder holds so far."""
+        rows, sha256 = [], ""
+        for row in self.rows:
+            seeds = []
+            files = [
+                (int(file.stem.rpartition("-")[2]), file) for file in self.out.glob(f"scores/{row.name}-seed-*.json")
+            ]
+            for seed, file in sorted(files):
+                scores = NextFrameScores.model_validate_json(file.read_bytes())
+                sha256 = scores.frames_sha256
+                seeds.append(seed_result(seed, scores))
+            if seeds:
+                sees, learns = row.described
+                entry = {"name": row.name, "label": row.label, "cut": bool(row.cut)}
+                rows.append(entry | {"sees": sees, "learns": learns, "seeds": seeds})
+        write_json(self.json, self.settings | {"frames_sha256": sha256, "rows": rows})
+
+
+def seed_result(seed: int, scores: NextFrameScores) -> dict[str, Any]:
+    """Return what one training seed of a row scored: means and standard deviations over sequences."""
+    assert scores.rollout is not None
+    error, raw, training = scores.frame_squared_error, scores.raw_frame_squared_error, scores.training or {}
+    return {
+        "seed": seed,
+        "minutes": training.get("minutes"),
+        "frames": training.get("frames"),
+        **{name: getattr(error, name) for name in ("all_predictable", "after_2", "after_10")},
+        "raw": None if raw is None else raw.all_predictable,
+        "alive": scores.rollout.physics.never_ended,
+        "lifetime": scores.rollout.physics.lifetime,
+        "energy": scores.rollout.physics.windows[0].kinetic_energy,
+    }
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the options of the command line."""
+
+    def names(text: str) -> list[str]:
+        return [part for part in text.split(",") if part]
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in names(text)]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", default="balls", help="name of a preset; the rows are made from it")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for each row and seed")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="of training, with commas between")
+    parser.add_argument("--rows", type=names, help="names of rows, with commas between; all if left out")
+    parser.add_argument("--threads", type=int, default=1, help="of training and scoring")
+    parser.add_argument("--sequences", type=int, default=200, help="test sequences that are scored")
+    parser.add_argument("--dreams", type=int, default=50, help="of these, how many are dreamt on from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=RESULTS / "ablation.json")
+    options = parser.parse_args(arguments)
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be > 0; got {options.minutes:g}")
+    if options.sequences < 2 or options.dreams < 1:
+        parser.error(f"--sequences must be >= 2 and --dreams >= 1; got {options.sequences} and {options.dreams}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    Ablation(options_of(arguments)).run()
+
+
+if __name__ == "__main__":
+    main()
