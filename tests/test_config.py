@@ -389,7 +389,11 @@ def test_the_shipped_model_has_nothing_without_effect():
 
 def test_on_the_stack_of_another_model_only_the_rectifier_s_settings_are_kept():
     run = on_stack_of(preset("balls-window"), "runs/a")
-    assert (run.stack_from, run.model, run.training) == ("runs/a", preset("balls-window").model, preset("balls-window").training)
+    assert (run.stack_from, run.model, run.training) == (
+        "runs/a",
+        preset("balls-window").model,
+        preset("balls-window").training,
+    )
     assert run.learning == type(run.learning)()
     assert run.rectifying == preset("balls-window").rectifying.replace(share=0.5, stack_share=None)
     with refused("stack_from needs a rectifier that learns"):
