@@ -137,9 +137,7 @@ def test_any_system_fits_a_video(name, shape):
 def test_balls_stay_what_they_are():
     for name in PRESETS:
         run = preset(name)
-        channels = run.model.channels
-        side = run.stream.resolution
-        assert fit(run, (channels, side, side), run.stream) == run
+        assert fit(run, frame_shape(run.stream), run.stream) == run
 
 
 def test_a_system_says_what_does_not_fit():
