@@ -1,4 +1,4 @@
-"""Puts a trained run among the shipped models: its settings, its weights, its run, and a card with how it was made and scores.
+"""Puts a trained run among the shipped models: settings, weights, run, and a card with how it was made and scores.
 
 python benchmarks/ship_model.py runs/balls-seed-0 benchmarks/results/balls-seed-0.json --name balls
 """

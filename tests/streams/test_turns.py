@@ -58,7 +58,7 @@ def test_shares_side_by_side_are_the_whole():
 @pytest.mark.parametrize(
     ("streams", "message"),
     [
-        (lambda: [], "streams must be 1 or more; got none"),
+        (list, "streams must be 1 or more; got none"),
         (lambda: [balls(), balls(seed=1)], r"streams must have frames of different shapes; got \(1, 8, 8\), \(1, 8"),
         (lambda: [balls(), balls(2, 12)], "streams must have one batch_size; got 3, 2"),
     ],

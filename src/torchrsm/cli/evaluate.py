@@ -32,7 +32,7 @@ from torchrsm.streams import (
     load_frames,
 )
 from torchrsm.streams.bouncing_balls import BOX, SPEED
-from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig, VideoConfig, unseen
+from torchrsm.streams.settings import PUBLISHED_BALLS, BouncingBallsConfig, StreamConfig, VideoConfig, unseen
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, bouncing_ball_frames, held_out_frames
 from torchrsm.systems import load
 
@@ -66,7 +66,7 @@ class EvaluateCommand(Config):
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     layout: str | None = None
-    world: BouncingBallsConfig = BouncingBallsConfig()
+    world: BouncingBallsConfig = PUBLISHED_BALLS
     split: Split | None = None
     sequences: Annotated[int | None, Field(ge=2)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -83,7 +83,7 @@ class EvaluateCommand(Config):
                 raise ValueError(
                     f"{name} chooses among fixed sequences and cannot go with frames; got {value} with {self.frames}"
                 )
-        if self.world != BouncingBallsConfig() and self.frames is not None:
+        if self.world != PUBLISHED_BALLS and self.frames is not None:
             raise ValueError(f"world is that of fixed sequences and cannot go with frames; got {self.frames}")
         if self.rollout_steps and self.world.sequence_length <= (self.prime or PRIME):
             raise ValueError(
@@ -146,21 +146,23 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
 def _stream(name_or_folder: str) -> StreamConfig:
     """Return what a model learned from, where it has a run that says so, else bouncing balls."""
     if not (Path(name_or_folder) / RUN_FILE).is_file():
-        return BouncingBallsConfig()
+        return PUBLISHED_BALLS
     return found(load_run_config(name_or_folder).stream, name_or_folder)
 
 
 def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
     """Return what the model never learned from."""
     of_balls = stream.kind in OF_BALLS
-    if not of_balls and command.world != BouncingBallsConfig():
+    if not of_balls and command.world != PUBLISHED_BALLS:
         raise ValueError(f"world is for models of bouncing balls; got a model of {stream.kind}")
     if not of_balls and command.rollout_steps:
         raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
     if isinstance(stream, VideoConfig) and command.sequences is not None:
         raise ValueError(f"sequences chooses among fixed sequences, which a video has not; got {command.sequences}")
     split, sequences = command.split or "test", command.sequences or SEQUENCES
-    return bouncing_ball_frames(split, sequences, command.world) if of_balls else held_out_frames(stream, split, sequences)
+    return (
+        bouncing_ball_frames(split, sequences, command.world) if of_balls else held_out_frames(stream, split, sequences)
+    )
 
 
 def _rollout(
@@ -170,7 +172,7 @@ def _rollout(
         return None
     prime, world = command.prime or PRIME, command.world
     simulator = None
-    if world == BouncingBallsConfig():
+    if world == PUBLISHED_BALLS:
         simulator = simulator_tracked_error(command.split or "test", command.sequences or SEQUENCES, prime=prime)
     return evaluate_rollouts(
         predictor,

@@ -184,7 +184,7 @@ class BouncingBalls:
         return part
 
     def _place(self, numbers: NDArray[np.int64]) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return how sequences begin: positions and velocities ``[n, balls, 2]``, and the radius of the balls ``[n]``."""
+        """Return starts: positions and velocities ``[n, balls, 2]``, and the radius of the balls ``[n]``."""
         balls = self._positions.shape[1]
         start, velocities = place_balls(self._seed, numbers, balls, self._radius, self._speed)
         return start, velocities, np.full(len(numbers), self._radius)
@@ -326,9 +326,7 @@ def check_speed(speed: float) -> None:
         raise ValueError(f"speed must be a number above 0 and at most {MAX_SPEED:g}; got {speed!r}")
 
 
-def _check_world(
-    balls: int, radius: float, resolution: int, sequence_length: int, speed: float, seed: int
-) -> None:
+def _check_world(balls: int, radius: float, resolution: int, sequence_length: int, speed: float, seed: int) -> None:
     require_integer("balls", balls, 1)
     check_radius(radius)
     check_speed(speed)
@@ -354,9 +352,7 @@ def place_balls(
     positions = np.empty((worlds, balls, 2))
     velocities = np.empty_like(positions)
     counts = np.full(worlds, balls)
-    failed = draw_starts(
-        seed, numbers, counts, np.full(worlds, radius), np.full(worlds, speed), positions, velocities
-    )
+    failed = draw_starts(seed, numbers, counts, np.full(worlds, radius), np.full(worlds, speed), positions, velocities)
     if failed >= 0:
         raise ValueError(
             f"the balls do not fit: {balls} balls of radius {radius:g} touched in each of {_MAX_SETS} random "

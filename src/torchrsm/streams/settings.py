@@ -59,6 +59,10 @@ class BouncingBallsConfig(StreamConfig):
         return {name: (getattr(self, name),) * 2 for name in _OF_BALLS}
 
 
+PUBLISHED_BALLS = BouncingBallsConfig()
+"""The world that scores are quoted on."""
+
+
 class VariedBallsConfig(StreamConfig):
     """Bouncing balls, each sequence of a world of its own; see `torchrsm.streams.VariedBalls`.
 

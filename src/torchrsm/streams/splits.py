@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrsm.streams.bouncing_balls import bouncing_ball_sequences
 from torchrsm.streams.moving_mnist import moving_mnist_sequences
 from torchrsm.streams.settings import (
+    PUBLISHED_BALLS,
     BouncingBallsConfig,
     MovingMNISTConfig,
     StreamConfig,
@@ -50,9 +51,7 @@ def split_seed(split: Split, sequences: int) -> int:
     return TEST_SEED if split == "test" else VALIDATION_SEED
 
 
-def bouncing_ball_frames(
-    split: Split, sequences: int = 200, world: BouncingBallsConfig = BouncingBallsConfig()
-) -> Tensor:
+def bouncing_ball_frames(split: Split, sequences: int = 200, world: BouncingBallsConfig = PUBLISHED_BALLS) -> Tensor:
     """Return the fixed bouncing-balls sequences that scores are quoted on, or those of another world of balls.
 
     Args:

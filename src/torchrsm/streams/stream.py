@@ -30,7 +30,9 @@ class StreamBatch(NamedTuple):
 class Stream(Protocol):
     """An iterator of `StreamBatch` that owns its randomness and can save its position.
 
-    All frames have one shape, but for those of streams that take turns (`torchrsm.streams.turns`). The first batch of a new stream flags every element as a start, even one that begins in the middle of its sequence.
+    All frames have one shape, but for those of streams that take turns (`torchrsm.streams.turns`).
+
+    The first batch of a new stream flags every element as a start, even one that begins in the middle of its sequence.
     A batch is never overwritten by a later one. Only a finite stream raises `StopIteration`; those of this package are
     infinite.
     """
@@ -87,8 +89,9 @@ def check_stream(stream: Stream, steps: int = 250) -> None:
     """Play a stream and verify that it keeps the contract of `Stream`.
 
     Verified on each batch: types, shapes, finite values in 0..1, start flags on the first batch and wherever the index
-    changes, where streams take turns among the batches of one shape. Verified on the whole: a position saved at the start and half-way survives JSON and brings back exactly the
-    same batches, a foreign position is refused, and no batch is overwritten by a later one.
+    changes; where streams take turns, among the batches of one shape. Verified on the whole: a position saved at the
+    start and half-way survives JSON and brings back exactly the same batches, a foreign position is refused, and no
+    batch is overwritten by a later one.
 
     Args:
         stream: a stream that has not been played yet. It is put back to its start.

@@ -73,9 +73,7 @@ class VariedBalls(BouncingBalls):
     def _place(self, numbers: NDArray[np.int64]) -> tuple[FloatArray, FloatArray, FloatArray]:
         counts = np.empty(len(numbers), dtype=np.int64)
         radii, speeds = np.empty(len(numbers)), np.empty(len(numbers))
-        _draw_worlds(
-            self._seed, numbers, self._counts, self._radius_range, self._speed_range, counts, radii, speeds
-        )
+        _draw_worlds(self._seed, numbers, self._counts, self._radius_range, self._speed_range, counts, radii, speeds)
         positions = np.empty((len(numbers), self._counts[1], 2))
         velocities = np.empty_like(positions)
         while (failed := draw_starts(self._seed, numbers, counts, radii, speeds, positions, velocities)) >= 0:

@@ -107,7 +107,7 @@ class Library:
         return self._models[name]
 
     def unseen(self, name: str, world: StreamConfig) -> str | None:
-        """Return a line that says in what a world lies outside of what a model learned from; None if not, or unknown."""
+        """Return a line that says how a world differs from all that a model learned from; None if not, or unknown."""
         trained = self._learned_from[name]
         return None if trained is None else unseen(trained, world)
 
