@@ -180,12 +180,12 @@ def _rollout(
         prime=prime,
         steps=command.rollout_steps,
         simulator=simulator,
-        geometry=_geometry(world),
+        geometry=world_geometry(world),
         mapped=ranks.map,
     )
 
 
-def _geometry(world: BouncingBallsConfig) -> WorldGeometry:
+def world_geometry(world: BouncingBallsConfig) -> WorldGeometry:
     """Return a world in pixels."""
     side = world.resolution
     radius, speed = world.radius * side / BOX, SPEED * world.speed * side / BOX
