@@ -35,12 +35,15 @@ class StreamConfig(Config):
     """Base of the settings of all streams; its own class adds ``kind``, its name, and the rest."""
 
     kind: str
-    subject: ClassVar[str]
+    subject: ClassVar[str] = "other frames"
     """What the frames show, for people."""
 
     def span(self) -> dict[str, tuple[float, float] | str]:
-        """Return what the look of the frames follows from: of each setting the smallest and the largest, or a name."""
-        raise NotImplementedError
+        """Return what the look of the frames follows from: of each setting the smallest and the largest, or a name.
+
+        Nothing, where that is not known.
+        """
+        return {}
 
 
 class BouncingBallsConfig(StreamConfig):
