@@ -250,9 +250,9 @@ def test_a_run_on_balls_in_place_goes_on_exactly_from_its_checkpoint(tmp_path, m
         **{"training.steps": steps, "training.checkpoint_seconds": 0.0, "training.batch_size": 3}
     )
 
-    def taped(*args):
+    def taped(*args, **how):
         tapes.append(Tape())
-        return graph_ready(OnlineLearner(*args, recorder_for=lambda device: tapes[-1]))
+        return graph_ready(OnlineLearner(*args, **how, recorder_for=lambda device: tapes[-1]))
 
     def in_place(config, batch_size, seed, device):
         return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.model_dump(exclude={"kind"}))
@@ -366,9 +366,9 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, monkeypatch):
     run = run.replace(**{"training.steps": 24, "training.checkpoint_seconds": 0.0, "training.batch_size": 2})
     tapes = []
 
-    def taped(*args):
+    def taped(*args, **how):
         tapes.append(Tape())
-        return graph_ready(OnlineLearner(*args, recorder_for=lambda device: tapes[-1]))
+        return graph_ready(OnlineLearner(*args, **how, recorder_for=lambda device: tapes[-1]))
 
     monkeypatch.setattr("torchrsm.runs.settings.OnlineLearner", taped)
     whole = Trainer(run, tmp_path / "whole").run()

@@ -192,17 +192,17 @@ class OnlineLearner:
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from one frame of each stream: predict it, learn from the error, hear it (or a dream)."""
         (batch,) = batches
-        phase, (fresh, updates) = self._set_progress(progress), self._size_of(batch.frames.shape[1:])
-        return updates.run(phase, partial(self._update, phase, fresh), _frames(batch))
+        phase, updates = self._set_progress(progress), self._size_of(batch.frames).updates
+        return updates.run(phase, partial(self._update, phase), _frames(batch))
 
     def teach_in_place(self, stream: StreamInPlace, progress: float) -> Taught:
         """Take one update from the next frames of a stream that is made on the device; see `teach`."""
-        phase, (fresh, updates) = self._set_progress(progress), self._size_of(stream.frame_shape)
-        return updates.run_in_place(phase, partial(self._update, phase, fresh), stream, _frames)
+        phase, updates = self._set_progress(progress), self._size_of(stream.batch.frames).updates
+        return updates.run_in_place(phase, partial(self._update, phase), stream, _frames)
 
-    def _size_of(self, frames: Sequence[int]) -> _Size:
-        """Return what is kept for frames of this shape; those of another than was asked for are refused later on."""
-        return self._sizes.get(tuple(frames), next(iter(self._sizes.values())))
+    def _size_of(self, frames: Tensor) -> _Size:
+        """Return what is kept for frames of this shape; frames of an unknown one are refused later on."""
+        return self._sizes.get(tuple(frames.shape[1:]), next(iter(self._sizes.values())))
 
     def _set_progress(self, progress: float) -> Phase:
         """Let all that changes through a run, but for weights and states, follow the ``progress``, in 0..1.
@@ -218,19 +218,16 @@ class OnlineLearner:
             self._rectifying.set_progress((progress - self._rectifier_from) / (1 - self._rectifier_from))
         return phase
 
-    def _update(
-        self, phase: Phase, fresh: LayerStates, inputs: _Frames, state: OnlineState
-    ) -> tuple[Taught, OnlineState]:
+    def _update(self, phase: Phase, inputs: _Frames, state: OnlineState) -> tuple[Taught, OnlineState]:
         """Change the weights, return what the update was made of and the state after it; nothing waits for the device.
 
         Args:
             phase: what learns.
-            fresh: the state of layers that have seen nothing.
             inputs: on the device of the model.
             state: what the streams have seen.
         """
         frames, starts = inputs
-        layers, alone = restart(state.layers, fresh, starts), state.alone
+        layers, alone = restart(state.layers, self._size_of(frames).fresh, starts), state.alone
         learn = ~starts
         scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
         losses: list[Tensor] = []
