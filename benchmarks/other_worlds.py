@@ -2,8 +2,8 @@
 
     python benchmarks/other_worlds.py digits-32 --systems balls-window convlstm-wide --minutes 5 --out runs/worlds \
         --json benchmarks/results/world-digits-32.json
-    python benchmarks/other_worlds.py video --video clip.mp4 --height 48 --systems balls-window --minutes 5 --out runs/worlds \
-        --json benchmarks/results/world-video.json
+    python benchmarks/other_worlds.py video --video clip.mp4 --height 48 --systems balls-window --minutes 5 \
+        --out runs/worlds --json benchmarks/results/world-video.json
 
 Worlds: digits-32 and digits-64 (Moving MNIST, two digits; test digits of their own) and video (the last fifth, of which
 nothing is learned and on which nothing is chosen). The error of repeating the frame before stands beside. Runs that are

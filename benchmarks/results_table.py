@@ -75,7 +75,10 @@ def number(value: float | None) -> str:
 
 def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
-    parts = (_bench(), _systems(), _errors(), _ablation(), _dreams(), _worlds(), _film_memory(), _speed())
+    parts = (
+        *(_bench(), _systems(), _errors(), _ablation(), _dreams()),
+        *(_worlds_of_balls(), _worlds(), _film_memory(), _speed()),
+    )
     return "\n\n".join(part for part in parts if part)
 
 
@@ -446,6 +449,42 @@ def _dreams() -> str:
         "| the simulator itself, started 0.03 px off | " + " | ".join(f"{t['median']:.2f}" for t in simulator) + " |",
     ]
     return "\n".join(lines)
+
+
+def _worlds_of_balls() -> str:
+    """One model for many worlds of balls beside a specialist for each, at equal time."""
+    result = read("worlds.json")
+    if not result:
+        return ""
+    names = ("copy-last", result["any"], result["specialist"])
+    by_world: dict[str, dict[str, Any]] = {}
+    for row in result["rows"]:
+        by_world.setdefault(row["world"], {})[row["system"]] = row
+    lines = []
+    for world, rows in by_world.items():
+        if not all(name in rows for name in names):
+            continue
+        before, mixed, alone = (rows[name]["frame_squared_error"] for name in names)
+        balls = rows["copy-last"]["settings"]
+        pixels = balls["resolution"]
+        said = f"{balls['balls']}, {balls['radius']:g}, {pixels} x {pixels}, x{balls['speed']:g}"
+        shares = f"{mixed['mean'] / alone['mean']:.2f} | {mixed['mean'] / before['mean']:.3f}"
+        lines.append(f"| {world} | {said} | {score(before)} | {score(alone)} | {score(mixed)} | {shares} |")
+    if not lines:
+        return ""
+    time = f"{result['steps']:,} updates" if result["steps"] else f"{result['minutes']:g} minutes"
+    where = cores(result["threads"]) if result["device"] == "cpu" else f"the device `{result['device']}`"
+    head = [
+        f"Worlds of balls, squared error per frame, mean ± standard deviation over {result['sequences']}"
+        f" {result['split']} sequences of each world (`benchmarks/worlds.py`). `{result['any']}` is one model for all"
+        f" of them, learned from a mixture; each specialist (`{result['specialist']}`) has learned that world alone."
+        f" {time} of training each on {where}, seed {result['seed']}.",
+        "",
+        "| world | balls, radius, pixels, speed | frame t-1 | specialist | one for all | of the specialist's |"
+        " of frame t-1's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *lines])
 
 
 def _worlds() -> str:

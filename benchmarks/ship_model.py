@@ -1,4 +1,4 @@
-"""Puts a trained run among the shipped models: its settings, its weights, and a card with how it was made and scores.
+"""Puts a trained run among the shipped models: settings, weights, run, and a card with how it was made and scores.
 
 python benchmarks/ship_model.py runs/balls-seed-0 benchmarks/results/balls-seed-0.json --name balls
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from torchrsm import VideoPredictor, load
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import RunConfig, load_run_config
+from torchrsm.runs.settings import RUN_FILE, RunConfig, load_run_config, save_run_config
 from torchrsm.storage.tensors import write_atomically
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -125,6 +125,7 @@ def main() -> None:
     load(arguments.run).save_pretrained(folder)
     text = card(arguments.name, arguments.run, json.loads(arguments.scores.read_text()))
     write_atomically(folder / "card.md", text.encode())
+    write_atomically(folder / RUN_FILE, save_run_config(load_run_config(arguments.run)))
     print(folder)
 
 

@@ -16,6 +16,9 @@ from torchrsm import PRESETS, VideoPredictor, bouncing_ball_frames, load, preset
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from torchrsm.runs.settings import RunConfig, load_run_config
+from torchrsm.streams.settings import BouncingBallsConfig, VariedBallsConfig, outside
+from torchrsm.streams.splits import frames_sha256
 
 ROOT = Path(__file__).parent.parent
 
@@ -519,3 +522,75 @@ def test_the_check_without_a_gpu(monkeypatch) -> None:
         SystemExit, match="^--device must be one that is there; got cuda, and torch sees no CUDA device$"
     ):
         benchmark("gpu_check").main([])
+
+
+def small_world(stream):
+    """A small run of RSM for frames of any size."""
+    layer = {"groups": 6, "active_groups": 2, "output_bias": "channel"}
+    training = {"steps": 1, "batch_size": 2, "threads": 1}
+    return RunConfig(name="small", model={"layers": [layer]}, learning={}, stream=stream, training=training)
+
+
+def test_one_model_for_many_worlds_is_scored_beside_specialists(monkeypatch, tmp_path, capsys) -> None:
+    module, pages = benchmark("worlds"), benchmark("results_table")
+    presets = {
+        "balls-any": small_world(VariedBallsConfig(radius=(1.0, 1.5), resolutions=(12, 30))),
+        "balls-wide": small_world(BouncingBallsConfig()),
+    }
+    monkeypatch.setattr(module, "preset", presets.__getitem__)
+    worlds = {"published": BouncingBallsConfig(), "radius 0.8": BouncingBallsConfig(radius=0.8, resolution=12)}
+    monkeypatch.setattr(module, "WORLDS", worlds)
+    out = tmp_path / "worlds.json"
+    arguments = ["worlds", "--steps", "4", "--sequences", "2", "--out", str(tmp_path / "runs"), "--json", str(out)]
+
+    def run(*more: str):
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        module.main()
+        return json.loads(out.read_text())
+
+    assert len(run("--worlds", "published")["rows"]) == 3
+    first = out.read_text()
+    result = run()
+    assert json.loads(first)["rows"] == result["rows"][:3]
+    systems = [(row["world"], row["system"]) for row in result["rows"]]
+    assert systems == [(world, name) for world in worlds for name in ("copy-last", "balls-any", "balls-wide")]
+    for row in result["rows"]:
+        frames = bouncing_ball_frames("test", 2, worlds[row["world"]])
+        assert row["frames_sha256_of_world"] == frames_sha256(frames)
+        if row["system"] == "copy-last":
+            error = (frames[:, 1:] - frames[:, :-1]).square().sum((2, 3, 4)).mean().item()
+            assert row["frame_squared_error"]["mean"] == pytest.approx(error, rel=1e-4)
+    said = {row["world"]: row["unseen"] for row in result["rows"] if row["system"] == "balls-any"}
+    assert said["published"] is None
+    assert "radius 0.8 (learned from 1 to 1.5)" in said["radius 0.8"]
+    assert load_run_config(tmp_path / "runs" / "radius-0.8").stream == worlds["radius 0.8"]
+    before = capsys.readouterr().out
+    assert run() == result
+    assert capsys.readouterr().out == ""
+    assert "radius 0.8: balls-wide" in before
+    with pytest.raises(SystemExit):
+        run("--seed", "1")
+    assert "was begun with seed = 0; it cannot go on with 1" in capsys.readouterr().err
+
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    table = pages._worlds_of_balls().splitlines()
+    assert [line.split(" | ")[:2] for line in table[-2:]] == [
+        ["| published", "3, 1.2, 30 x 30, x1"],
+        ["| radius 0.8", "3, 0.8, 12 x 12, x1"],
+    ]
+    mixed, alone = (row["frame_squared_error"]["mean"] for row in result["rows"][1:3])
+    assert table[-2].split(" | ")[5] == f"{mixed / alone:.2f}"
+    assert "4 updates of training each on 1 core, seed 0" in table[0]
+    out.unlink()
+    assert pages._worlds_of_balls() == ""
+
+
+def test_the_worlds_span_the_mixture() -> None:
+    """None lies outside of it, and the ends of its ranges are among them."""
+    module, mixture = benchmark("worlds"), preset("balls-any").stream
+    spans = [world.span() for world in module.WORLDS.values()]
+    assert not any(outside(mixture, world) for world in module.WORLDS.values())
+    for name, (low, high) in mixture.span().items():
+        assert {low, high} <= {span[name][0] for span in spans}
+    assert {world.resolution for world in module.WORLDS.values()} <= set(mixture.resolutions)
+    assert BouncingBallsConfig(radius=0.8) in module.WORLDS.values()

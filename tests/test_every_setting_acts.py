@@ -17,7 +17,7 @@ from torchrsm.rsm import kernels
 from torchrsm.runs.settings import BaselineRunConfig, RunConfig
 from torchrsm.state import flatten
 from torchrsm.streams import BouncingBalls, StreamBatch
-from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, make_stream
+from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VariedBallsConfig, make_stream
 
 SIZE = (1, 8, 8)
 BASELINE_NAMED_SO = "baseline "  # stands before the name of a baseline that is that of a rectifier, too
@@ -390,6 +390,12 @@ def test_how_a_given_stack_would_learn_is_refused(path, value):
         (BouncingBallsConfig(resolution=12, sequence_length=4), "radius", 0.8),
         (BouncingBallsConfig(resolution=12, sequence_length=4), "resolution", 13),
         (BouncingBallsConfig(resolution=12, sequence_length=4), "sequence_length", 3),
+        (BouncingBallsConfig(resolution=12, sequence_length=4), "speed", 2.0),
+        (VariedBallsConfig(resolutions=(12, 16), sequence_length=4), "balls", (1, 1)),
+        (VariedBallsConfig(resolutions=(12, 16), sequence_length=4), "radius", (0.7, 0.8)),
+        (VariedBallsConfig(resolutions=(12, 16), sequence_length=4), "speed", (0.5, 0.5)),
+        (VariedBallsConfig(resolutions=(12, 16), sequence_length=4), "resolutions", (16, 12)),
+        (VariedBallsConfig(resolutions=(12, 16), sequence_length=4), "sequence_length", 3),
         (MovingMNISTConfig(resolution=28, sequence_length=4), "digits", 1),
         (MovingMNISTConfig(resolution=28, sequence_length=4), "resolution", 29),
         (MovingMNISTConfig(resolution=28, sequence_length=4), "sequence_length", 3),

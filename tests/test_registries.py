@@ -195,7 +195,7 @@ def flicker(config, batch_size, seed):
 def test_a_stream(tmp_path, monkeypatch):
     settings = tiny_run(steps=12, batch_size=4).model_dump()
     settings["stream"] = {"kind": "flicker", "period": 3}
-    with pytest.raises(ValueError, match="kind must be one of balls, digits, video; got 'flicker'"):
+    with pytest.raises(ValueError, match="kind must be one of balls, varied-balls, digits, video; got 'flicker'"):
         RunConfig.model_validate(settings)
     monkeypatch.setitem(STREAMS, "flicker", (FlickerConfig, flicker))
     run = RunConfig.model_validate(settings)

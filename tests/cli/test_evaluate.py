@@ -11,9 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from torchrsm import load
+from torchrsm import LayerConfig, ModelConfig, VideoPredictor, bouncing_ball_frames, load, preset
 from torchrsm.cli import main
+from torchrsm.cli.evaluate import world_geometry
+from torchrsm.runs.settings import RUN_FILE, RunConfig, save_run_config
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
+from torchrsm.scoring.physics import WORLD
+from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VariedBallsConfig
+from torchrsm.streams.splits import frames_sha256
 
 
 @pytest.mark.parametrize("kind", ["run", "model"])
@@ -162,3 +167,91 @@ def test_an_interrupted_evaluation_ends_with_130(frames, refused, monkeypatch):
         refused("evaluate", "copy-last", "--frames", frames[1], says=["interrupted"], code=130)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# --- Worlds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_any_size(tmp_path):
+    """A folder with a model of frames of any size, and the run that says what it learned from."""
+    layer = LayerConfig(groups=5, active_groups=2, output_bias="channel")
+    model = ModelConfig(layers=(layer,))
+    VideoPredictor(model).save(tmp_path / "model")
+    run = RunConfig(
+        name="tiny",
+        model=model,
+        learning={},
+        stream=VariedBallsConfig(radius=(1.0, 1.5), resolutions=(12, 16)),
+        training={"steps": 1},
+    )
+    (tmp_path / "model" / RUN_FILE).write_bytes(save_run_config(run))
+    return tmp_path / "model"
+
+
+def test_a_world_is_chosen_by_its_settings(tmp_path, of_any_size, capsys):
+    world = ["--world.balls", "2", "--world.radius", "0.8", "--world.resolution", "14", "--world.sequence-length", "60"]
+    arguments = ["evaluate", of_any_size, *world, "--world.speed", "2", "--sequences", "2", "--split", "validation"]
+    arguments += ["--rollout-steps", "3", "--json", tmp_path / "s.json"]
+    assert main([str(argument) for argument in arguments]) == 0
+    scores = NextFrameScores.model_validate_json((tmp_path / "s.json").read_text())
+    settings = BouncingBallsConfig(balls=2, radius=0.8, resolution=14, speed=2.0, sequence_length=60)
+    frames = bouncing_ball_frames("validation", 2, settings)
+    assert scores.frames_sha256 == frames_sha256(frames)
+    assert len(scores.by_frame) == 60
+    geometry = scores.rollout.physics.geometry
+    assert (geometry.balls, geometry.side) == (2, 14)
+    assert geometry.radius == pytest.approx(0.8 * 1.4)
+    assert geometry.energy == pytest.approx(1.4**2)
+    assert scores.rollout.simulator is None
+    lines = capsys.readouterr().out.splitlines()
+    assert "a world that the model has not seen: radius 0.8 (learned from 1 to 1.5)" in lines
+
+
+def test_a_world_that_was_learned_from_needs_no_word(of_any_size, capsys):
+    for arguments, said in (
+        (["--world.resolution", "16"], None),
+        ([], "resolution 30 (learned from 12 to 16)"),
+        (["--world.resolution", "12", "--world.speed", "3"], "speed 3 (learned from 0.5 to 2)"),
+    ):
+        assert main(["evaluate", str(of_any_size), "--sequences", "2", *arguments]) == 0
+        output = capsys.readouterr().out
+        if said is None:
+            assert "not seen" not in output
+        else:
+            assert f"a world that the model has not seen: {said}\n" in output
+
+
+def test_a_model_of_unknown_training_is_not_judged(capsys):
+    assert main(["evaluate", "copy-last", "--sequences", "2", "--world.radius", "0.8"]) == 0
+    assert "not seen" not in capsys.readouterr().out
+
+
+def test_the_published_world_in_pixels_is_the_one_that_physics_knows():
+    assert world_geometry(BouncingBallsConfig()) == WORLD
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--world.balls", 0), ["world: balls must be greater than 0; got 0"]),
+        (("--world.speed", 11), ["world: speed must be less than or equal to 10; got 11.0"]),
+        (("--world.balls", 20), ["the balls do not fit: 20 balls of radius 1.2"]),
+        (
+            ("--world.sequence-length", 40, "--rollout-steps", 3),
+            ["world.sequence_length must be > prime = 50", "got 40"],
+        ),
+    ],
+)
+def test_worlds_that_cannot_be_are_refused(refused, arguments, says):
+    refused("evaluate", "copy-last", *arguments, says=says)
+
+
+def test_a_world_goes_with_fixed_sequences_of_balls(frames, refused, tmp_path):
+    refused("evaluate", "copy-last", "--frames", frames[1], "--world.balls", 2, says=["cannot go with frames"])
+    run = preset("copy-last").replace(stream=MovingMNISTConfig(resolution=28))
+    load("copy-last").save(tmp_path / "digits")
+    (tmp_path / "digits" / RUN_FILE).write_bytes(save_run_config(run))
+    refused(
+        "evaluate", tmp_path / "digits", "--world.balls", 2, says=["world is for models of bouncing balls", "digits"]
+    )

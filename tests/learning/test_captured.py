@@ -24,7 +24,7 @@ from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import RSMLayer
 from torchrsm.runs.record import METRICS_FILE
 from torchrsm.state import flatten, map_state
-from torchrsm.streams import ArrayStream, BouncingBalls, BouncingBallsOnDevice, StreamBatch
+from torchrsm.streams import ArrayStream, BouncingBalls, BouncingBallsOnDevice, StreamBatch, Turns
 from torchrsm.streams.stream import StreamInPlace
 
 STEPS = 60
@@ -250,9 +250,9 @@ def test_a_run_on_balls_in_place_goes_on_exactly_from_its_checkpoint(tmp_path, m
         **{"training.steps": steps, "training.checkpoint_seconds": 0.0, "training.batch_size": 3}
     )
 
-    def taped(*args):
+    def taped(*args, **how):
         tapes.append(Tape())
-        return graph_ready(OnlineLearner(*args, recorder_for=lambda device: tapes[-1]))
+        return graph_ready(OnlineLearner(*args, **how, recorder_for=lambda device: tapes[-1]))
 
     def in_place(config, batch_size, seed, device):
         return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.model_dump(exclude={"kind"}))
@@ -366,9 +366,9 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(tmp_path, monkeypatch):
     run = run.replace(**{"training.steps": 24, "training.checkpoint_seconds": 0.0, "training.batch_size": 2})
     tapes = []
 
-    def taped(*args):
+    def taped(*args, **how):
         tapes.append(Tape())
-        return graph_ready(OnlineLearner(*args, recorder_for=lambda device: tapes[-1]))
+        return graph_ready(OnlineLearner(*args, **how, recorder_for=lambda device: tapes[-1]))
 
     monkeypatch.setattr("torchrsm.runs.settings.OnlineLearner", taped)
     whole = Trainer(run, tmp_path / "whole").run()
@@ -520,3 +520,30 @@ def test_another_batch_than_was_recorded_is_refused():
     taped.teach([batch], 0.1)
     with pytest.raises(ValueError, match=r"state.frames must be \[4, 1, 10, 10\]; got \[1, 1, 10, 10\]"):
         taped.teach([StreamBatch(*(part[:1] for part in batch))], 0.1)
+
+
+def test_each_of_several_sizes_is_recorded_in_each_phase():
+    base, learning, rectifying = learner_of(dropout=0.0)
+    rectifying = rectifying.replace(adversarial_weight=0.0, discriminator_learning_rate=5e-4)
+    model, shape = base.model.config, (STREAMS, 1, SIZE, SIZE)
+
+    def make(recorder_for):
+        torch.manual_seed(2)
+        others = ((1, 14, 14),)
+        return OnlineLearner(model, learning, rectifying, True, shape, recorder_for=recorder_for, others=others)
+
+    plain, taped, tape = twins(make)
+    large = BouncingBalls(STREAMS, resolution=14, sequence_length=SEQUENCE, first_sequence=1000)
+    phases = set()
+    for step, batch in zip(range(STEPS), Turns([balls(), large]), strict=False):
+        phase = plain.phase(step / STEPS)
+        if phase not in phases:
+            plain.begin(phase, 1)
+            taped.begin(phase, 1)
+        phases.add(phase)
+        for learner in (plain, taped):
+            in_order(learner).teach([batch], step / STEPS)
+    assert_same(all_of(plain), all_of(taped))
+    assert any(name.startswith("state.1.layers") for name in all_of(taped))
+    assert tape.recorded == 2 * len(phases) >= 4
+    assert tape.replayed == STEPS

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from device_under_test import here, random_state, set_random_state
+from device_under_test import device, here, random_state, set_random_state
 from lessons import teach
 from online_oracle import PlainOnline
 from small_online import SIZE, STREAMS, balls, learner_of
@@ -12,7 +12,9 @@ from small_online import SIZE, STREAMS, balls, learner_of
 from torchrsm import LayerConfig, LearningConfig, ModelConfig
 from torchrsm.learning.contract import NonFiniteError, require_finite_losses
 from torchrsm.learning.online import OnlineLearner
-from torchrsm.streams import StreamBatch
+from torchrsm.state import flatten
+from torchrsm.streams import BouncingBalls, StreamBatch, Turns
+from torchrsm.streams.turns import frame_shapes
 
 STEPS = 40
 
@@ -152,3 +154,43 @@ def test_what_learns_follows_the_shares_to_the_end_of_the_run():
     assert [one_after_the_other.phase(point) for point in points] == ["stack"] * 2 + ["rectifier"] * 3
     kept = OnlineLearner(both.model.config, learning, rectifying, False, (1, 1, SIZE, SIZE))
     assert kept.phase(0.0) == kept.phase(1.0) == "rectifier"
+
+
+def of_sizes(**how):
+    """A learner of frames of two sizes, its settings, and a stream of both."""
+    learner, learning, rectifying = learner_of(dropout=0.0)
+    rectifying = rectifying.replace(adversarial_weight=0.0, discriminator_learning_rate=5e-4)
+    torch.manual_seed(2)
+    shape, others = (STREAMS, 1, SIZE, SIZE), ((1, 14, 14),)
+    both = OnlineLearner(learner.model.config, learning, rectifying, True, shape, device(), others=others, **how)
+    large = BouncingBalls(STREAMS, resolution=14, sequence_length=17, seed=1, first_sequence=1000)
+    return both, learning, rectifying, Turns([balls(), large])
+
+
+def test_each_size_goes_on_where_it_was(monkeypatch):
+    """What a learner of two sizes knows of each is what a learner of that size alone knows, if no weight changes."""
+    learner, learning, rectifying, stream = of_sizes()
+    model, shapes = learner.model.config, frame_shapes(stream)
+    torch.manual_seed(2)
+    alone = [OnlineLearner(model, learning, rectifying, True, (STREAMS, *shape), device()) for shape in shapes]
+    for one in (learner, *alone):
+        one.model.load_state_dict(learner.model.state_dict())
+        for optimiser in one.optimisers:
+            monkeypatch.setattr(optimiser, "step", lambda: None)
+    for step, batch in zip(range(STEPS), map(here, stream), strict=False):
+        mine, theirs = (one.teach([batch], step / STEPS) for one in (learner, alone[step % 2]))
+        torch.testing.assert_close(mine.losses, theirs.losses)
+        torch.testing.assert_close(mine.frame_squared_error, theirs.frame_squared_error)
+    states = [flatten("state", state) for state in learner.state]
+    for mine, other in zip(states, alone, strict=True):
+        theirs = flatten("state", other.state)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert [state.alone.shape for state in learner.state] == [(STREAMS,)] * 2
+
+
+def test_an_adversary_needs_frames_of_one_size():
+    _, learning, rectifying = learner_of()
+    model, shape = learner_of()[0].model.config, (STREAMS, 1, SIZE, SIZE)
+    with pytest.raises(ValueError, match=r"adversarial_weight must be 0 where frames of several sizes .*; got 0\.02"):
+        OnlineLearner(model, learning, rectifying, True, shape, others=((1, 14, 14),))

@@ -7,6 +7,7 @@ from warm_kernels import tiny_run
 from torchrsm import PRESETS, Trainer, VideoConfig, VideoPredictor, fit, load, preset
 from torchrsm.runs.settings import BaselineRunConfig, RunConfig
 from torchrsm.streams import BouncingBalls
+from torchrsm.streams.settings import frame_shape
 from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
 
 RSM = [name for name in PRESETS if isinstance(preset(name), RunConfig)]
@@ -28,7 +29,7 @@ def test_a_preset_fits_its_frames(name):
     run = preset(name)
     assert len(run.learning.learning_rates) in (1, len(run.model.layers))
     size = (run.model.height, run.model.width)
-    assert size in ((None, None), (run.stream.resolution, run.stream.resolution))
+    assert size in ((None, None), frame_shape(run.stream)[1:])
 
 
 @pytest.mark.parametrize("name", RSM)
@@ -122,7 +123,8 @@ def test_paper_is_what_was_published():
     assert {name: run["model"][name] for name in frame} == frame
     learning = {"learning_rates": (5e-4,), "schedule": "constant", "betas": (0.9, 0.999), "epsilon": 1e-8}
     assert {name: run["learning"][name] for name in learning} == learning
-    assert run["stream"] == {"kind": "balls", "balls": 3, "radius": 1.2, "resolution": 30, "sequence_length": 100}
+    world = {"balls": 3, "radius": 1.2, "resolution": 30, "sequence_length": 100, "speed": 1.0}
+    assert run["stream"] == {"kind": "balls", **world}
     assert (run["training"]["steps"], run["training"]["batch_size"]) == (200_000 + 50_000, 256)
     assert run["model"]["rectifier"] == {"kind": "paper"}
     assert run["rectifying"] == {
@@ -205,7 +207,16 @@ def test_a_rectifier_that_learns_has_its_settings(name):
 
 RECTIFIED = (
     *("paper", "paper-1l", "paper-rectifier"),
-    *("balls", "balls-large", "balls-1l", "balls-compact", "balls-wide", "balls-window", "balls-window-1l"),
+    *(
+        "balls",
+        "balls-large",
+        "balls-1l",
+        "balls-compact",
+        "balls-wide",
+        "balls-any",
+        "balls-window",
+        "balls-window-1l",
+    ),
 )
 
 

@@ -13,15 +13,16 @@ import torch
 from device_under_test import device_name, here, is_foreign
 from warm_kernels import rectified_run, tiny_run
 
-from torchrsm import NonFiniteError, RectifyingConfig, Trainer, load, precision
+from torchrsm import NonFiniteError, RectifyingConfig, Trainer, load, precision, preset
 from torchrsm.precision import products, products_in
 from torchrsm.rsm import kernels
 from torchrsm.runs.record import learning_curve
-from torchrsm.runs.settings import RUN_FILE, RunConfig, TrainingConfig, load_run_config
+from torchrsm.runs.settings import RUN_FILE, RunConfig, TrainingConfig, learned_from, load_run_config
 from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE, TIMING_FILE
 from torchrsm.state import flatten
 from torchrsm.storage.tensors import load_tensors, save_tensors
 from torchrsm.streams import ArrayStream, BouncingBalls
+from torchrsm.streams.settings import BouncingBallsConfig, VariedBallsConfig
 
 
 def records(folder):
@@ -773,3 +774,54 @@ def test_a_curve_leaves_out_records_of_no_frame(tmp_path):
     (tmp_path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
     curve = learning_curve(tmp_path)
     assert (curve.minutes, curve.frame_squared_error) == ([0.5, 1.0], [4.0, 2.0])
+
+
+def several_sizes(**training):
+    """A small run that learns from balls on frames of two sizes."""
+    run = rectified_run({"adversarial_weight": 0.0, "motion_weight": 0.0}, **training)
+    layers = tuple(layer.replace(output_bias="channel", normalisation="location") for layer in run.model.layers)
+    model = run.model.replace(layers=layers, height=None, width=None)
+    stream = VariedBallsConfig(balls=(1, 3), resolutions=(12, 16), sequence_length=20)
+    return run.replace(model=model, stream=stream)
+
+
+@pytest.mark.parametrize("stop", [7, 31], ids=["stack", "rectifier"])
+def test_a_run_on_frames_of_several_sizes_resumes_bit_by_bit(tmp_path, stop):
+    config = several_sizes(steps=44, log_steps=1)
+    Trainer(config, tmp_path / "whole").run()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer = Trainer(config, tmp_path / "run")
+        trainer.run(lambda record: trainer.stop() if record.step == stop else None)
+    resumed = Trainer(config, tmp_path / "run", resume=True)
+    assert resumed.step == stop
+    model = resumed.run()
+    one, other = (load_tensors(tmp_path / name / CHECKPOINT_FILE)[0] for name in ("whole", "run"))
+    assert one.keys() == other.keys()
+    assert {"state.0.alone", "state.1.alone"} <= one.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert records(tmp_path / "whole") == records(tmp_path / "run")
+    for side in (12, 16):
+        assert model.predict(model.initial_state((2, 1, side, side))).frame.shape == (2, 1, side, side)
+    assert learned_from(tmp_path / "run") == config.stream
+
+
+def test_what_reads_frames_of_one_size_says_so(tmp_path):
+    several = VariedBallsConfig(resolutions=(12, 16))
+    for config, message in (
+        (
+            preset("convlstm").replace(stream=several),
+            "the frames of a baseline must have one size; got 12 x 12, 16 x 16",
+        ),
+        (tiny_run(steps=2).replace(stream=several), r"frames of 12 x 12; got 16 x 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_a_model_learned_from_is_known_where_its_run_is(tmp_path):
+    assert learned_from("balls") == BouncingBallsConfig()
+    assert learned_from("copy-last") is None
+    load("balls").save(tmp_path / "alone")
+    assert learned_from(tmp_path / "alone") is None

@@ -6,6 +6,7 @@ import torch
 import torchrsm
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rsm.layer import LayerConfig
+from torchrsm.runs.settings import load_run_config
 from torchrsm.storage import shipped
 from torchrsm.storage.shipped import find_model, models_folder, shipped_models
 from torchrsm.systems import load
@@ -90,8 +91,9 @@ def test_every_shipped_model_works_and_has_a_card():
     assert Path(torchrsm.__file__).parent != ROOT / "src" / "torchrsm" or shipped.MODELS_FOLDER == ROOT / "models"
     for name in torchrsm.shipped_models():
         folder = find_model(name)
-        assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "card.md"}
+        assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "run.json", "card.md"}
         model = load(name)
+        assert load_run_config(folder).model == model.config
         config = model.config
         shape = (1, config.channels, config.height or 30, config.width or 30)
         with torch.no_grad():

@@ -9,16 +9,28 @@ from small_films import damaged, film, textured, true_numbers
 from torchrsm import bouncing_ball_frames, fit, preset
 from torchrsm.media.films import write_mp4
 from torchrsm.runs.presets import PRESETS
-from torchrsm.streams import BouncingBalls, ClipStream, DamagedFilmWarning, MovingMNIST, moving_mnist_sequences
+from torchrsm.streams import (
+    BouncingBalls,
+    ClipStream,
+    DamagedFilmWarning,
+    MovingMNIST,
+    VariedBalls,
+    bouncing_ball_sequences,
+    check_stream,
+    moving_mnist_sequences,
+)
 from torchrsm.streams.settings import (
     AnyStreamConfig,
     BouncingBallsConfig,
     MovingMNISTConfig,
+    VariedBallsConfig,
     VideoConfig,
     frame_shape,
     make_stream,
+    outside,
+    unseen,
 )
-from torchrsm.streams.splits import held_out_frames
+from torchrsm.streams.splits import VALIDATION_SEED, held_out_frames
 
 SOURCE = TypeAdapter(AnyStreamConfig)
 
@@ -137,9 +149,7 @@ def test_any_system_fits_a_video(name, shape):
 def test_balls_stay_what_they_are():
     for name in PRESETS:
         run = preset(name)
-        channels = run.model.channels
-        side = run.stream.resolution
-        assert fit(run, (channels, side, side), run.stream) == run
+        assert fit(run, frame_shape(run.stream), run.stream) == run
 
 
 def test_a_system_says_what_does_not_fit():
@@ -160,3 +170,81 @@ def test_a_system_says_what_does_not_fit():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         VideoConfig(path="x.mp4", **settings)
+
+
+# --- Worlds of balls --------------------------------------------------------------------------------------------------
+
+
+def test_sizes_take_turns_and_no_sequence_is_played_twice():
+    config = VariedBallsConfig(resolutions=(12, 8), balls=(2, 2), sequence_length=4)
+    stream = make_stream(config, 3, seed=4)
+    worlds = {"balls": (2, 2), "sequence_length": 4, "seed": 4}
+    alone = [VariedBalls(3, resolution=12, **worlds), VariedBalls(3, resolution=8, first_sequence=2**40, **worlds)]
+    for turn in range(10):
+        for mine, theirs in zip(next(stream), next(alone[turn % 2]), strict=True):
+            assert torch.equal(mine, theirs)
+    assert frame_shape(config) == (1, 12, 12)
+    check_stream(make_stream(config, 3, seed=4), 20)
+    assert isinstance(make_stream(config.replace(resolutions=(12,)), 3, seed=4), VariedBalls)
+    assert torch.equal(held_out_frames(config, "validation", 2), bouncing_ball_frames("validation", 2))
+
+
+def test_the_fixed_sequences_of_another_world():
+    world = BouncingBallsConfig(balls=2, radius=0.8, resolution=12, speed=2.0, sequence_length=7)
+    frames = bouncing_ball_frames("validation", 3, world)
+    made = bouncing_ball_sequences(3, seed=VALIDATION_SEED, **world.model_dump(exclude={"kind"}))
+    assert torch.equal(frames, made.frames)
+    assert (made.velocities**2).sum((2, 3)).sub(4 * 0.25).abs().max() < 1e-12  # twice the published speed
+
+
+MIXTURE = VariedBallsConfig(balls=(2, 6), radius=(0.7, 1.5), speed=(0.5, 2.0), resolutions=(24, 64, 30))
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "reasons"),
+    [
+        (BouncingBallsConfig(), BouncingBallsConfig(), []),
+        (BouncingBallsConfig(sequence_length=20), BouncingBallsConfig(sequence_length=30), []),
+        (BouncingBallsConfig(), BouncingBallsConfig(radius=0.8), ["radius 0.8 (learned from 1.2)"]),
+        (
+            BouncingBallsConfig(),
+            BouncingBallsConfig(balls=4, resolution=60, speed=0.5),
+            ["balls 4 (learned from 3)", "resolution 60 (learned from 30)", "speed 0.5 (learned from 1)"],
+        ),
+        (MIXTURE, BouncingBallsConfig(), []),
+        (MIXTURE, BouncingBallsConfig(balls=6, radius=1.5, resolution=40, speed=2.0), []),
+        (MIXTURE, BouncingBallsConfig(balls=7), ["balls 7 (learned from 2 to 6)"]),
+        (MIXTURE, BouncingBallsConfig(resolution=23, radius=0.69), ["radius 0.69 (learned from 0.7 to 1.5)"] * 2),
+        (BouncingBallsConfig(balls=4), MIXTURE.replace(balls=(3, 4)), ["balls 3 to 4 (learned from 4)"] * 4),
+        (MIXTURE, MIXTURE.replace(radius=(0.8, 1.0)), []),
+        (BouncingBallsConfig(), MovingMNISTConfig(), ["moving digits (learned from bouncing balls)"]),
+        (MovingMNISTConfig(), MovingMNISTConfig(resolution=32), ["resolution 32 (learned from 64)"]),
+        (BouncingBallsConfig(), VideoConfig(path="a.mp4"), ["a video (learned from bouncing balls)"]),
+        (VideoConfig(path="x/a.mp4"), VideoConfig(path="y/a.mp4", height=32), []),
+        (VideoConfig(path="a.mp4"), VideoConfig(path="b.mp4"), ["video b.mp4 (learned from a.mp4)"]),
+    ],
+)
+def test_what_lies_outside_of_what_was_learned_from(trained, now, reasons):
+    found = outside(trained, now)
+    assert found[: len(set(reasons))] == list(dict.fromkeys(reasons))
+    assert len(found) == len(reasons)
+    if reasons:
+        assert unseen(trained, now) == f"a world that the model has not seen: {', '.join(found)}"
+    else:
+        assert unseen(trained, now) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"balls": (6, 2)}, "balls must be the smallest and the largest, in this order; got 6 and 2"),
+        ({"radius": (0.7, 2.5)}, "must cover at most 50% of the box; got 118% with 6 balls of radius 2.5"),
+        ({"resolutions": (24, 24)}, "resolutions must be different from each other; got"),
+        ({"resolutions": ()}, "resolutions\n.*at least 1"),
+        ({"resolutions": (3,)}, "resolutions.0\n.*greater than or equal to 4"),
+        ({"speed": (0.0, 1.0)}, "speed must be a number above 0 and at most 10; got 0.0"),
+    ],
+)
+def test_bad_ranges_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        VariedBallsConfig(**settings)

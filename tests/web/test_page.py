@@ -220,3 +220,14 @@ def test_it_survives_a_server_that_starts_again(browser):
     finally:
         page.close()
         server.stop()
+
+
+def test_a_pane_says_what_its_model_has_not_seen(page):
+    note = page.locator('.pane[data-pane="0"] .world-note')
+    page.select_option("#balls", "3")
+    until(page, lambda data: note.is_hidden())
+    page.select_option("#balls", "5")
+    until(page, lambda data: note.is_visible())
+    assert note.inner_text().lower() == "a world that the model has not seen: balls 5 (learned from 3)"
+    page.select_option("#balls", "3")
+    until(page, lambda data: note.is_hidden())

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from torchrsm import NonFiniteError, VideoConfig, VideoPredictor, fit, physics, preset
+from torchrsm.runs.settings import RUN_FILE, save_run_config
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.web import messages
 from torchrsm.web.library import MAX_VIDEOS, Library
@@ -306,3 +307,32 @@ def test_other_sources_are_learned_from_too(library, kind):
     assert shown[-1].header.errors[0] > 0
     truth = torch.from_numpy(array(shown[-1], "truth")).float() / 255
     assert float(frame_squared_error(truth[None], truth[None])) == 0
+
+
+# --- Worlds that were not learned from --------------------------------------------------------------------------------
+
+
+def test_a_pane_says_what_its_model_has_not_seen(library):
+    for source, said in (
+        (messages.BallsSource(), None),
+        (messages.BallsSource(balls=5), "a world that the model has not seen: balls 5 (learned from 3)"),
+        (messages.DigitsSource(), "a world that the model has not seen: moving digits (learned from bouncing balls)"),
+    ):
+        session = configured(library, "balls", "copy-last", source=source)
+        first, second = session.state().panes
+        assert first.unseen == said
+        assert second.unseen is None  # which has learned nothing
+    session.apply(messages.Train(minutes=0.5))
+    assert session.state().panes[0].unseen is None
+
+
+def test_a_video_is_known_by_its_name(tmp_path):
+    run = fit(preset("balls"), (1, 20, 34), VideoConfig(path="films/clip.mp4"))
+    VideoPredictor(run.model).save_pretrained(tmp_path / "of-clip")
+    (tmp_path / "of-clip" / RUN_FILE).write_bytes(save_run_config(run))
+    library = Library([tmp_path / "of-clip"])
+    for name, said in (("clip.mp4", None), ("other.mp4", "video other.mp4 (learned from clip.mp4)")):
+        video = library.add_video(name, np.zeros((4, 1, 20, 34), np.uint8))
+        session = configured(library, "of-clip", source=messages.VideoSource(video=video))
+        unseen = session.state().panes[0].unseen
+        assert unseen == (said and f"a world that the model has not seen: {said}")

@@ -20,9 +20,10 @@ from torchrsm.media.plots import physics_panels, plot_by_step
 from torchrsm.predictor import Predictor
 from torchrsm.runs.film import found
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import RUN_FILE, DeviceFlag, load_run_config
+from torchrsm.runs.settings import RUN_FILE, DeviceFlag, learned_from, load_run_config
 from torchrsm.scoring.evaluation import Evaluator
 from torchrsm.scoring.metrics import SIMILARITY_WINDOW
+from torchrsm.scoring.physics import WorldGeometry
 from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, simulator_tracked_error
 from torchrsm.scoring.sequences import predict_sequences
 from torchrsm.storage.shipped import find_model
@@ -30,10 +31,13 @@ from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import (
     load_frames,
 )
-from torchrsm.streams.settings import BouncingBallsConfig, StreamConfig, VideoConfig
-from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, held_out_frames
+from torchrsm.streams.bouncing_balls import BOX, SPEED
+from torchrsm.streams.settings import PUBLISHED_BALLS, BouncingBallsConfig, StreamConfig, VideoConfig, unseen
+from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, bouncing_ball_frames, held_out_frames
 from torchrsm.systems import load
 
+OF_BALLS = ("balls", "varied-balls")
+"""The kinds of streams whose models are scored on bouncing balls."""
 SEQUENCES = 200
 PRIME = 50
 
@@ -45,6 +49,8 @@ class EvaluateCommand(Config):
         model: folder of a model or a run, or the name of a shipped model or a baseline.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1; else the fixed test sequences.
         layout: what each axis of those is, where their shape does not tell: letters of ntchw (n: sequence).
+        world: the balls and the frames of the fixed sequences, where they shall not be the published ones. A model of
+            balls is scored on the published world, whatever balls it has learned from, unless this says otherwise.
         split: which fixed sequences, or which part of the run's own video: `test`, or `validation`, which is for
             choosing between models; None for `test`.
         sequences: how many of the fixed sequences; None for 200.
@@ -60,6 +66,7 @@ class EvaluateCommand(Config):
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     layout: str | None = None
+    world: BouncingBallsConfig = PUBLISHED_BALLS
     split: Split | None = None
     sequences: Annotated[int | None, Field(ge=2)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
@@ -76,6 +83,13 @@ class EvaluateCommand(Config):
                 raise ValueError(
                     f"{name} chooses among fixed sequences and cannot go with frames; got {value} with {self.frames}"
                 )
+        if self.world != PUBLISHED_BALLS and self.frames is not None:
+            raise ValueError(f"world is that of fixed sequences and cannot go with frames; got {self.frames}")
+        if self.rollout_steps and self.world.sequence_length <= (self.prime or PRIME):
+            raise ValueError(
+                f"world.sequence_length must be > prime = {self.prime or PRIME}, the true frames before a dream; "
+                f"got {self.world.sequence_length}"
+            )
         if self.layout is not None and self.frames is None:
             raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without frames")
         for name, path in (("strip", self.strip), ("plot", self.plot)):
@@ -93,6 +107,8 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     """Score a model, print the table, and write what was asked for."""
     command = parse(EvaluateCommand, arguments, "evaluate")
     stream = _stream(command.model)
+    trained, looks_at = learned_from(command.model), command.world if stream.kind in OF_BALLS else stream
+    note = None if trained is None else unseen(trained, looks_at)
     film = stream.path if isinstance(stream, VideoConfig) else None
     outputs = {"json": command.json_file, "strip": command.strip, "plot": command.plot}
     check_outputs(outputs, [command.model, command.frames, film])
@@ -120,6 +136,8 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     if command.plot is not None and scores.rollout is not None:
         plot_by_step(physics_panels(scores.rollout.physics), command.plot)
     print(scores.table())
+    if given is None and note is not None:
+        print(note)
     for name, target in (("scores", command.json_file), ("picture", command.strip), ("physics", command.plot)):
         if target is not None:
             print(f"{name}: {target}")
@@ -128,17 +146,23 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
 def _stream(name_or_folder: str) -> StreamConfig:
     """Return what a model learned from, where it has a run that says so, else bouncing balls."""
     if not (Path(name_or_folder) / RUN_FILE).is_file():
-        return BouncingBallsConfig()
+        return PUBLISHED_BALLS
     return found(load_run_config(name_or_folder).stream, name_or_folder)
 
 
 def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
     """Return what the model never learned from."""
-    if not isinstance(stream, BouncingBallsConfig) and command.rollout_steps:
+    of_balls = stream.kind in OF_BALLS
+    if not of_balls and command.world != PUBLISHED_BALLS:
+        raise ValueError(f"world is for models of bouncing balls; got a model of {stream.kind}")
+    if not of_balls and command.rollout_steps:
         raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
     if isinstance(stream, VideoConfig) and command.sequences is not None:
         raise ValueError(f"sequences chooses among fixed sequences, which a video has not; got {command.sequences}")
-    return held_out_frames(stream, command.split or "test", command.sequences or SEQUENCES)
+    split, sequences = command.split or "test", command.sequences or SEQUENCES
+    return (
+        bouncing_ball_frames(split, sequences, command.world) if of_balls else held_out_frames(stream, split, sequences)
+    )
 
 
 def _rollout(
@@ -146,8 +170,23 @@ def _rollout(
 ) -> RolloutScores | None:
     if not command.rollout_steps:
         return None
-    prime = command.prime or PRIME
-    simulator = simulator_tracked_error(command.split or "test", command.sequences or SEQUENCES, prime=prime)
+    prime, world = command.prime or PRIME, command.world
+    simulator = None
+    if world == PUBLISHED_BALLS:
+        simulator = simulator_tracked_error(command.split or "test", command.sequences or SEQUENCES, prime=prime)
     return evaluate_rollouts(
-        predictor, frames, prime=prime, steps=command.rollout_steps, simulator=simulator, mapped=ranks.map
+        predictor,
+        frames,
+        prime=prime,
+        steps=command.rollout_steps,
+        simulator=simulator,
+        geometry=world_geometry(world),
+        mapped=ranks.map,
     )
+
+
+def world_geometry(world: BouncingBallsConfig) -> WorldGeometry:
+    """Return a world in pixels."""
+    side = world.resolution
+    radius, speed = world.radius * side / BOX, SPEED * world.speed * side / BOX
+    return WorldGeometry(balls=world.balls, radius=radius, side=side, speed=speed)

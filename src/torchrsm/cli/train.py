@@ -121,7 +121,7 @@ def _parsed_to_resume(arguments: list[str]) -> tuple[str, TrainCommand | TrainBa
             film, *rest = rest
         _check_begun_with(folder, begun, name, system, film)
     else:
-        _check_begun_with(folder, begun, "balls", preset(name).name, None)
+        _check_begun_with(folder, begun, preset(name).stream.kind, preset(name).name, None)
     return begun.name, _parse_train(begun, rest, f"train {name}")
 
 

@@ -20,6 +20,7 @@ from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerState
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
+from torchrsm.streams.turns import FrameShape
 
 Phase = Literal["stack", "both", "rectifier"]
 LayerStates = tuple[LayerState, ...]
@@ -47,6 +48,18 @@ class _Frames(NamedTuple):
     starts: Tensor
 
 
+class _Size(NamedTuple):
+    """What is kept for the frames of one shape.
+
+    Attributes:
+        fresh: the state of layers that have seen nothing.
+        updates: runs the updates and holds the state.
+    """
+
+    fresh: LayerStates
+    updates: Updates[_Frames, OnlineState]
+
+
 class OnlineLearner:
     """A `torchrsm.learning.contract.Learner`.
 
@@ -59,9 +72,12 @@ class OnlineLearner:
         device: where the model learns; batches are moved there.
         ranks: the processes that train together; ``shape`` holds the streams of this one.
         recorder_for: returns what records updates on a device; None where they run as they are written.
+        others: channels, height and width of frames that take turns with those of ``shape``. What was seen is kept for
+            each shape alone.
 
     Raises:
-        ValueError: the model cannot read such frames.
+        ValueError: the model cannot read such frames, or an adversary, which reads frames of one size, is to learn from
+            frames of several.
     """
 
     batches_per_update = 1
@@ -76,28 +92,39 @@ class OnlineLearner:
         device: torch.device = _CPU,
         ranks: Ranks = _ALONE,
         recorder_for: Callable[[torch.device], Recorder | None] = recorder_for,
+        others: Sequence[FrameShape] = (),
     ) -> None:
+        if others and rectifying is not None and rectifying.adversarial_weight:
+            raise ValueError(
+                "rectifying.adversarial_weight must be 0 where frames of several sizes take turns; "
+                f"got {rectifying.adversarial_weight:g}"
+            )
         self._ranks = ranks
         self.model = VideoPredictor(model).to(device)  # made on the CPU: the same weights on any device
         self._learning = LocalLearning(self.model, learning)
-        self._fresh = self.model.initial_state(shape)
         self._rectifying = None if rectifying is None else RectifierLearning(self.model, rectifying, shape, ranks)
         self._rectifier_from = 1.0 if rectifying is None else 1.0 - rectifying.share if stack_learns else 0.0
         self._stack_until = self._rectifier_from
         if rectifying is not None and stack_learns and rectifying.stack_share is not None:
             self._stack_until = rectifying.stack_share
-        state = OnlineState(self._fresh, torch.zeros(shape[0], dtype=torch.int64, device=device))
-        recorder = recorder_for(device) if ranks.can_be_captured else None
-        self._updates: Updates[_Frames, OnlineState] = Updates(state, self.modules, self.optimisers, device, recorder)
+        self._sizes: dict[tuple[int, ...], _Size] = {}  # in the order of the first turns
+        for frames in (shape[1:], *others):
+            fresh = self.model.initial_state((shape[0], *frames))
+            state = OnlineState(fresh, torch.zeros(shape[0], dtype=torch.int64, device=device))
+            recorder = recorder_for(device) if ranks.can_be_captured else None
+            self._sizes[frames] = _Size(fresh, Updates(state, self.modules, self.optimisers, device, recorder))
 
     @property
-    def state(self) -> OnlineState:
-        """What the streams have seen."""
-        return self._updates.state
+    def state(self) -> OnlineState | tuple[OnlineState, ...]:
+        """What the streams have seen; where frames of several sizes take turns, that of each size."""
+        first, *others = (size.updates.state for size in self._sizes.values())
+        return (first, *others) if others else first
 
     @state.setter
-    def state(self, state: OnlineState) -> None:
-        self._updates.state = state
+    def state(self, state: OnlineState | tuple[OnlineState, ...]) -> None:
+        states = (state,) if isinstance(state, OnlineState) else state
+        for size, one in zip(self._sizes.values(), states, strict=True):
+            size.updates.state = one
 
     def take_stack(self, given: VideoPredictor) -> None:
         """Start from the stack of another model.
@@ -143,7 +170,8 @@ class OnlineLearner:
         """Give the cores to what does most of the work in a phase, and freeze the stack where it does not learn."""
         if phase == "stack":
             # A run that was extended may return to this phase from a later one, in which streams were dreaming.
-            self.state = self.state._replace(alone=torch.zeros_like(self.state.alone))
+            for _, updates in self._sizes.values():
+                updates.state = updates.state._replace(alone=torch.zeros_like(updates.state.alone))
             kernels.set_threads(threads)
         else:
             kernels.set_threads(1, torch_threads=threads)
@@ -153,9 +181,10 @@ class OnlineLearner:
 
     def warm_up(self) -> None:
         """Compile the kernels, so that no budget in minutes pays for it."""
-        learn, device = torch.ones_like(self.state.alone, dtype=torch.bool), self.state.alone.device
+        fresh, updates = next(iter(self._sizes.values()))
+        learn, device = torch.ones_like(updates.state.alone, dtype=torch.bool), updates.state.alone.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            prediction = self.model.predict_raw(self._fresh)
+            prediction = self.model.predict_raw(fresh)
             for loss in self.model.losses(prediction, torch.zeros_like(prediction.raw), learn):
                 loss.backward()
         self.model.zero_grad()
@@ -163,13 +192,17 @@ class OnlineLearner:
     def teach(self, batches: Sequence[StreamBatch], progress: float) -> Taught:
         """Take one update from one frame of each stream: predict it, learn from the error, hear it (or a dream)."""
         (batch,) = batches
-        phase = self._set_progress(progress)
-        return self._updates.run(phase, partial(self._update, phase), _frames(batch))
+        phase, updates = self._set_progress(progress), self._size_of(batch.frames).updates
+        return updates.run(phase, partial(self._update, phase), _frames(batch))
 
     def teach_in_place(self, stream: StreamInPlace, progress: float) -> Taught:
         """Take one update from the next frames of a stream that is made on the device; see `teach`."""
-        phase = self._set_progress(progress)
-        return self._updates.run_in_place(phase, partial(self._update, phase), stream, _frames)
+        phase, updates = self._set_progress(progress), self._size_of(stream.batch.frames).updates
+        return updates.run_in_place(phase, partial(self._update, phase), stream, _frames)
+
+    def _size_of(self, frames: Tensor) -> _Size:
+        """Return what is kept for frames of this shape; frames of an unknown one are refused later on."""
+        return self._sizes.get(tuple(frames.shape[1:]), next(iter(self._sizes.values())))
 
     def _set_progress(self, progress: float) -> Phase:
         """Let all that changes through a run, but for weights and states, follow the ``progress``, in 0..1.
@@ -194,7 +227,7 @@ class OnlineLearner:
             state: what the streams have seen.
         """
         frames, starts = inputs
-        layers, alone = restart(state.layers, self._fresh, starts), state.alone
+        layers, alone = restart(state.layers, self._size_of(frames).fresh, starts), state.alone
         learn = ~starts
         scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
         losses: list[Tensor] = []

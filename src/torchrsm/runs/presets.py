@@ -31,6 +31,7 @@ from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, TrainingConfig
+from torchrsm.streams.settings import VariedBallsConfig
 
 _PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
 
@@ -198,6 +199,16 @@ def balls_wide() -> RunConfig:
     )
 
 
+def balls_any() -> RunConfig:
+    """Return `balls-wide` that learns from many worlds: 2 to 6 balls of any size and speed, frames of 24 to 64 pixels.
+
+    An adversary reads frames of one size, and a dream is held to the motion of the other streams, which here are of
+    other worlds. So there is neither.
+    """
+    alone = {"rectifying.adversarial_weight": 0.0, "rectifying.motion_weight": 0.0}
+    return balls_wide().replace(name="balls-any", stream=VariedBallsConfig(), **alone)
+
+
 def paper_rectifier() -> RunConfig:
     """Return `balls` with the published rectifier and its settings."""
     changes = {"model.rectifier": PaperConfig(), "rectifying": RectifyingConfig()}
@@ -356,6 +367,7 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         balls_window_1l,
         balls_compact,
         balls_wide,
+        balls_any,
         paper_rectifier,
         paper,
         paper_1l,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,8 +21,10 @@ from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.precision import Precision
-from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig
+from torchrsm.storage.shipped import find_model
+from torchrsm.streams.settings import AnyStreamConfig, BouncingBallsConfig, StreamConfig
 from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED
+from torchrsm.streams.turns import FrameShape
 
 RUN_FILE = "run.json"
 
@@ -141,7 +143,12 @@ class RunConfig(Config):
             )
 
     def make_learner(
-        self, shape: tuple[int, int, int, int], device: torch.device, begins: bool, ranks: Ranks = _ALONE
+        self,
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        begins: bool,
+        ranks: Ranks = _ALONE,
+        others: Sequence[FrameShape] = (),
     ) -> OnlineLearner:
         """Return what learns in this run, as it is before the first update.
 
@@ -150,13 +157,16 @@ class RunConfig(Config):
             device: where it learns.
             begins: whether the run begins; else a checkpoint gives the weights, and ``stack_from`` is not needed.
             ranks: the processes that train together.
+            others: channels, height and width of frames that take turns with those.
 
         Raises:
             ValueError: the model cannot read such frames, or ``stack_from`` is another kind of stack.
             FileNotFoundError: there is no ``stack_from``.
         """
         stack_learns = self.stack_from is None
-        learner = OnlineLearner(self.model, self.learning, self.rectifying, stack_learns, shape, device, ranks)
+        learner = OnlineLearner(
+            self.model, self.learning, self.rectifying, stack_learns, shape, device, ranks, others=others
+        )
         if begins and self.stack_from is not None:
             learner.take_stack(VideoPredictor.from_pretrained(self.stack_from))
         return learner
@@ -205,9 +215,21 @@ class BaselineRunConfig(Config):
                 yield f"learning.{name}", f"{self.model.kind} has nothing to learn"
 
     def make_learner(
-        self, shape: tuple[int, int, int, int], device: torch.device, begins: bool, ranks: Ranks = _ALONE
+        self,
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        begins: bool,
+        ranks: Ranks = _ALONE,
+        others: Sequence[FrameShape] = (),
     ) -> SequenceLearner:
-        """Return what learns in this run, as it is before the first update; the arguments are `RunConfig`'s."""
+        """Return what learns in this run, as it is before the first update; the arguments are `RunConfig`'s.
+
+        Raises:
+            ValueError: the model cannot read such frames, or frames of several sizes take turns.
+        """
+        if others:
+            sizes = ", ".join(f"{height} x {width}" for _, height, width in (shape[1:], *others))
+            raise ValueError(f"the frames of a baseline must have one size; got {sizes}")
         return SequenceLearner(make_baseline(self.model), self.learning, shape, device, ranks)
 
 
@@ -239,6 +261,21 @@ def load_run_config(folder: Path | str) -> AnyRunConfig:
         return kind.from_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def learned_from(name_or_folder: Path | str) -> StreamConfig | None:
+    """Return what a model learned from; None where its folder has no run that says so, and for what is no folder.
+
+    Args:
+        name_or_folder: of the model, as `torchrsm.load` takes it.
+
+    Raises:
+        ValueError: the settings of the run are not readable.
+    """
+    try:
+        return load_run_config(find_model(name_or_folder)).stream
+    except FileNotFoundError:
+        return None
 
 
 def first_difference(before: AnyRunConfig, now: AnyRunConfig) -> tuple[str, Any, Any] | None:

@@ -68,6 +68,7 @@ from torchrsm.storage.tensors import make_folder, save_tensors, write_atomically
 from torchrsm.streams.settings import make_stream
 from torchrsm.streams.share import share_of
 from torchrsm.streams.stream import Stream, StreamBatch, StreamInPlace
+from torchrsm.streams.turns import frame_shapes
 
 _ALONE = Ranks()
 
@@ -125,10 +126,11 @@ class Trainer:
         self._streams = whole.batch_size  # of all ranks
         self.stream: Stream = share_of(whole, ranks.rank, ranks.count)
         self._stream_in_place = self.stream if isinstance(self.stream, StreamInPlace) else None
-        shape = (self.stream.batch_size, *self.stream.frame_shape)
+        first, *others = frame_shapes(self.stream)
+        shape = (self.stream.batch_size, *first)
         self._randomness = Randomness(training.seed, self.device)
         with self._randomness.in_use():
-            self.learner = config.make_learner(shape, self.device, not going_on, ranks)
+            self.learner = config.make_learner(shape, self.device, not going_on, ranks, others)
         if ranks.rank > 0:  # the weights are those of rank 0, what is drawn from here on is not
             self._randomness = Randomness(seed_of(ranks.rank, training.seed), self.device)
         self.step = 0

@@ -9,7 +9,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from torchrsm.predictor import Predictor
-from torchrsm.scoring.physics import TRACKED_STEPS, PhysicsSummary, TrackedError, summarise_physics
+from torchrsm.scoring.physics import (
+    TRACKED_STEPS,
+    WORLD,
+    PhysicsSummary,
+    TrackedError,
+    WorldGeometry,
+    summarise_physics,
+)
 from torchrsm.scoring.sequences import Mapped, check_sequences, imagine, one_by_one
 from torchrsm.streams.bouncing_balls import bouncing_ball_sequences, render_balls, simulate_balls
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, split_seed
@@ -79,17 +86,19 @@ def evaluate_rollouts(
     steps: int = 150,
     batch_size: int = 50,
     simulator: tuple[TrackedError, ...] | None = None,
+    geometry: WorldGeometry = WORLD,
     mapped: Mapped = one_by_one,
 ) -> RolloutScores:
     """Let a predictor dream of bouncing balls and judge the physics of its dreams.
 
     Args:
         predictor: the system.
-        frames: true sequences ``[n, t, 1, 30, 30]``; the dream is tracked as far as they go on after the priming.
+        frames: true sequences ``[n, t, 1, side, side]``; the dream is tracked as far as they go on after the priming.
         prime: true frames observed first, 1 to t.
         steps: frames to imagine, >= 1.
         batch_size: sequences side by side, >= 1.
         simulator: what to put beside the tracked error, see `simulator_tracked_error`.
+        geometry: the world, whose side is that of the frames.
         mapped: how the batches are worked on.
 
     Raises:
@@ -98,15 +107,20 @@ def evaluate_rollouts(
     check_sequences(frames)
     if not 1 <= prime <= frames.shape[1]:
         raise ValueError(f"prime must be in 1..{frames.shape[1]}, the frames of a sequence; got {prime}")
-    return judge_dreams(imagine(predictor, frames[:, :prime], steps, batch_size, mapped), frames, prime, simulator)
+    dream = imagine(predictor, frames[:, :prime], steps, batch_size, mapped)
+    return judge_dreams(dream, frames, prime, simulator, geometry)
 
 
 def judge_dreams(
-    dream: Tensor, frames: Tensor, prime: int, simulator: tuple[TrackedError, ...] | None = None
+    dream: Tensor,
+    frames: Tensor,
+    prime: int,
+    simulator: tuple[TrackedError, ...] | None = None,
+    geometry: WorldGeometry = WORLD,
 ) -> RolloutScores:
-    """Judge given dreams ``[n, steps, 1, 30, 30]``; the other arguments are those of `evaluate_rollouts`."""
+    """Judge given dreams ``[n, steps, 1, side, side]``; the other arguments are those of `evaluate_rollouts`."""
     before, truth = frames[:, :prime], frames[:, prime:]
-    physics = summarise_physics(dream, truth if truth.shape[1] else None, before)
+    physics = summarise_physics(dream, truth if truth.shape[1] else None, before, geometry=geometry)
     return RolloutScores(prime=prime, steps=dream.shape[1], physics=physics, simulator=simulator)
 
 

@@ -18,6 +18,8 @@ from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.pictures import AnimationReader, ImageFolderReader
 from torchrsm.streams.stream import Stream, StreamBatch, check_stream
 from torchrsm.streams.transforms import Pad
+from torchrsm.streams.turns import Turns
+from torchrsm.streams.varied_balls import VariedBalls
 from torchrsm.streams.video_file import VideoFile, load_clips, numbered_frames, open_clips
 from torchrsm.streams.webcam import Webcam
 
@@ -38,6 +40,8 @@ __all__ = [
     "Pad",
     "Stream",
     "StreamBatch",
+    "Turns",
+    "VariedBalls",
     "VideoFile",
     "VideoReader",
     "Webcam",

@@ -29,7 +29,9 @@ from torchrsm.streams.stream import StreamBatch, element_positions, require_bool
 BOX = 10.0
 """Side of the box, world units."""
 SPEED = 0.5
-"""Root of the summed squares of all velocities, world units per frame."""
+"""Root of the summed squares of all velocities in the published world, world units per frame."""
+MAX_SPEED = 10.0
+"""The largest speed of balls, times that of the published world: half a box in a frame."""
 
 SUB_STEPS = 2
 """Of a frame."""
@@ -38,6 +40,7 @@ SUB_STEPS = 2
 _WHOLE_SETS = 10_000
 _MAX_SETS = 12_000
 _TRIES_PER_BALL = 1_000
+_FAR = 1_000.0  # world units, of a ball that a world does not have
 MAX_EXPONENT = -math.log(1e-30)
 """A ball's light below 1e-30 is exactly 0: float32 has no denormals there."""
 _REACH = MAX_EXPONENT**0.125  # distance of that, in radii
@@ -71,6 +74,7 @@ class BouncingBalls:
         radius: of each ball, world units, above 0 and below 5.
         resolution: height and width of a frame, pixels, 4 or more.
         sequence_length: frames in a sequence, 2 or more.
+        speed: of the balls, times that of the published world; above 0, at most 10.
         seed: 0 to 2^63 - 1; another seed gives another world of sequences.
         dephased: whether the elements begin at different times of their sequences.
         first_sequence: number of the sequence that element 0 plays first, 0 to 2^62 - 1.
@@ -87,13 +91,14 @@ class BouncingBalls:
         radius: float = 1.2,
         resolution: int = 30,
         sequence_length: int = 100,
+        speed: float = 1.0,
         seed: int = 0,
         dephased: bool = True,
         first_sequence: int = 0,
     ) -> None:
         self._batch_size = require_integer("batch_size", batch_size, 1)
-        _check_world(balls, radius, resolution, sequence_length, seed)
-        self._settings = {
+        _check_world(balls, radius, resolution, sequence_length, speed, seed)
+        self._settings: dict[str, Any] = {
             "stream": "BouncingBalls",
             "batch_size": self._batch_size,
             "balls": int(balls),
@@ -104,7 +109,9 @@ class BouncingBalls:
             "dephased": require_boolean("dephased", dephased),
             "first_sequence": require_integer("first_sequence", first_sequence, 0, _LARGEST // 2),
         }
-        self._radius = float(radius)
+        if speed != 1:  # positions that were saved before there was another speed do not name it
+            self._settings["speed"] = float(speed)
+        self._radius, self._speed = float(radius), float(speed)
         self._resolution = int(resolution)
         self._sequence_length = int(sequence_length)
         self._seed = np.uint64(seed)
@@ -113,6 +120,7 @@ class BouncingBalls:
         self._elements_from, self._elements_played = 0, self._batch_size
         self._positions = np.empty((self._batch_size, int(balls), 2))
         self._velocities = np.empty_like(self._positions)
+        self._radii = np.empty(self._batch_size)
         self._step: int
         self._numbers: NDArray[np.int64]
         self._times: NDArray[np.int64]
@@ -134,17 +142,15 @@ class BouncingBalls:
     def __next__(self) -> StreamBatch:
         numbers, times = self._numbers, self._times
         frames = torch.zeros(self.batch_size, *self.frame_shape, dtype=torch.float32)
-        _render(self._positions, self._radius, frames.numpy()[:, 0])
+        _render(self._positions, self._radii, frames.numpy()[:, 0])
         starts = (times == 0) | (self._step == 0)
 
         self._step += 1
         self._numbers, self._times = self._elements(self._step)
-        _move(self._positions, self._velocities, self._radius)
+        _move(self._positions, self._velocities, self._radii)
         begins = np.flatnonzero(self._times == 0)
         if begins.size:
-            self._positions[begins], self._velocities[begins] = place_balls(
-                self._seed, self._numbers[begins], self._positions.shape[1], self._radius
-            )
+            self._positions[begins], self._velocities[begins], self._radii[begins] = self._place(self._numbers[begins])
         return StreamBatch(frames, torch.from_numpy(starts), torch.from_numpy(numbers))
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,6 +183,12 @@ class BouncingBalls:
         part._seek(self._step)
         return part
 
+    def _place(self, numbers: NDArray[np.int64]) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return starts: positions and velocities ``[n, balls, 2]``, and the radius of the balls ``[n]``."""
+        balls = self._positions.shape[1]
+        start, velocities = place_balls(self._seed, numbers, balls, self._radius, self._speed)
+        return start, velocities, np.full(len(numbers), self._radius)
+
     def _elements(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         numbers, times = element_positions(step, self._batch_size, self._sequence_length, self._dephased)
         part = slice(self._elements_from, self._elements_from + self._elements_played)
@@ -186,12 +198,11 @@ class BouncingBalls:
         """Go to a step: the world is simulated again from the starts of the sequences that play there."""
         self._step = step
         self._numbers, self._times = self._elements(step)
-        balls = self._positions.shape[1]
-        self._positions, self._velocities = place_balls(self._seed, self._numbers, balls, self._radius)
+        self._positions, self._velocities, self._radii = self._place(self._numbers)
         for time in range(int(self._times.max())):
             late = self._times > time
             positions, velocities = self._positions[late], self._velocities[late]
-            _move(positions, velocities, self._radius)
+            _move(positions, velocities, self._radii[late])
             self._positions[late], self._velocities[late] = positions, velocities
 
 
@@ -203,6 +214,7 @@ def bouncing_ball_sequences(
     radius: float = 1.2,
     resolution: int = 30,
     sequence_length: int = 100,
+    speed: float = 1.0,
 ) -> BallSequences:
     """Return whole sequences of bouncing balls, the same that `BouncingBalls` plays under the same numbers and seed.
 
@@ -213,18 +225,20 @@ def bouncing_ball_sequences(
         radius: of each ball, world units, above 0 and below 5.
         resolution: height and width of a frame, pixels, 4 or more.
         sequence_length: frames in a sequence, 2 or more.
+        speed: of the balls, times that of the published world; above 0, at most 10.
 
     Raises:
         ValueError: an argument is outside its range, or the balls do not fit into the box.
     """
-    _check_world(balls, radius, resolution, sequence_length, seed)
+    _check_world(balls, radius, resolution, sequence_length, speed, seed)
     if isinstance(sequences, int | np.integer):
         chosen: Sequence[int] = range(require_integer("sequences", sequences, 1))
     else:
         chosen = [require_integer("sequences: each number", number, 0, _LARGEST) for number in sequences]
         if not chosen:
             raise ValueError("sequences must have at least one number; got none")
-    start, velocities = place_balls(np.uint64(seed), np.array(chosen, dtype=np.int64), int(balls), float(radius))
+    numbers = np.array(chosen, dtype=np.int64)
+    start, velocities = place_balls(np.uint64(seed), numbers, int(balls), float(radius), float(speed))
     simulated = simulate_balls(start, velocities, sequence_length, radius=radius)
     frames = render_balls(simulated[0], radius=radius, resolution=resolution)
     return BallSequences(frames, *simulated)
@@ -251,7 +265,7 @@ def simulate_balls(
         ValueError: an argument is outside its range or has a wrong shape.
     """
     require_integer("frames", frames, 1)
-    _check_radius(radius)
+    check_radius(radius)
     position = np.asarray(positions).astype(np.float64, order="C")
     velocity = np.asarray(velocities).astype(np.float64, order="C")
     if position.ndim != 3 or position.shape[2] != 2 or position.shape != velocity.shape:
@@ -264,7 +278,7 @@ def simulate_balls(
     all_velocities = np.empty_like(all_positions)
     for time in range(frames):
         if time:
-            _move(position, velocity, float(radius))
+            _move(position, velocity, np.full(worlds, float(radius)))
         all_positions[:, time], all_velocities[:, time] = position, velocity
     return torch.from_numpy(all_positions), torch.from_numpy(all_velocities)
 
@@ -286,7 +300,7 @@ def render_balls(positions: Tensor | FloatArray, *, radius: float = 1.2, resolut
     Raises:
         ValueError: an argument is outside its range or has a wrong shape, or a position is not finite.
     """
-    _check_radius(radius)
+    check_radius(radius)
     require_integer("resolution", resolution, 4)
     centres = np.asarray(positions).astype(np.float64, order="C")
     if centres.ndim < 2 or centres.shape[-1] != 2:
@@ -295,39 +309,50 @@ def render_balls(positions: Tensor | FloatArray, *, radius: float = 1.2, resolut
         raise ValueError("positions must be finite; got NaN or infinity")
     *leading, balls, _ = centres.shape
     frames = torch.zeros(*leading, 1, resolution, resolution, dtype=torch.float32)
-    _render(centres.reshape(-1, balls, 2), float(radius), frames.numpy().reshape(-1, resolution, resolution))
+    images = frames.numpy().reshape(-1, resolution, resolution)
+    _render(centres.reshape(-1, balls, 2), np.full(len(images), float(radius)), images)
     return frames
 
 
-def _check_radius(radius: float) -> None:
+def check_radius(radius: float) -> None:
+    """Raise a ValueError unless the radius of balls, world units, is in its range."""
     if isinstance(radius, bool) or not isinstance(radius, int | float | np.number) or not 0 < radius < BOX / 2:
         raise ValueError(f"radius must be a number above 0 and below {BOX / 2:g}; got {radius!r}")
 
 
-def _check_world(balls: int, radius: float, resolution: int, sequence_length: int, seed: int) -> None:
+def check_speed(speed: float) -> None:
+    """Raise a ValueError unless the speed of balls, times that of the published world, is in its range."""
+    if not (isinstance(speed, int | float | np.number) and not isinstance(speed, bool) and 0 < speed <= MAX_SPEED):
+        raise ValueError(f"speed must be a number above 0 and at most {MAX_SPEED:g}; got {speed!r}")
+
+
+def _check_world(balls: int, radius: float, resolution: int, sequence_length: int, speed: float, seed: int) -> None:
     require_integer("balls", balls, 1)
-    _check_radius(radius)
+    check_radius(radius)
+    check_speed(speed)
     require_integer("resolution", resolution, 4)
     require_integer("sequence_length", sequence_length, 2)
     require_integer("seed", seed, 0, _LARGEST)
 
 
 def place_balls(
-    seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: float
+    seed: np.uint64, numbers: NDArray[np.int64], balls: int, radius: float, speed: float = 1.0
 ) -> tuple[FloatArray, FloatArray]:
     """Return positions and velocities at the start of sequences, both ``[sequences, balls, 2]`` in world units.
 
     Args:
         seed: of the world.
         numbers: of the sequences.
-        balls, radius: in range, as `BouncingBalls` checks them.
+        balls, radius, speed: in range, as `BouncingBalls` checks them.
 
     Raises:
         ValueError: the balls do not fit into the box.
     """
-    positions = np.empty((len(numbers), balls, 2))
+    worlds = len(numbers)
+    positions = np.empty((worlds, balls, 2))
     velocities = np.empty_like(positions)
-    failed = _draw_starts(seed, numbers, radius, positions, velocities)
+    counts = np.full(worlds, balls)
+    failed = draw_starts(seed, numbers, counts, np.full(worlds, radius), np.full(worlds, speed), positions, velocities)
     if failed >= 0:
         raise ValueError(
             f"the balls do not fit: {balls} balls of radius {radius:g} touched in each of {_MAX_SETS} random "
@@ -337,17 +362,35 @@ def place_balls(
 
 
 @compiled(nogil=True)
-def _draw_starts(
-    seed: np.uint64, numbers: NDArray[np.int64], radius: float, positions: FloatArray, velocities: FloatArray
+def draw_starts(
+    seed: np.uint64,
+    numbers: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    radii: FloatArray,
+    speeds: FloatArray,
+    positions: FloatArray,
+    velocities: FloatArray,
 ) -> int:
-    """Draw the start of each sequence; return the index of the first whose balls do not fit, or -1."""
-    balls = positions.shape[1]
-    # Uniform in [2, 10) and then rejected at the walls is uniform between these bounds.
-    low, high = max(2.0, radius), BOX - radius
+    """Draw the start of each sequence; return the index of the first whose balls do not fit, or -1.
+
+    Args:
+        seed: of the world.
+        numbers: of the sequences, ``[n]``.
+        counts: of the balls that each has, ``[n]``. The others stand still far away, where nothing meets them.
+        radii: of the balls of each, ``[n]``.
+        speeds: of the balls of each, times that of the published world, ``[n]``.
+        positions, velocities: ``[n, balls, 2]``, where they are written.
+    """
     for n in range(len(numbers)):
         key = mix(mix(seed + WEYL) + np.uint64(numbers[n]) * WEYL)
+        balls, radius = counts[n], radii[n]
+        # Uniform in [2, 10) and then rejected at the walls is uniform between these bounds.
+        low, high = max(2.0, radius), BOX - radius
         draw = 0
         position, velocity = positions[n], velocities[n]
+        for i in range(balls, len(position)):
+            position[i] = _FAR * (i + 1)
+            velocity[i] = 0.0
         sum_of_squares = 0.0
         for i in range(balls):
             for axis in range(2):
@@ -362,7 +405,7 @@ def _draw_starts(
                         break
                 velocity[i, axis] = normal
                 sum_of_squares += normal * normal
-        velocity *= SPEED / math.sqrt(sum_of_squares)
+        velocity *= SPEED * speeds[n] / math.sqrt(sum_of_squares)
 
         fits = False
         for drawn_set in range(_MAX_SETS):
@@ -388,11 +431,11 @@ def _draw_starts(
 
 
 @compiled(nogil=True)
-def _move(positions: FloatArray, velocities: FloatArray, radius: float) -> None:
-    """Move worlds ``[worlds, balls, 2]`` on by one frame, in place."""
+def _move(positions: FloatArray, velocities: FloatArray, radii: FloatArray) -> None:
+    """Move worlds ``[worlds, balls, 2]``, whose balls have the radii ``[worlds]``, on by one frame, in place."""
     worlds, balls, _ = positions.shape
     for n in range(worlds):
-        position, velocity = positions[n], velocities[n]
+        position, velocity, radius = positions[n], velocities[n], radii[n]
         for _ in range(SUB_STEPS):
             for i in range(balls):
                 for axis in range(2):
@@ -416,12 +459,16 @@ def _move(positions: FloatArray, velocities: FloatArray, radius: float) -> None:
 
 
 @compiled(nogil=True)
-def _render(positions: FloatArray, radius: float, frames: NDArray[np.float32]) -> None:
-    """Add the light of balls ``[n, balls, 2]`` to black frames ``[n, resolution, resolution]``, clipped at 1."""
+def _render(positions: FloatArray, radii: FloatArray, frames: NDArray[np.float32]) -> None:
+    """Add the light of balls ``[n, balls, 2]`` to black frames ``[n, resolution, resolution]``, clipped at 1.
+
+    The balls of each frame have one radius, ``radii [n]``.
+    """
     resolution = frames.shape[1]
     pixel = BOX / resolution
-    reach = _REACH * radius
     for n in range(len(positions)):
+        radius = radii[n]
+        reach = _REACH * radius
         for i in range(positions.shape[1]):
             x, y = positions[n, i, 0], positions[n, i, 1]
             first_row, last_row = max(0.0, (y - reach) / pixel), min(resolution - 1.0, (y + reach) / pixel)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrsm.devices import precise_type
-from torchrsm.streams.bouncing_balls import BOX, MAX_EXPONENT, SUB_STEPS, BouncingBalls, place_balls
+from torchrsm.streams.bouncing_balls import BOX, MAX_EXPONENT, SUB_STEPS, BouncingBalls
 from torchrsm.streams.stream import StreamBatch
 
 
@@ -140,9 +140,7 @@ class BouncingBallsOnDevice(BouncingBalls):
         """Draw, on the CPU, the sequence that each element begins next, and put its start on the device."""
         assert self._world is not None
         numbers, _ = self._elements(self._step)
-        positions, velocities = place_balls(
-            self._seed, numbers + self._batch_size, self._positions.shape[1], self._radius
-        )
+        positions, velocities, _ = self._place(numbers + self._batch_size)
         self._world.next_positions.copy_(torch.from_numpy(positions), non_blocking=True)
         self._world.next_velocities.copy_(torch.from_numpy(velocities), non_blocking=True)
         self._steps_until_refill = self._sequence_length

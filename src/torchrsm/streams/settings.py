@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import unquote_to_bytes
 
 import torch
 import tyro
-from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, field_validator, model_validator
 
 from torchrsm.config import Config
 from torchrsm.registry import chosen_from
-from torchrsm.streams.bouncing_balls import BouncingBalls
+from torchrsm.streams.bouncing_balls import MAX_SPEED, BouncingBalls
 from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.film_store import Clip
@@ -22,7 +22,11 @@ from torchrsm.streams.layouts import require_layout
 from torchrsm.streams.moving_mnist import MovingMNIST
 from torchrsm.streams.paths import printable
 from torchrsm.streams.stream import Stream
+from torchrsm.streams.turns import Turns
+from torchrsm.streams.varied_balls import VariedBalls, check_ranges
 from torchrsm.streams.video_file import Reader, open_clips, store_parts
+
+_OF_BALLS = ("balls", "radius", "resolution", "speed")  # settings of their world, by the names of a single one
 
 _MAX_BYTES_IN_MEMORY = 2**26  # of frames of videos; more of them are kept on disk
 
@@ -31,25 +35,83 @@ class StreamConfig(Config):
     """Base of the settings of all streams; its own class adds ``kind``, its name, and the rest."""
 
     kind: str
+    subject: ClassVar[str] = "other frames"
+    """What the frames show, for people."""
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return what the look of the frames follows from: of each setting the smallest and the largest, or a name.
+
+        Nothing, where that is not known.
+        """
+        return {}
 
 
 class BouncingBallsConfig(StreamConfig):
     """Bouncing balls; see `torchrsm.streams.BouncingBalls`."""
 
+    subject = "bouncing balls"
     kind: Annotated[Literal["balls"], tyro.conf.Suppress] = "balls"
     balls: int = Field(default=3, gt=0)
     radius: float = Field(default=1.2, gt=0, lt=5)
     resolution: int = Field(default=30, ge=4)
     sequence_length: int = Field(default=100, ge=2)
+    speed: float = Field(default=1.0, gt=0, le=MAX_SPEED)
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return each setting of the world."""
+        return {name: (getattr(self, name),) * 2 for name in _OF_BALLS}
+
+
+PUBLISHED_BALLS = BouncingBallsConfig()
+"""The world that scores are quoted on."""
+
+
+class VariedBallsConfig(StreamConfig):
+    """Bouncing balls, each sequence of a world of its own; see `torchrsm.streams.VariedBalls`.
+
+    Attributes:
+        balls: fewest and most of a sequence.
+        radius: smallest and largest, world units.
+        speed: slowest and fastest, times the speed of the published world.
+        resolutions: heights and widths of frames, pixels, which take turns: one batch of each after the other
+            (`torchrsm.streams.Turns`).
+        sequence_length: frames in a sequence.
+    """
+
+    subject = "bouncing balls"
+    kind: Annotated[Literal["varied-balls"], tyro.conf.Suppress] = "varied-balls"
+    balls: tuple[int, int] = (2, 6)
+    radius: tuple[float, float] = (0.7, 1.5)
+    speed: tuple[float, float] = (0.5, 2.0)
+    resolutions: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(24, 30, 36, 48, 64), min_length=1)
+    sequence_length: int = Field(default=100, ge=2)
+
+    @model_validator(mode="after")
+    def _has_worlds(self) -> Self:
+        check_ranges(self.balls, self.radius, self.speed)
+        if len(set(self.resolutions)) < len(self.resolutions):
+            raise ValueError(f"resolutions must be different from each other; got {self.resolutions}")
+        return self
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return the range of each setting of the worlds."""
+        sizes = (min(self.resolutions), max(self.resolutions))
+        ranges = {"balls": self.balls, "radius": self.radius, "resolution": sizes, "speed": self.speed}
+        return {name: ranges[name] for name in _OF_BALLS}
 
 
 class MovingMNISTConfig(StreamConfig):
     """Moving digits; see `torchrsm.streams.MovingMNIST`."""
 
+    subject = "moving digits"
     kind: Annotated[Literal["digits"], tyro.conf.Suppress] = "digits"
     digits: int = Field(default=2, gt=0)
     resolution: int = Field(default=64, ge=16)
     sequence_length: int = Field(default=20, ge=2)
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return how many digits there are, and on how many pixels."""
+        return {name: (getattr(self, name),) * 2 for name in ("digits", "resolution")}
 
 
 def _plain_path(given: Any) -> Any:
@@ -87,6 +149,7 @@ class VideoConfig(StreamConfig):
         white: which value of a pixel is white, for pictures of more than 8 bits; None for what they tell.
     """
 
+    subject = "a video"
     kind: Annotated[Literal["video"], tyro.conf.Suppress] = "video"
     path: Annotated[str, BeforeValidator(_plain_path), PlainSerializer(_utf8_path, when_used="json")]
     height: int | None = Field(default=64, ge=4, le=1024)
@@ -104,6 +167,12 @@ class VideoConfig(StreamConfig):
     def _layout_has_known_axes(cls, layout: str | None) -> str | None:
         return None if layout is None else require_layout(layout)
 
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return the name of the file or folder."""
+        return {"video": Path(_plain_path(self.path)).name}
+
+
+_SEQUENCES_OF_A_SIZE = 2**40  # numbers that are set aside for each size of frames, so that none is played twice
 
 LEAST_FRAMES = 3
 """Fewest frames of a clip to learn from: the first is never predicted, and one prediction teaches nothing."""
@@ -117,6 +186,15 @@ def _balls_on_device(config: BouncingBallsConfig, batch_size: int, seed: int, de
     return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.model_dump(exclude={"kind"}))
 
 
+def _varied_balls(config: VariedBallsConfig, batch_size: int, seed: int) -> Stream:
+    worlds = config.model_dump(exclude={"kind", "resolutions"})
+    streams = [
+        VariedBalls(batch_size, seed=seed, resolution=resolution, first_sequence=turn * _SEQUENCES_OF_A_SIZE, **worlds)
+        for turn, resolution in enumerate(config.resolutions)
+    ]
+    return streams[0] if len(streams) == 1 else Turns(streams)
+
+
 def _digits(config: MovingMNISTConfig, batch_size: int, seed: int) -> Stream:
     return MovingMNIST(batch_size, seed=seed, split="train", **config.model_dump(exclude={"kind"}))
 
@@ -127,6 +205,7 @@ def _video(config: VideoConfig, batch_size: int, seed: int) -> Stream:
 
 STREAMS: dict[str, tuple[type[StreamConfig], Callable[[Any, int, int], Stream]]] = {
     "balls": (BouncingBallsConfig, _balls),
+    "varied-balls": (VariedBallsConfig, _varied_balls),
     "digits": (MovingMNISTConfig, _digits),
     "video": (VideoConfig, _video),
 }
@@ -171,7 +250,10 @@ def make_stream(config: StreamConfig, batch_size: int, seed: int, device: torch.
 
 
 def frame_shape(config: StreamConfig) -> tuple[int, int, int]:
-    """Return channels, height and width of the frames; of a video, of its first frame, which alone is decoded."""
+    """Return channels, height and width of the frames; of a video, of its first frame, which alone is decoded.
+
+    Where frames of several sizes take turns, those of the first.
+    """
     if isinstance(config, VideoConfig):
         return open_videos(config)[0][1].frame_shape
     return make_stream(config, 1, 0).frame_shape
@@ -207,3 +289,42 @@ def _learned_clips(config: VideoConfig) -> list[Clip]:
             f"{max(len(clip) for clip in clips)} with {setting}"
         )
     return clips
+
+
+def outside(trained: StreamConfig, now: StreamConfig) -> list[str]:
+    """Return in what a world lies outside of those that a model learned from, a reason each; none if in nothing.
+
+    A reason is what is here and, in brackets, what was learned from, such as ``radius 0.8 (learned from 1.2)``. Sizes
+    between two that were learned from count as learned.
+
+    Args:
+        trained: what the model learned from.
+        now: what it looks at.
+    """
+    learned, here = trained.span(), now.span()
+    if learned.keys() != here.keys():
+        return [f"{now.subject} (learned from {trained.subject})"]
+    return [
+        f"{name} {_said(here[name])} (learned from {_said(known)})"
+        for name, known in learned.items()
+        if not _within(here[name], known)
+    ]
+
+
+def unseen(trained: StreamConfig, now: StreamConfig) -> str | None:
+    """Return one line that says that a world is `outside` of those that a model learned from, and why; None if not."""
+    reasons = outside(trained, now)
+    return f"a world that the model has not seen: {', '.join(reasons)}" if reasons else None
+
+
+def _within(value: tuple[float, float] | str, known: tuple[float, float] | str) -> bool:
+    if isinstance(value, str) or isinstance(known, str):
+        return value == known
+    return known[0] <= value[0] and value[1] <= known[1]
+
+
+def _said(value: tuple[float, float] | str) -> str:
+    if isinstance(value, str):
+        return printable(value)
+    low, high = value
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

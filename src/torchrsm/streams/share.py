@@ -33,9 +33,21 @@ def share_of(stream: Stream, rank: int, ranks: int) -> Stream:
     if stream.batch_size % ranks:
         raise ValueError(f"batch_size must be a multiple of the number of ranks, {ranks}; got {stream.batch_size}")
     count = stream.batch_size // ranks
-    if isinstance(stream, _Divisible):
-        return stream.part(rank * count, count)
-    return Share(stream, rank * count, count)
+    return part_of(stream, rank * count, count)
+
+
+def part_of(stream: Stream, first: int, count: int) -> Stream:
+    """Return a stream of some elements of another, from its position on, bit by bit as they are played there.
+
+    Args:
+        stream: the whole, played by nobody else.
+        first: the first element, 0 or more.
+        count: how many, 1 or more.
+
+    Raises:
+        ValueError: there are no such elements.
+    """
+    return stream.part(first, count) if isinstance(stream, _Divisible) else Share(stream, first, count)
 
 
 class Share:

@@ -13,9 +13,11 @@ from torch import Tensor
 from torchrsm.streams.bouncing_balls import bouncing_ball_sequences
 from torchrsm.streams.moving_mnist import moving_mnist_sequences
 from torchrsm.streams.settings import (
+    PUBLISHED_BALLS,
     BouncingBallsConfig,
     MovingMNISTConfig,
     StreamConfig,
+    VariedBallsConfig,
     VideoConfig,
     learned_frames,
     open_videos,
@@ -49,20 +51,22 @@ def split_seed(split: Split, sequences: int) -> int:
     return TEST_SEED if split == "test" else VALIDATION_SEED
 
 
-def bouncing_ball_frames(split: Split, sequences: int = 200) -> Tensor:
-    """Return the fixed bouncing-balls sequences that scores are quoted on.
+def bouncing_ball_frames(split: Split, sequences: int = 200, world: BouncingBallsConfig = PUBLISHED_BALLS) -> Tensor:
+    """Return the fixed bouncing-balls sequences that scores are quoted on, or those of another world of balls.
 
     Args:
         split: "test" for figures to publish, "validation" for every choice before that.
         sequences: how many, >= 1; the first ones are the same whatever their number. Figures are quoted on 200.
+        world: its balls and frames; the published ones if not given.
 
     Returns:
-        ``[sequences, 100, 1, 30, 30]`` float32 in 0..1.
+        ``[sequences, 100, 1, 30, 30]`` float32 in 0..1, the length and the size being those of the world.
 
     Raises:
-        ValueError: the split is unknown, or there is no sequence.
+        ValueError: the split is unknown, there is no sequence, or the balls do not fit into the box.
     """
-    return bouncing_ball_sequences(range(sequences), seed=split_seed(split, sequences)).frames
+    settings = world.model_dump(exclude={"kind"})
+    return bouncing_ball_sequences(range(sequences), seed=split_seed(split, sequences), **settings).frames
 
 
 def frames_sha256(frames: Tensor) -> str:
@@ -98,7 +102,7 @@ def held_out_frames(config: StreamConfig, split: Split = "test", sequences: int 
     return HELD_OUT[config.kind](config, split, sequences)
 
 
-def _other_balls(config: BouncingBallsConfig, split: Split, sequences: int) -> Tensor:
+def _other_balls(config: BouncingBallsConfig | VariedBallsConfig, split: Split, sequences: int) -> Tensor:
     return bouncing_ball_frames(split, sequences)
 
 
@@ -133,6 +137,7 @@ def _end_of_videos(config: VideoConfig, split: Split, sequences: int) -> Tensor:
 
 HELD_OUT: dict[str, Callable[[Any, Split, int], Tensor]] = {
     "balls": _other_balls,
+    "varied-balls": _other_balls,
     "digits": _other_digits,
     "video": _end_of_videos,
 }

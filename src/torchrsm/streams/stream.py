@@ -30,6 +30,8 @@ class StreamBatch(NamedTuple):
 class Stream(Protocol):
     """An iterator of `StreamBatch` that owns its randomness and can save its position.
 
+    All frames have one shape, but for those of streams that take turns (`torchrsm.streams.turns`).
+
     The first batch of a new stream flags every element as a start, even one that begins in the middle of its sequence.
     A batch is never overwritten by a later one. Only a finite stream raises `StopIteration`; those of this package are
     infinite.
@@ -42,7 +44,7 @@ class Stream(Protocol):
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the frames."""
+        """Channels, height and width of the frames of the next batch."""
         ...
 
     def __iter__(self) -> Self: ...
@@ -87,8 +89,9 @@ def check_stream(stream: Stream, steps: int = 250) -> None:
     """Play a stream and verify that it keeps the contract of `Stream`.
 
     Verified on each batch: types, shapes, finite values in 0..1, start flags on the first batch and wherever the index
-    changes. Verified on the whole: a position saved at the start and half-way survives JSON and brings back exactly the
-    same batches, a foreign position is refused, and no batch is overwritten by a later one.
+    changes; where streams take turns, among the batches of one shape. Verified on the whole: a position saved at the
+    start and half-way survives JSON and brings back exactly the same batches, a foreign position is refused, and no
+    batch is overwritten by a later one.
 
     Args:
         stream: a stream that has not been played yet. It is put back to its start.
@@ -109,12 +112,12 @@ def check_stream(stream: Stream, steps: int = 250) -> None:
     played = first_half + _play(stream, steps - len(first_half), len(first_half))
     if not played:
         raise ValueError("check_stream: the stream must have at least one batch; got none")
-    previous = None
+    previous: dict[torch.Size, StreamBatch] = {}  # by the shape of the frames
     for number, (batch, digest) in enumerate(played):
         if _digest(batch) != digest:
             raise ValueError(f"check_stream: batch {number} was overwritten by a later batch; it must own its memory")
-        _check_starts(number, batch, previous)
-        previous = batch
+        _check_starts(number, batch, previous.get(batch.frames.shape))
+        previous[batch.frames.shape] = batch
 
     try:
         stream.load_state_dict({"stream": "a foreign stream"})
@@ -218,11 +221,12 @@ def _play(stream: Stream, steps: int, number: int) -> list[tuple[StreamBatch, by
     """Return up to ``steps`` batches from ``number`` on, each checked and with its digest at the time of receipt."""
     batches: list[tuple[StreamBatch, bytes]] = []
     for _ in range(steps):
+        shape = (stream.batch_size, *stream.frame_shape)
         try:
             batch = next(stream)
         except StopIteration:
             break
-        _check_batch(number + len(batches), batch, (stream.batch_size, *stream.frame_shape))
+        _check_batch(number + len(batches), batch, shape)
         batches.append((batch, _digest(batch)))
     return batches
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.devices import choose_device
 from torchrsm.predictor import Predictor
+from torchrsm.runs.settings import learned_from
 from torchrsm.storage.shipped import shipped_models
+from torchrsm.streams.settings import StreamConfig, unseen
 from torchrsm.systems import load
 from torchrsm.web.messages import ModelEntry
 
@@ -55,6 +57,7 @@ class Library:
         self.device = choose_device(device)
         self._lock = threading.Lock()
         self._models: dict[str, Predictor[Any, Any]] = {}
+        self._learned_from: dict[str, StreamConfig | None] = {}
         self._entries: dict[str, ModelEntry] = {}
         self._videos: OrderedDict[str, Video] = OrderedDict()
         for folder in folders:
@@ -72,6 +75,7 @@ class Library:
         model = load(source, device=self.device)
         config = None if name == "copy-last" else getattr(model, "config", None)  # which reads any frames
         self._models[name] = model
+        self._learned_from[name] = None if name in WITHOUT_WEIGHTS else learned_from(source)
         self._entries[name] = ModelEntry(
             name=name,
             title=title,
@@ -102,6 +106,11 @@ class Library:
             raise ValueError(f"model must be one of {', '.join(self._models)}; got {name!r}")
         return self._models[name]
 
+    def unseen(self, name: str, world: StreamConfig) -> str | None:
+        """Return a line that says how a world differs from all that a model learned from; None if not, or unknown."""
+        trained = self._learned_from[name]
+        return None if trained is None else unseen(trained, world)
+
     def see_colour(self, names: Sequence[str]) -> bool:
         """Return whether models are shown a video in colour: not if one of them reads grey frames only."""
         entries = [self._entries[name] for name in names if name in self._entries and name != "copy-last"]
@@ -123,7 +132,20 @@ class Library:
             ValueError: there is none of this id (any more).
         """
         with self._lock:
-            if video not in self._videos:
-                raise ValueError("this video is not here any more; please upload it again")
-            self._videos.move_to_end(video)
-            return self._videos[video].frames
+            return self._video(video).frames
+
+    def video_name(self, video: str) -> str:
+        """Return the name of the file of an uploaded video.
+
+        Raises:
+            ValueError: there is none of this id (any more).
+        """
+        with self._lock:
+            return self._video(video).name
+
+    def _video(self, video: str) -> Video:
+        """Return a video, which counts as the one used last; whoever asks holds the lock."""
+        if video not in self._videos:
+            raise ValueError("this video is not here any more; please upload it again")
+        self._videos.move_to_end(video)
+        return self._videos[video]

@@ -234,11 +234,14 @@ class Pane(_Message):
         model: its name; ``learning`` for one that is trained at the page.
         layers: of RSM; empty for a baseline.
         weights: how many.
+        unseen: a line that says in what the source lies outside of what the model learned from; None where it does not,
+            or where that is not known.
     """
 
     model: str
     layers: tuple[LayerShape, ...]
     weights: int
+    unseen: str | None = None
 
 
 class TrainingState(_Message):

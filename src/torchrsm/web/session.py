@@ -48,9 +48,10 @@ from torchrsm.web.messages import (
     Stop,
     Train,
     TrainingState,
+    VideoSource,
     Wake,
 )
-from torchrsm.web.worlds import RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World, in_grey
+from torchrsm.web.worlds import RADIUS, RESOLUTION, BallsWorld, ClipWorld, DigitsWorld, World, in_grey
 
 LEARNING = "learning"
 LEARNS = "balls-window-1l"
@@ -82,18 +83,24 @@ class Message(NamedTuple):
 
 @dataclass
 class _Watcher:
-    """A pane: a model, what it remembers and, on the CPU, the frame that it expected last."""
+    """A pane: a model, what it remembers, what of its world it has not learned, and the frame that it expected last.
+
+    That frame is on the CPU.
+    """
 
     name: str
     model: Predictor[Any, Any]
     fresh: Any
     state: Any
+    unseen: str | None = None
     last: Tensor | None = None
 
     @classmethod
-    def of(cls, name: str, model: Predictor[Any, Any], shape: tuple[int, int, int]) -> _Watcher:
+    def of(
+        cls, name: str, model: Predictor[Any, Any], shape: tuple[int, int, int], unseen: str | None = None
+    ) -> _Watcher:
         fresh = model.initial_state((1, *shape))
-        return cls(name, model, fresh, fresh)
+        return cls(name, model, fresh, fresh, unseen)
 
     def describe(self) -> Pane:
         layers: tuple[LayerShape, ...] = ()
@@ -105,7 +112,7 @@ class _Watcher:
                 for c, s in zip(cells, self.model.config.layers, strict=True)
             )
         weights = sum(p.numel() for p in self.model.parameters()) if isinstance(self.model, torch.nn.Module) else 0
-        return Pane(model=self.name, layers=layers, weights=weights)
+        return Pane(model=self.name, layers=layers, weights=weights, unseen=self.unseen)
 
 
 @dataclass
@@ -289,7 +296,11 @@ class Session:
 
     def _configure(self, request: Configure) -> None:
         world = self._open(request.source, request.models)
-        watchers = [_Watcher.of(name, self.library.model(name), world.frame_shape) for name in request.models]
+        shape, shows = world.frame_shape, self._world_of(request.source, world.frame_shape)
+        watchers = [
+            _Watcher.of(name, self.library.model(name), shape, self.library.unseen(name, shows))
+            for name in request.models
+        ]
         self.source, self._world, self._watchers = request.source, world, watchers
         self._training, self._before, self._painted = None, None, None
         self.mode, self.dream_from, self.step = "predict", None, 0
@@ -338,7 +349,7 @@ class Session:
     def _train(self, request: Train) -> None:
         assert self._world is not None
         shape = self._world.frame_shape
-        learned = self._learned_from(shape)
+        learned = self._world_of(self.source, shape)
         run = fit(preset(LEARNS), shape, learned)
         assert isinstance(run, RunConfig)
         stream = self._stream(learned)
@@ -350,16 +361,17 @@ class Session:
         self.playing = True
         self._before = None
 
-    def _learned_from(self, shape: tuple[int, int, int]) -> StreamConfig:
-        if isinstance(self.source, BallsSource):
-            return BouncingBallsConfig(balls=self.source.balls, resolution=RESOLUTION)
-        if isinstance(self.source, DigitsSource):
+    def _world_of(self, source: Source, shape: tuple[int, int, int]) -> StreamConfig:
+        """Return the settings of a stream that shows what a source shows."""
+        if isinstance(source, BallsSource):
+            return BouncingBallsConfig(balls=source.balls, radius=RADIUS, resolution=RESOLUTION)
+        if isinstance(source, DigitsSource):
             return MovingMNISTConfig(resolution=shape[1])
-        return VideoConfig(path=self.source.video)
+        return VideoConfig(path=self.library.video_name(source.video))
 
     def _stream(self, config: StreamConfig) -> Stream:
-        if isinstance(config, VideoConfig):
-            frames = self.library.video(config.path)
+        if isinstance(self.source, VideoSource):
+            frames = self.library.video(self.source.video)
             assert self._world is not None
             return ClipStream([frames if self._world.frame_shape[0] > 1 else in_grey(frames)], _TRAINING_STREAMS)
         return make_stream(config, _TRAINING_STREAMS, self.seed, self.library.device)

@@ -81,6 +81,9 @@ class Pane {
     this.#select.disabled = connection.phase !== "open";
     this.#select.setAttribute("aria-busy", String(state.pending.has("configure")));
     this.#element.querySelector(".weights").textContent = pane.weights > 0 ? `${numbers.format(pane.weights)} weights` : "";
+    const note = this.#element.querySelector(".world-note");
+    note.hidden = pane.unseen === null;
+    note.textContent = pane.unseen ?? "";
     this.#makeWinners(pane.layers);
   }
 
