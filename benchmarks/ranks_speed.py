@@ -3,8 +3,8 @@
     python benchmarks/ranks_speed.py --json benchmarks/results/ranks_speed.json
 
 For `balls-window` while its stack learns and while its rectifier learns, and for a wide recurrent stack. While one side
-takes its turn the other waits, so that what else happens on the machine meets both alike. A turn is measured by the clock,
-and the ratio is that of two turns, one after the other.
+takes its turn the other waits, so that what else happens on the machine meets both alike. A turn is
+measured by the clock, and the ratio is that of two turns, one after the other.
 """
 
 from __future__ import annotations

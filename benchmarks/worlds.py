@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--any", default=ANY, help="preset that learns the mixture")
-    parser.add_argument("--specialist", default="balls-wide", help="preset that learns one world")
+    parser.add_argument("--specialist", default="balls", help="preset that learns one world")
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS), metavar="WORLD")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--sequences", type=int, default=200)

@@ -535,7 +535,7 @@ def test_one_model_for_many_worlds_is_scored_beside_specialists(monkeypatch, tmp
     module, pages = benchmark("worlds"), benchmark("results_table")
     presets = {
         "balls-any": small_world(VariedBallsConfig(radius=(1.0, 1.5), resolutions=(12, 30))),
-        "balls-wide": small_world(BouncingBallsConfig()),
+        "balls": small_world(BouncingBallsConfig()),
     }
     monkeypatch.setattr(module, "preset", presets.__getitem__)
     worlds = {"published": BouncingBallsConfig(), "radius 0.8": BouncingBallsConfig(radius=0.8, resolution=12)}
@@ -553,7 +553,7 @@ def test_one_model_for_many_worlds_is_scored_beside_specialists(monkeypatch, tmp
     result = run()
     assert json.loads(first)["rows"] == result["rows"][:3]
     systems = [(row["world"], row["system"]) for row in result["rows"]]
-    assert systems == [(world, name) for world in worlds for name in ("copy-last", "balls-any", "balls-wide")]
+    assert systems == [(world, name) for world in worlds for name in ("copy-last", "balls-any", "balls")]
     for row in result["rows"]:
         frames = bouncing_ball_frames("test", 2, worlds[row["world"]])
         assert row["frames_sha256_of_world"] == frames_sha256(frames)
@@ -567,7 +567,7 @@ def test_one_model_for_many_worlds_is_scored_beside_specialists(monkeypatch, tmp
     before = capsys.readouterr().out
     assert run() == result
     assert capsys.readouterr().out == ""
-    assert "radius 0.8: balls-wide" in before
+    assert "radius 0.8: balls" in before
     with pytest.raises(SystemExit):
         run("--seed", "1")
     assert "was begun with seed = 0; it cannot go on with 1" in capsys.readouterr().err

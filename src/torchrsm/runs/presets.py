@@ -200,13 +200,13 @@ def balls_wide() -> RunConfig:
 
 
 def balls_any() -> RunConfig:
-    """Return `balls-wide` that learns from many worlds: 2 to 6 balls of any size and speed, frames of 24 to 64 pixels.
+    """Return `balls` that learns from many worlds: 2 to 6 balls of any size and speed, frames of 24 to 64 pixels.
 
     An adversary reads frames of one size, and a dream is held to the motion of the other streams, which here are of
     other worlds. So there is neither.
     """
     alone = {"rectifying.adversarial_weight": 0.0, "rectifying.motion_weight": 0.0}
-    return balls_wide().replace(name="balls-any", stream=VariedBallsConfig(), **alone)
+    return balls().replace(name="balls-any", stream=VariedBallsConfig(), **alone)
 
 
 def paper_rectifier() -> RunConfig:
