@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrsm import PRESETS, VideoPredictor, bouncing_ball_frames, load, preset
+from torchrsm import PRESETS, VideoPredictor, bouncing_ball_frames, load, preset, shipped_models
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE, load_checkpoint
@@ -54,7 +54,7 @@ def test_the_table_of_the_readme_is_short_and_best_first() -> None:
 
 def test_what_a_system_sees_and_how_it_learns_follows_its_settings() -> None:
     module = benchmark("results_table")
-    sees, learns = module.described("balls")
+    sees, learns = module.described("balls-window")
     assert sees == (
         "stack: the last 4 frames, and a memory; rectifier: the last 4 frames, the stack's prediction, its winners"
     )
@@ -130,12 +130,17 @@ def test_the_streams_of_the_costs_are_shared_out(monkeypatch) -> None:
         module.main()
 
 
-def test_the_card_says_what_the_shipped_model_sees() -> None:
-    paragraph = benchmark("ship_model").sight(preset("balls"))
-    assert "The rectifier (`unet`) reads the last 4 frames, the stack's prediction and the winners" in " ".join(
-        paragraph.split()
-    )
-    assert f"\n\n{paragraph}\n\n" in (ROOT / "models" / "balls" / "card.md").read_text()
+@pytest.mark.parametrize("name", shipped_models())
+def test_the_card_says_what_a_shipped_model_sees(name: str) -> None:
+    paragraph = benchmark("ship_model").sight(load_run_config(ROOT / "models" / name))
+    assert f"\n\n{paragraph}\n\n" in (ROOT / "models" / name / "card.md").read_text()
+
+
+def test_a_card_names_what_stack_and_rectifier_see() -> None:
+    sight = benchmark("ship_model").sight
+    window, alone = (" ".join(sight(preset(name)).split()) for name in ("balls-window", "balls"))
+    assert "The rectifier (`unet`) reads the last 4 frames, the stack's prediction and the winners" in window
+    assert "The rectifier (`compact`) reads the stack's prediction and the winners of its layers." in alone
 
 
 SMALL = """import math

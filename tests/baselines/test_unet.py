@@ -179,9 +179,9 @@ def test_gradient_reaches_every_weight_and_no_state(settings):
 
 
 def test_it_learns_as_the_rectifier_of_balls_does():
-    run, rectifying = preset("unet"), preset("balls").rectifying
-    assert run.model.context == preset("balls").model.layers[0].input_frames
-    assert run.training.batch_size * run.learning.window == preset("balls").training.batch_size
+    run, rectifying = preset("unet"), preset("balls-window").rectifying
+    assert run.model.context == preset("balls-window").model.layers[0].input_frames
+    assert run.training.batch_size * run.learning.window == preset("balls-window").training.batch_size
     assert run.learning.learning_rates == (rectifying.learning_rate,)
     assert run.learning.matrix_learning_rate == rectifying.matrix_learning_rate
     assert run.learning.schedule == rectifying.schedule

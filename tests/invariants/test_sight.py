@@ -105,7 +105,16 @@ def test_shuffled_winners_are_seen_as_they_were(model):
         assert with_shuffled_winners(model).rectifier.sees == model.rectifier.sees
 
 
-WITHOUT_FRAMES = ("balls-compact", "balls-wide", "paper", "paper-1l", "paper-rectifier")
+WITHOUT_FRAMES = (
+    "balls",
+    "balls-large",
+    "balls-any",
+    "balls-compact",
+    "balls-wide",
+    "paper",
+    "paper-1l",
+    "paper-rectifier",
+)
 
 
 @pytest.mark.parametrize("name", WITHOUT_FRAMES)
