@@ -330,7 +330,7 @@ def simvp() -> BaselineRunConfig:
 
 
 def unet() -> BaselineRunConfig:
-    """Return the rectifier of `balls-window` on the last four frames alone, without a stack; it learns as it does there.
+    """Return the rectifier of `balls-window` on the last four frames alone, taught alike.
 
     It has no memory for a gradient to go through, so an update takes one frame of each of many streams.
     """
