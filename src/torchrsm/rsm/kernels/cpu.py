@@ -381,7 +381,8 @@ def _array(x: Tensor) -> Any:
 
 def _locations(x: Tensor) -> Any:
     """Return a map ``[b, h, w, ...]`` as an array ``[b, h * w, ...]``."""
-    return x.detach().contiguous().flatten(1, 2).numpy()
+    array = x.detach().contiguous().numpy()
+    return array.reshape(len(array), -1, *array.shape[3:]) if array.size else array.reshape(0, 0, 0)
 
 
 def _add_parts(sums: Sequence[Sequence[Any]]) -> list[Tensor]:
