@@ -356,7 +356,7 @@ def _online() -> str:
             for system in systems
         ]
         parts.append(
-            f"Their rates were searched on {tried.frames:,} frames of a stream of its own, the presets' times a factor: "
+            f"Their rates were searched on {tried.frames:,} frames of another stream, the presets' times a factor: "
             + "; ".join(lines)
             + "."
         )

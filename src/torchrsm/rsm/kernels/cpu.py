@@ -382,7 +382,8 @@ def _array(x: Tensor) -> Any:
 def _locations(x: Tensor) -> Any:
     """Return a map ``[b, h, w, ...]`` as an array ``[b, h * w, ...]``."""
     array = x.detach().contiguous().numpy()
-    return array.reshape(len(array), -1, *array.shape[3:]) if array.size else array.reshape(0, 0, 0)
+    batch, height, width, *rest = array.shape
+    return array.reshape(batch, height * width, *rest)
 
 
 def _add_parts(sums: Sequence[Sequence[Any]]) -> list[Tensor]:

@@ -116,7 +116,7 @@ def learn_on_line(
 ) -> OnlineErrors:
     """Let a new system learn from a stream once, on one thread, and return its errors.
 
-    Products are exact (float32): with one frame at a time, rounding the weights costs more than it saves.
+    Products are exact (float32) for all systems, so no figure depends on what the processor rounds to.
 
     Args:
         run: what `on_line` returned.
