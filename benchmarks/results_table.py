@@ -20,6 +20,7 @@ from torchrsm.baselines import ConstantVelocityConfig, CopyLastConfig, DTSBNConf
 from torchrsm.baselines.rtrbm import BoltzmannConfig
 from torchrsm.model import VideoPredictor
 from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
+from torchrsm.runs.bench.online_results import OnlineResults, Search, draw_online, drift_table, online_table
 from torchrsm.runs.presets import preset
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
 
@@ -76,7 +77,7 @@ def number(value: float | None) -> str:
 def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
     parts = (
-        *(_bench(), _systems(), _errors(), _ablation(), _dreams()),
+        *(_bench(), _systems(), _errors(), _ablation(), _online(), _dreams()),
         *(_worlds_of_balls(), _worlds(), _film_memory(), _speed()),
     )
     return "\n\n".join(part for part in parts if part)
@@ -393,6 +394,38 @@ def _ablation_row(row: dict[str, Any], whole_system: dict[str, Any] | None) -> s
     return f"| {' | '.join(cells)} |"
 
 
+def _online() -> str:
+    """Learning on line: the error before each update against the frames seen, and across a change of world."""
+    constant, drift, search = read("online.json"), read("online-drift.json"), read("online-search.json")
+    parts = []
+    if constant:
+        parts += [
+            "On line: batch 1, one stream, one pass, constant rates; the error of each frame before the update that"
+            " learns from it, mean over stretches of frames, over the seeds (least to largest), best first.",
+            online_table(OnlineResults.model_validate(constant)),
+        ]
+    if drift:
+        parts += [
+            "The same while the world changes and comes back. The level before a change is that of the same world where"
+            " it was there before, else of the world that ends.",
+            drift_table(OnlineResults.model_validate(drift)),
+        ]
+    if search:
+        tried = Search.model_validate(search)
+        systems = dict.fromkeys(row.system for row in tried.rows)
+        lines = [
+            f"`{system}` "
+            + ", ".join(f"x{row.factor:g}: {number(row.mean)}" for row in tried.rows if row.system == system)
+            for system in systems
+        ]
+        parts.append(
+            f"Their rates were searched on {tried.frames:,} frames of another stream, the presets' times a factor: "
+            + "; ".join(lines)
+            + "."
+        )
+    return "\n\n".join(parts)
+
+
 def _dreams() -> str:
     short, long = read(SEEDS[0]), read("balls-dream-1000.json")
     if not short or not short.get("rollout"):
@@ -597,6 +630,9 @@ def main() -> int:
         peaks = memory_peaks()
         drawn = [row.model_copy(update={"peak_mebibytes": peaks.get(row.system, {})}) for row in longest().rows]
         draw(longest().model_copy(update={"rows": tuple(drawn)}), ROOT / "docs" / "bench")
+    for name in ("online", "online-drift"):
+        if result := read(f"{name}.json"):
+            draw_online(OnlineResults.model_validate(result), ROOT / "docs" / "bench" / f"{name}.png")
     return 0
 
 

@@ -599,3 +599,37 @@ def test_the_worlds_span_the_mixture() -> None:
         assert {low, high} <= {span[name][0] for span in spans}
     assert {world.resolution for world in module.WORLDS.values()} <= set(mixture.resolutions)
     assert BouncingBallsConfig(radius=0.8) in module.WORLDS.values()
+
+
+def test_systems_learn_on_line_and_a_second_call_does_nothing_twice(monkeypatch, capsys, tmp_path) -> None:
+    module, pages = benchmark("online"), benchmark("results_table")
+    arguments = ["--systems", "copy-last,convlstm-wide", "--seeds", "0", "--stretch", "20", "--out", str(tmp_path)]
+    search = ["--search", "--search-frames", "20", "--factors", "0.5", "1"]
+    monkeypatch.setattr("sys.argv", ["online", *arguments, "--frames", "40", *search])
+    module.main()
+    assert "| `copy-last` | x1 | " in capsys.readouterr().out
+    rows = json.loads((tmp_path / "search.json").read_text())["rows"]
+    assert [(row["system"], row["factor"]) for row in rows] == [("convlstm-wide", 0.5), ("convlstm-wide", 1.0)]
+    best = min(rows, key=lambda row: row["mean"])["factor"]
+    (run,) = json.loads((tmp_path / "constant" / "convlstm-wide-seed-0.json").read_text())["runs"]
+    assert run["factor"] == best
+    monkeypatch.setattr(module, "learn_on_line", None)
+    module.main()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", ["online", *arguments, "--frames", "60"])
+        with pytest.raises(SystemExit, match="constant holds runs with other settings"):
+            module.main()
+    module = benchmark("online")
+    monkeypatch.setattr("sys.argv", ["online", *arguments, "--drift", "--frames", "40", "--first", "10"])
+    module.main()
+    (away, back) = json.loads((tmp_path / "drift" / "copy-last-seed-0.json").read_text())["runs"][0]["changes"]
+    assert (away["frame"], back["frame"]) == (40, 80)
+    assert back["before"] == json.loads((tmp_path / "drift" / "copy-last-seed-0.json").read_text())["runs"][0]["end"]
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    for name, target in (("constant", "online"), ("drift", "online-drift"), ("search", "online-search")):
+        (tmp_path / f"{name}.json").rename(tmp_path / f"{target}.json")
+    said = pages._online()
+    assert "5 balls of radius 0.8" in said
+    assert f"`convlstm-wide` x0.5: {rows[0]['mean']:.2f}, x1: {rows[1]['mean']:.2f}." in said
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "nothing")
+    assert pages._online() == ""

@@ -530,7 +530,9 @@ def test_a_dream_ends_where_a_sequence_begins():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"share": 1.0}, "share\n.*less than 1"),
+        ({"share": 1.1}, "share\n.*less than or equal to 1"),
+        ({"share": 1.0}, "stack_share must be > 0 where share is 1, or the stack would never learn; got None"),
+        ({"stack_share": 1.1}, "stack_share\n.*less than or equal to 1"),
         ({"learning_rate": 0.0}, "learning_rate\n.*greater than 0"),
         ({"matrix_learning_rate": -1.0}, "matrix_learning_rate\n.*greater than 0"),
         ({"adversarial_weight": -1e-4}, "adversarial_weight\n.*greater than or equal to 0"),

@@ -93,10 +93,39 @@ def test_what_a_learner_tells_waits_for_nothing():
     learner, *_ = learner_of()
     taught = teach(learner, balls(), 0.9)
     terms = len(learner.loss_names("rectifier"))
-    assert [value.shape for value in taught] == [(), (), (terms,), (2 + terms,)]
+    assert [value.shape for value in taught] == [(), (), (terms,), (2 + terms,), (1, STREAMS), (1, STREAMS)]
     assert not any(value.requires_grad for value in taught)
     assert int(taught.scored) == 0  # first frames
     assert float(taught.frame_squared_error) == 0
+    assert not taught.is_scored.any()
+
+
+def test_stack_and_rectifier_learn_at_once_from_beginning_to_end_where_both_shares_are_1():
+    learner, *_ = learner_of(share=1.0, stack_share=1.0)
+    assert [learner.phase(progress) for progress in (0.0, 0.5, 1.0)] == ["both"] * 3
+    stream = balls()
+    teach(learner, stream, 0.0)
+    before = [weight.detach().clone() for weight in learner.model.parameters()]
+    learner.begin("both", 1)
+    taught = teach(learner, stream, 0.0)
+    names = [name for name, _ in learner.model.named_parameters()]
+    changed = {
+        name.partition(".")[0]
+        for name, weight, old in zip(names, learner.model.parameters(), before, strict=True)
+        if not torch.equal(weight, old)
+    }
+    assert changed == {"stack", "rectifier"}
+    assert len(taught.losses) == len(learner.loss_names("both"))
+
+
+def test_the_errors_of_the_frames_are_those_of_the_mean():
+    learner, *_ = learner_of()
+    stream = balls()
+    for _ in range(5):
+        taught = teach(learner, stream, 0.9)
+        mean = taught.errors[taught.is_scored].sum() / taught.is_scored.sum().clamp(min=1)
+        assert float(taught.frame_squared_error) == pytest.approx(float(mean))
+    assert int(taught.scored) == int(taught.is_scored.sum()) > 0
 
 
 def test_an_update_takes_one_batch():

@@ -440,3 +440,16 @@ def test_matplotlib_keeps_its_files_where_they_can_be_written(tmp_path, monkeypa
     plots.plot_memory({"balls": {1: 1.0}}, tmp_path / "plot.png")
     private = [str(folder / "matplotlib") for folder in (tmp_path / "temporary").iterdir()]
     assert private == ([os.environ["MPLCONFIGDIR"]] if home == "/dev/null" else [])
+
+
+def test_the_error_by_frames_seen_is_drawn_with_the_changes_of_world(tmp_path):
+    curves = {"balls": ([100, 200, 300], [9.0, 2.0, 0.5])}
+    plots.plot_error_by_frames_seen(curves, tmp_path / "with.png", changes=[100, 200])
+    plots.plot_error_by_frames_seen(curves, tmp_path / "without.png")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"^curve 'balls' must have as many frames as errors, which are > 0; got 1 and"
+    ):
+        plots.plot_error_by_frames_seen({"balls": ([1], [0.0])}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"^curves must hold at least one; got none$"):
+        plots.plot_error_by_frames_seen({}, tmp_path / "x.png")

@@ -25,12 +25,16 @@ class Taught(NamedTuple):
         frame_squared_error: a scalar, the mean over those frames; 0 if there are none.
         losses: ``[n]``, see `Learner.loss_names`.
         sums: ``[2 + n]``, what a record adds up: the scored frames, their errors, and each loss times the frames.
+        errors: ``[t, b]``, the squared error of each frame that this process handed over; only where it is scored.
+        is_scored: ``[t, b]`` bool, where it is.
     """
 
     scored: Tensor
     frame_squared_error: Tensor
     losses: Tensor
     sums: Tensor
+    errors: Tensor
+    is_scored: Tensor
 
 
 class Learner(Protocol):
@@ -87,10 +91,10 @@ class Learner(Protocol):
         ...
 
 
-def taught(scored: Tensor, frame_squared_error: Tensor, losses: Tensor) -> Taught:
+def taught(scored: Tensor, frame_squared_error: Tensor, losses: Tensor, errors: Tensor, is_scored: Tensor) -> Taught:
     """Return the figures of an update, with their `Taught.sums`."""
     means = torch.cat((torch.stack((torch.ones_like(scored), frame_squared_error)), losses.to(scored.dtype)))
-    return Taught(scored, frame_squared_error, losses, scored * means)
+    return Taught(scored, frame_squared_error, losses, scored * means, errors, is_scored)
 
 
 def mean_of_scored(errors: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:

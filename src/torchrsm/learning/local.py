@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from torchrsm.learning.optimisers import adam, set_rate
+from torchrsm.learning.optimisers import adam, forget_gradients, set_rate
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.rsm import kernels
@@ -32,7 +32,11 @@ class LearningConfig(ScheduleConfig):
 
 
 class LocalLearning:
-    """One Adam for each layer of a model; a layer's weights follow that layer's error only."""
+    """One Adam for each layer of a model; a layer's weights follow that layer's error only.
+
+    Attributes:
+        weights: those of each layer.
+    """
 
     def __init__(self, model: VideoPredictor, config: LearningConfig) -> None:
         layers = model.stack.layers
@@ -42,9 +46,10 @@ class LocalLearning:
         self.model = model
         self.config = config
         self.learning_rates = rates
+        self.weights = [list(layer.parameters()) for layer in layers]
+        self._on_cpu = all(weight.device.type == "cpu" for weight in model.stack.parameters())
         self.optimisers = [
-            adam(list(layer.parameters()), rate, config.betas, config.epsilon)
-            for layer, rate in zip(layers, rates, strict=True)
+            adam(own, rate, config.betas, config.epsilon) for own, rate in zip(self.weights, rates, strict=True)
         ]
 
     def set_progress(self, progress: float) -> None:
@@ -55,8 +60,8 @@ class LocalLearning:
 
     def find_gradients(self, losses: tuple[Tensor, ...]) -> None:
         """Find the gradient of each layer's error for the weights of that layer."""
-        for layer, loss in zip(self.model.stack.layers, losses, strict=True):
-            layer.zero_grad()
+        for own, loss in zip(self.weights, losses, strict=True):
+            forget_gradients(own)
             loss.backward()
 
     def wins(self, prediction: Prediction) -> list[Tensor]:
@@ -71,7 +76,7 @@ class LocalLearning:
             wins: what `wins` counted, over all processes; None for those of the prediction.
         """
         steps = [optimiser.step for optimiser in self.optimisers]
-        if all(weight.device.type == "cpu" for weight in self.model.stack.parameters()):
+        if self._on_cpu:
             kernels.side_by_side(steps)
         else:  # other threads have other CUDA streams, where nothing is recorded
             for step in steps:

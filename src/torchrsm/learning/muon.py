@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,24 +67,28 @@ class Muon(torch.optim.Optimizer):
         """Take one step along the gradients; ``closure`` is not called."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    change = self._changed(weight, group["momentum"])
-                    change = change.transpose(0, 1) if group["transposed"] else change
-                    alike[change.shape].append((weight, change.flatten(1)))
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight, change in zip(weights, self._changes(weights, group["momentum"]), strict=True):
+                change = change.transpose(0, 1) if group["transposed"] else change
+                alike[change.shape].append((weight, change.flatten(1)))
             for shape, entries in alike.items():
                 steps = orthogonalised(torch.stack([matrix for _, matrix in entries]))
                 # The rate may be a tensor, which a captured step reads anew.
                 steps *= -group["lr"] * max(1.0, steps.shape[1] / steps.shape[2]) ** 0.5
-                for (weight, _), step in zip(entries, steps, strict=True):
-                    kernel = step.view(shape)
-                    weight.add_(kernel.transpose(0, 1) if group["transposed"] else kernel)
+                kernels = steps.view(len(entries), *shape)
+                kernels = kernels.transpose(1, 2) if group["transposed"] else kernels
+                torch._foreach_add_([weight for weight, _ in entries], kernels.unbind())
 
-    def _changed(self, weight: Tensor, momentum: float) -> Tensor:
-        """Take the gradient into the momentum; return Nesterov's look-ahead of it."""
-        assert weight.grad is not None
-        state: dict[str, Any] = self.state[weight]
-        if not state:
-            state[_MOMENTUM] = torch.zeros_like(weight)
-        state[_MOMENTUM].lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(state[_MOMENTUM], momentum)
+    def _changes(self, weights: list[Tensor], momentum: float) -> Sequence[Tensor]:
+        """Take the gradients into the momenta; return Nesterov's look-ahead of each."""
+        if not weights:
+            return ()
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        momenta: list[Tensor] = []
+        for weight in weights:
+            state: dict[str, Any] = self.state[weight]
+            if not state:
+                state[_MOMENTUM] = torch.zeros_like(weight)
+            momenta.append(state[_MOMENTUM])
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, momenta, momentum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -156,8 +157,10 @@ class OnlineLearner:
 
     def phase(self, progress: float) -> Phase:
         """Return what learns: the stack first, the rectifier last, both where their shares of the run overlap."""
-        if progress >= self._stack_until:
-            return "rectifier" if self._rectifier_from < 1 else "stack"
+        if self._rectifier_from == 1:
+            return "stack"
+        if progress >= self._stack_until and self._stack_until < 1:
+            return "rectifier"
         return "both" if progress >= self._rectifier_from else "stack"
 
     def loss_names(self, phase: str) -> Sequence[str]:
@@ -241,7 +244,7 @@ class OnlineLearner:
                 errors = tuple(error * scored.sum() for error in errors)
             self._learning.find_gradients(errors)
             losses += [error.detach() for error in errors]
-            weights += self.model.stack.parameters()
+            weights += chain.from_iterable(self._learning.weights)
         if phase != "stack":
             assert self._rectifying is not None
             last = self.model.last_frame(layers)
@@ -263,13 +266,15 @@ class OnlineLearner:
         if self._rectifying is not None and phase != "stack":
             self._rectifying.step()
         after = OnlineState(self.model.observe(heard, prediction, layers), alone)
-        return taught(figures[0], figures[1] / figures[0].clamp(min=1), values), after
+        mean = figures[1] / figures[0].clamp(min=1)
+        return taught(figures[0], mean, values, errors_of_frames[None], scored[None]), after
 
     def _divide(self, losses: Tensor, scored: Tensor) -> None:
         """Divide the stack's sums over all processes, losses (the first ones) and gradients, by the scored streams."""
         share = (1 / scored.clamp(min=1)).to(losses.dtype)
         losses[: len(self.model.stack.layers)] *= share
-        torch._foreach_mul_([weight.grad for weight in self.model.stack.parameters() if weight.grad is not None], share)
+        weights = chain.from_iterable(self._learning.weights)
+        torch._foreach_mul_([weight.grad for weight in weights if weight.grad is not None], share)
 
 
 def _frames(batch: StreamBatch) -> _Frames:

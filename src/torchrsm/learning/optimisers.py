@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -18,6 +18,12 @@ _FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
 def has_fused_steps(weights: Sequence[Tensor]) -> bool:
     """Return whether torch updates all weights at once, in one pass, on the device where they are."""
     return all(weight.device.type in _FUSED for weight in weights)
+
+
+def forget_gradients(weights: Iterable[Tensor]) -> None:
+    """Drop the gradients of weights, as `torch.nn.Module.zero_grad` does, which looks for its weights each time."""
+    for weight in weights:
+        weight.grad = None
 
 
 def adam(

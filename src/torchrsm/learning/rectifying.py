@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from torchrsm.learning.optimisers import adam, set_rate, with_muon
+from torchrsm.learning.optimisers import adam, forget_gradients, set_rate, with_muon
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
@@ -28,7 +28,8 @@ class RectifyingConfig(ScheduleConfig):
     Attributes:
         share: of the run's budget in which the rectifier learns, the last of it.
         stack_share: of the budget in which the stack learns, the first of it; None, as published, until the rectifier
-            begins. Where the two overlap both learn from each frame, each from its own error.
+            begins. Where the two overlap both learn from each frame, each from its own error; with 1 for both shares,
+            always.
         learning_rate: of the generator, Adam.
         matrix_learning_rate: of the generator's kernels, each taken as a matrix, by `Muon`; None for Adam there, too.
         adversarial_weight: lambda, the weight of the adversarial term beside the mean squared error; at 0 there is no
@@ -47,8 +48,8 @@ class RectifyingConfig(ScheduleConfig):
         motion_weight: weight of the error of a dream's motion, see `motion_loss`.
     """
 
-    share: float = Field(default=0.5, ge=0, lt=1)
-    stack_share: float | None = Field(default=None, gt=0, lt=1)
+    share: float = Field(default=0.5, ge=0, le=1)
+    stack_share: float | None = Field(default=None, gt=0, le=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     matrix_learning_rate: float | None = Field(default=None, gt=0)
     adversarial_weight: float = Field(default=2e-4, ge=0)
@@ -74,6 +75,8 @@ class RectifyingConfig(ScheduleConfig):
 
     @model_validator(mode="after")
     def _leaves_no_gap(self) -> Self:
+        if self.share == 1 and self.stack_share is None:
+            raise ValueError("stack_share must be > 0 where share is 1, or the stack would never learn; got None")
         if self.stack_share is not None and self.stack_share < 1 - self.share:
             raise ValueError(
                 f"stack_share must be >= 1 - share = {1 - self.share:g}, or nothing would learn between; "
@@ -142,6 +145,8 @@ class RectifierLearning:
         if self.discriminator is not None:
             self.discriminator.to(device)
             self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
+        self._own = list(self.rectifier.parameters())
+        self._judge = [] if self.discriminator is None else list(self.discriminator.parameters())
         self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
         self._groups = self.rectifier.weight_groups()
         self._stages = [optimiser for group in self._groups for optimiser in _stage_optimisers(group, config)]
@@ -202,10 +207,10 @@ class RectifierLearning:
         if config.motion_weight:
             motion = motion_loss(made[-1], last, every[3] / every[2].clamp(min=1), dreams) * shares[1]
             total = total + config.motion_weight * motion
-        self.rectifier.zero_grad()
+        forget_gradients(self._own)
         total.backward()
         if self.discriminator is not None:
-            self.discriminator.zero_grad()  # clears what the rectifier's loss left there
+            forget_gradients(self._judge)  # clears what the rectifier's loss left there
             real, generated = (self.discriminator(image + noise, condition) for image in (frame, rectified))
             losses.append(discriminator_loss(real, generated, follows, config.real_label) * shares[0])
             losses[-1].backward()
@@ -216,8 +221,7 @@ class RectifierLearning:
     @property
     def weights(self) -> list[nn.Parameter]:
         """All that learn here: the rectifier's and the discriminator's."""
-        judge = [] if self.discriminator is None else list(self.discriminator.parameters())
-        return [*self.rectifier.parameters(), *judge]
+        return [*self._own, *self._judge]
 
     def step(self) -> None:
         """Take one step of each optimiser along the gradients that `find_gradients` found."""

@@ -170,13 +170,13 @@ class SequenceLearner:
         with layers_of(window.frames.device):
             lesson = self.model.learn(window, state)
         losses = torch.stack([loss.detach() for loss in lesson.losses])
-        gradients = self._gradients(lesson.losses)
+        gradients = self._gradients(lesson.losses) if self._groups else []
         errors = frame_squared_error_on_device(lesson.frames, window.frames)
         scored, error = mean_of_scored(errors, lesson.scored)
         if self._ranks.count > 1:
             scored, error = self._of_all_processes(gradients, losses, lesson.counted, scored, error)
         self._step(gradients)
-        return taught(scored, error, losses), lesson.state
+        return taught(scored, error, losses, errors, lesson.scored), lesson.state
 
     def _gradients(self, losses: tuple[Tensor, ...]) -> list[list[Tensor | None]]:
         """Return the gradient of each loss for its weights, before any of these changes."""

@@ -131,23 +131,59 @@ def plot_error_by_minute(
         ValueError: there is no curve, one has no or unequal values, or the name does not end in ".png".
         OSError: as `save_image`.
     """
+    figure, axes = _curves(curves, "minutes")
+    for (name, error), style in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
+        axes.axhline(error, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}: {error:.4g}")
+    _of_errors(axes, "minutes of training")
+    _finish_curves(figure, axes, len(curves), path)
+
+
+def plot_error_by_frames_seen(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | Path,
+    *,
+    changes: Sequence[int] = (),
+) -> None:
+    """Plot the squared error per frame, logarithmic, against the frames that were learned from, as PNG.
+
+    Args:
+        curves: frames seen and errors (above 0) by the name to show.
+        path: the file, written as `save_image` does.
+        changes: frames after which the world changed, drawn as vertical lines.
+
+    Raises:
+        ValueError: there is no curve, one has no or unequal values, or the name does not end in ".png".
+        OSError: as `save_image`.
+    """
+    figure, axes = _curves(curves, "frames")
+    for number, change in enumerate(changes):
+        label = None if number else "the world changes"
+        axes.axvline(change, color="0.45", linestyle="--", linewidth=1.2, label=label)
+    _of_errors(axes, "frames seen, each once")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _finish_curves(figure, axes, len(curves), path)
+
+
+def _curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], against: str) -> tuple[Any, Any]:
+    """Return a figure of curves and its axes."""
     if not curves:
         raise ValueError("curves must hold at least one; got none")
     figure = _figure((8, 4.5), 140)
     axes = figure.add_subplot()
-    for number, (name, (minutes, errors)) in enumerate(curves.items()):
-        if len(minutes) != len(errors) or not len(minutes) or not min(errors) > 0:
+    for number, (name, (places, errors)) in enumerate(curves.items()):
+        if len(places) != len(errors) or not len(places) or not min(errors) > 0:
             raise ValueError(
-                f"curve {name!r} must have as many minutes as errors, which are > 0; "
-                f"got {len(minutes)} and {list(errors)[:3]}"
+                f"curve {name!r} must have as many {against} as errors, which are > 0; "
+                f"got {len(places)} and {list(errors)[:3]}"
             )
         line: dict[str, Any] = {"linestyle": ("-", "--")[number // 10 % 2], "linewidth": 1.8}
-        axes.plot(minutes, errors, label=name, marker="o" if len(errors) == 1 else None, **line)
-    for (name, error), style in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
-        axes.axhline(error, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}: {error:.4g}")
-    _of_errors(axes, "minutes of training")
+        axes.plot(places, errors, label=name, marker="o" if len(errors) == 1 else None, **line)
+    return figure, axes
+
+
+def _finish_curves(figure: Any, axes: Any, count: int, path: str | Path) -> None:
     beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": 8}
-    axes.legend(frameon=False, **(beside if len(curves) > 5 else {}))
+    axes.legend(frameon=False, **(beside if count > 5 else {}))
     write_png(Path(path), lambda file: figure.savefig(file, format="png"))
 
 

@@ -392,7 +392,9 @@ def _array(x: Tensor) -> Any:
 
 def _locations(x: Tensor) -> Any:
     """Return a map ``[b, h, w, ...]`` as an array ``[b, h * w, ...]``."""
-    return x.detach().contiguous().flatten(1, 2).numpy()
+    array = x.detach().contiguous().numpy()
+    batch, height, width, *rest = array.shape
+    return array.reshape(batch, height * width, *rest)
 
 
 def _add_parts(sums: Sequence[Sequence[Any]]) -> list[Tensor]:
