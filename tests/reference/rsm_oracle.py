@@ -234,7 +234,7 @@ def predict(
     x_hat = x_hat + weights["output_bias"]
     if settings.changes == "last":
         last = memory.x[..., : x_hat.shape[-1]]
-        sure = np.clip(last, 1e-3, 1 - 1e-3)
+        sure = np.clip(last, 0.01, 0.99)
         x_hat = x_hat + (np.log(sure / (1 - sure)) if settings.activation == "sigmoid" else last)
     return Predicted(winners, y, 1 / (1 + np.exp(-x_hat)) if settings.activation == "sigmoid" else x_hat, gap)
 
@@ -242,7 +242,10 @@ def predict(
 def loss(settings: Any, x_hat: Floats, x: Floats) -> float:
     """Line 10, without the ``margin`` rows and columns along each edge."""
     m, (h, w, _) = settings.margin, x.shape
-    return float(((x_hat - x)[m : h - m, m : w - m] ** 2).mean())
+    x_hat, x = x_hat[m : h - m, m : w - m], x[m : h - m, m : w - m]
+    if settings.loss == "cross_entropy":
+        return float(-(x * np.log(x_hat) + (1 - x) * np.log(1 - x_hat)).mean())
+    return float(((x_hat - x) ** 2).mean())
 
 
 def observe(settings: Any, memory: Memory, predicted: Predicted, x: Floats) -> Memory:

@@ -41,6 +41,7 @@ DEFAULTS = {
     "margin": 0,
     "bias_per_element": True,
     "base": False,
+    "loss": "squared",
 }
 
 CASES = {
@@ -66,6 +67,7 @@ CASES = {
     "boost": {"order": "boost", "cells_per_group": 1},
     "sigmoid": {"activation": "sigmoid", "margin": 2, "bias_per_element": False},
     "base": {"activation": "sigmoid", "margin": 1, "base": True},
+    "cross-entropy": {"activation": "sigmoid", "loss": "cross_entropy", "margin": 1, "base": True, "channels": 2},
     "base, channels": {"base": True, "channels": 3},
     "connected": {"decoder_kernel_size": 0, "margin": 1},
     "connected, cells": {"decoder_kernel_size": 0, "channels": 4, "pool": 2, "input_grid": (3, 4)},
@@ -106,6 +108,7 @@ class Problem:
             input_pool=max(pool, 1),
             activation=case["activation"],
             margin=case["margin"],
+            loss=case["loss"],
         )
         cells, k = step.cells, step.active_groups
         locations = (batch, *step.grid)

@@ -51,6 +51,7 @@ CASES = {
     "fully connected": Case((layer(decoder="fully_connected", activation="sigmoid", cells_per_group=2),), (5, 4)),
     "margin": Case((layer(margin=2, decoder_kernel_size=5),), (9, 8)),
     "changes": Case((layer(changes="last", input_frames=2, activation="sigmoid", margin=1),), (8, 7), 2),
+    "cross-entropy": Case((layer(changes="last", loss="cross_entropy", activation="sigmoid", margin=2),), (8, 7)),
     "changes of cells": Case((layer(changes="last", output_bias="channel"), layer(pool=2)), (7, 6)),
     "three layers": Case(
         (

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 Normalisation = Literal["sample", "location", "none"]
 Activation = Literal["sigmoid", "identity"]
+Loss = Literal["squared", "cross_entropy"]
 
 EPSILON = 1e-11
 """Added to a divisor that may be 0; a type that cannot hold it adds its own least number."""
@@ -276,7 +277,24 @@ def prediction_loss(prediction: Tensor, target: Tensor, learn: Tensor, margin: i
     Returns:
         A scalar, the mean over learned samples and over the elements inside of the margin; 0 if none is learned.
     """
-    error = (prediction - target).square()
+    return _mean_of_learned((prediction - target).square(), learn, margin)
+
+
+def cross_entropy_loss(x: Tensor, target: Tensor, learn: Tensor, margin: int) -> Tensor:
+    """Return the mean binary cross-entropy of ``sigmoid(x)`` where `prediction_loss` has the squared error (line 10).
+
+    It is least at the same prediction, the mean of what comes, but its gradient does not vanish where the prediction is
+    almost 0 or 1 and wrong.
+
+    Args:
+        x: ``[b, h, w, c]``, before the sigmoid.
+        target: the same shape, in 0..1.
+        learn, margin: as in `prediction_loss`.
+    """
+    return _mean_of_learned(F.softplus(x) - x * target, learn, margin)
+
+
+def _mean_of_learned(error: Tensor, learn: Tensor, margin: int) -> Tensor:
     if margin:
         error = error[:, margin:-margin, margin:-margin]
     samples = error.flatten(1).mean(1)

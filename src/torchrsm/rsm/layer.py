@@ -11,8 +11,14 @@ from torch import Tensor, nn
 
 from torchrsm.config import Config
 from torchrsm.rsm import functional as F
-from torchrsm.rsm.functional import Activation, Cells, Grid, Normalisation
+from torchrsm.rsm.functional import Activation, Cells, Grid, Loss, Normalisation
 from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, check_engine, choose_engine
+
+_SURE = 0.01
+"""How far the last frame is held from 0 and 1 where its logit is the start of a prediction.
+
+The nearer, the longer it takes to learn that a pixel changes.
+"""
 
 
 class LayerConfig(Config):
@@ -46,6 +52,8 @@ class LayerConfig(Config):
         changes: what the decoded cells are added to, before the activation: nothing, as published (``zero``), or the
             input that was seen last (``last``), as a logit where the activation is sigmoid. The layer then starts as a
             copy of the last frame, and its cells say what changes. Only for a layer that reads frames.
+        loss: of the prediction: ``squared`` error, as published, or ``cross_entropy`` of a sigmoid, whose gradient does
+            not vanish where the layer is sure and wrong. Both are least at the mean of what comes.
         output_bias: one for each ``element`` of the input, as published (fixes the frame's size), or each ``channel``.
         margin: rows and columns along each edge of the input that the layer sees but does not predict.
         recurrent_deviation: standard deviation of the recurrent and feedback weights at the start.
@@ -74,6 +82,7 @@ class LayerConfig(Config):
     pool: int = Field(default=1, gt=0)
     activation: Activation = "identity"
     changes: Literal["zero", "last"] = "zero"
+    loss: Loss = "squared"
     output_bias: Literal["element", "channel"] = "element"
     margin: int = Field(default=0, ge=0)
     recurrent_deviation: float = Field(default=0.03, gt=0)
@@ -102,6 +111,8 @@ class LayerConfig(Config):
                 f"{name} must be >= stride = {self.stride}, so that the convolutional decoder reaches every element of "
                 f"the input; got {size}"
             )
+        if self.loss == "cross_entropy" and self.activation != "sigmoid":
+            raise ValueError(f"loss cross_entropy needs the activation sigmoid; got {self.activation!r}")
         if self.boost > 0 and self.inhibition_decay is not None:
             raise ValueError(f"boost must be 0 where inhibition_decay is not None; got boost = {self.boost}")
         return self
@@ -263,7 +274,7 @@ class RSMLayer(nn.Module):
         return self._engine.decode(step, self._weights, prediction.cells.index, prediction.z, prediction.base)
 
     def loss(self, prediction: LayerPrediction, target: Tensor | Cells, learn: Tensor) -> Tensor:
-        """Return the mean squared error of the prediction (line 10), a scalar.
+        """Return the error of the prediction (line 10), a scalar: the mean of `LayerConfig.loss`.
 
         Args:
             prediction: what `predict` returned.
@@ -381,7 +392,7 @@ class RSMLayer(nn.Module):
         if self.config.changes == "zero" or isinstance(input, Cells):
             return None
         last = input[..., : self.channels].detach()
-        return F.safe_logit(last) if self.config.activation == "sigmoid" else last
+        return F.safe_logit(last, _SURE) if self.config.activation == "sigmoid" else last
 
     def _dropout(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(x, self.config.dropout, self.training)
@@ -422,6 +433,7 @@ class RSMLayer(nn.Module):
             input_pool=self.input_pool,
             activation=config.activation,
             margin=config.margin,
+            loss=config.loss,
         )
 
     @property

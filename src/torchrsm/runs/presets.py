@@ -142,6 +142,7 @@ def balls() -> RunConfig:
         "recurrent_kernel_size": 3,
         "input_frames": 1,
         "changes": "last",
+        "loss": "cross_entropy",
     }
     rectifying = {
         "share": 0.4,

@@ -44,6 +44,8 @@ Flags = NDArray[np.bool_]
 # references to the same array spend more time on the counter than on the work. So compiled code allocates nothing.
 _jit = compiled(nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})
 
+_LARGE = 1e150  # times a factor of at most 2 for each channel of an element, of which there may be 500
+
 MOST_COLUMNS = 64
 """Most columns to which the numbers of a location are dealt when the largest are sought."""
 
@@ -996,6 +998,7 @@ def loss(
         if goal.height > 0:
             _pool(s, goal, n, scratch)
         total = np.float32(0.0)
+        logarithms, product = 0.0, 1.0  # one logarithm of many factors
         step = 2 * scale[n]
         for y in range(work.shape[0]):
             iy = y - s.decoder_top
@@ -1018,7 +1021,19 @@ def loss(
                         target[scratch.pooled_index[q, e]] = scratch.pooled_value[q, e]
                 else:
                     target = goal.image[n, iy, ix]
-                if s.sigmoid:
+                if s.cross_entropy:
+                    for c in range(channels):
+                        # -t log(v) - (1 - t) log(1 - v) is max(a, 0) - a t + log(1 + small)
+                        a = line[c] + bias[c]
+                        small = math.exp(-abs(a))
+                        v = (np.float32(1.0) if a > 0.0 else small) / (np.float32(1.0) + small)
+                        total += max(a, np.float32(0.0)) - a * target[c]
+                        product *= 1.0 + small
+                        line[c] = scale[n] * (v - target[c])
+                    if product > _LARGE:
+                        logarithms += math.log(product)
+                        product = 1.0
+                elif s.sigmoid:
                     for c in range(channels):
                         v = np.float32(1.0) / (np.float32(1.0) + math.exp(-(line[c] + bias[c])))
                         error = v - target[c]
@@ -1034,5 +1049,5 @@ def loss(
                 if goal.height > 0:
                     for e in range(scratch.pooled_count[q]):
                         target[scratch.pooled_index[q, e]] = 0.0
-        losses[n] = total * scale[n]
+        losses[n] = (total + logarithms + math.log(product)) * scale[n]
         _decode_sample_gradient(s, index[n], z[n], decoder, d_z[n], d_decoder, scratch)

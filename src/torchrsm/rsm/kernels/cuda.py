@@ -388,7 +388,8 @@ class _Loss(torch.autograd.Function):
             goal = _read(engine, step, target, torch.float32)[..., : step.channels]
             groups = _groups(engine, step, index, z)
             x = _spread(step, groups, decoder) + output_bias
-            prediction = F.activate(x if base is None else x + base, step.activation)
+            x = x if base is None else x + base
+            prediction = F.activate(x, step.activation)
         m = step.margin
         inside = slice(m, step.input_height - m), slice(m, step.input_width - m)
         error = prediction[:, *inside] - goal[:, *inside]
@@ -397,15 +398,19 @@ class _Loss(torch.autograd.Function):
         scale = 1 / (learn.sum().clamp(min=1) * error[0].numel())
         ctx.step = step
         ctx.bias_shape = output_bias.shape
-        ctx.save_for_backward(index, groups, decoder, error, prediction if step.sigmoid else None, scale)
-        return error.square().sum() * scale
+        squared = not step.cross_entropy
+        ctx.save_for_backward(index, groups, decoder, error, prediction if step.sigmoid and squared else None, scale)
+        if squared:
+            return error.square().sum() * scale
+        entropy = (nn.softplus(x) - x * goal)[:, *inside]
+        return torch.where(learn[:, None, None, None], entropy, 0.0).sum() * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         step: Step = ctx.step
         index, groups, decoder, error, prediction, scale = ctx.saved_tensors
-        d_x = error * (2 * scale * d_loss)
+        d_x = error * ((1 if step.cross_entropy else 2) * scale * d_loss)
         if step.margin:
             d_x = nn.pad(d_x, (0, 0, *(step.margin,) * 4))
         if prediction is not None:

@@ -32,13 +32,17 @@ class ReferenceEngine:
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
         """See `Engine.decode`."""
+        return F.activate(self._decoded(step, weights, index, z, base), step.activation)
+
+    def _decoded(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None) -> Tensor:
+        """Return what `decode` returns, before the activation."""
         groups = F.to_dense(Cells(index % step.groups, z), step.groups)
         if step.decoder_kernel_size == 0:
             x = F.decode_fully_connected(groups, weights.decoder, step.input_grid)
         else:
             x = F.decode_convolutional(groups, weights.decoder, step.input_grid, step.decoder_kernel_size, step.stride)
         x = x + weights.output_bias
-        return F.activate(x if base is None else x + base, step.activation)
+        return x if base is None else x + base
 
     def loss(
         self,
@@ -51,8 +55,10 @@ class ReferenceEngine:
         base: Tensor | None = None,
     ) -> Tensor:
         """See `Engine.loss`."""
-        prediction = self.decode(step, weights, index, z, base)
-        return F.prediction_loss(prediction, _dense_input(step, target)[..., : step.channels], learn, step.margin)
+        x, goal = self._decoded(step, weights, index, z, base), _dense_input(step, target)[..., : step.channels]
+        if step.cross_entropy:
+            return F.cross_entropy_loss(x, goal, learn, step.margin)
+        return F.prediction_loss(F.activate(x, step.activation), goal, learn, step.margin)
 
 
 def _dense_input(step: Step, x: Tensor | Cells) -> Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor
 
-from torchrsm.rsm.functional import Activation, Cells, Grid, padding_before, strided_grid
+from torchrsm.rsm.functional import Activation, Cells, Grid, Loss, padding_before, strided_grid
 
 
 class Step(NamedTuple):
@@ -22,6 +22,7 @@ class Step(NamedTuple):
         input_height, input_width, channels: the map that the layer reads and predicts.
         input_pool: side of the windows in which the cells of the layer below are pooled first.
         sigmoid: whether that is the activation of the output; else the identity.
+        cross_entropy: whether that is the loss; else the squared error.
         margin: rows and columns along each edge of the input that are seen but not predicted.
         height, width: rows and columns of the layer's own locations.
         top, left: zeros before the first row and column of the input.
@@ -40,6 +41,7 @@ class Step(NamedTuple):
     channels: int
     input_pool: int
     sigmoid: bool
+    cross_entropy: bool
     margin: int
     height: int
     width: int
@@ -64,6 +66,7 @@ class Step(NamedTuple):
         input_pool: int,
         activation: Activation,
         margin: int,
+        loss: Loss = "squared",
     ) -> Self:
         """Return the step of a layer on inputs of a size, with the sizes that follow from the others."""
         grid = strided_grid(input_grid, stride)
@@ -84,6 +87,7 @@ class Step(NamedTuple):
             channels=channels,
             input_pool=input_pool,
             sigmoid=activation == "sigmoid",
+            cross_entropy=loss == "cross_entropy",
             margin=margin,
             height=grid.height,
             width=grid.width,
@@ -184,5 +188,5 @@ class Engine(Protocol):
         learn: Tensor,
         base: Tensor | None = None,
     ) -> Tensor:
-        """Return the scalar `functional.prediction_loss` of the decoded prediction against the new input."""
+        """Return the scalar `functional.prediction_loss` (or `cross_entropy_loss`) of what `decode` makes, a scalar."""
         ...
