@@ -69,7 +69,7 @@ test: ## check style and types, run the tests with their coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory --jobs 2 types compiled
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=90
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
 
 versions: ## try the oldest and the newest Python and packages that pyproject.toml allows (TRY=--help lists the options)
 	$(PYTHON) benchmarks/versions.py $(TRY)
