@@ -13,7 +13,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo train serve test browser versions clean
+.PHONY: help install demo train serve test browser types compiled versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,11 +54,22 @@ browser:
 		$$APT update >/dev/null && DEBIAN_FRONTEND=noninteractive $$APT install -y --no-install-recommends chromium >/dev/null; \
 	} || echo "no chromium: the tests of the page in a browser will be skipped" >&2
 
-test: $(STAMP) browser ## check style and types, run the tests with their coverage
+types: $(STAMP)
+	$(BIN)/mypy
+
+# What two processes of tests would else compile at the same time: kernels to machine code, assertions to bytecode. It is
+# three times slower where coverage watches. What fails here fails in the tests again, which say why.
+compiled: export PYTHONDONTWRITEBYTECODE :=
+compiled: $(STAMP)
+	@$(BIN)/pytest --collect-only --quiet >/dev/null 2>&1 || true
+
+test: export PYTHONDONTWRITEBYTECODE :=
+test: ## check style and types, run the tests with their coverage
+	@$(MAKE) --no-print-directory --jobs 2 $(STAMP) browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-fail-under=90
+	@$(MAKE) --no-print-directory --jobs 2 types compiled
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
 
 versions: ## try the oldest and the newest Python and packages that pyproject.toml allows (TRY=--help lists the options)
 	$(PYTHON) benchmarks/versions.py $(TRY)

@@ -26,6 +26,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     device_under_test.choose(config.getoption("--device"))
     config.addinivalue_line("markers", "cpu_only: tests what only the CPU has; skipped on any other device")
+    # Also where pytest-cov, whose marker it is, is not installed.
+    config.addinivalue_line("markers", "no_cover: many cases of lines that other tests reach, too slow to be watched")
 
 
 def pytest_collection_modifyitems(items):

@@ -13,6 +13,7 @@ spec.loader.exec_module(fuzz)
 CALLS = {"films": 3000, "arrays": 4000, "pictures": 1500, "observe": 2000}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("what", fuzz.WHAT)
 def test_broken_input_ends_in_a_result_or_a_clear_error(tmp_path, what, capfd):
     calls = CALLS[what]

@@ -14,7 +14,7 @@ from torchrsm.runs.settings import RUN_FILE
 from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE
 from torchrsm.storage.tensors import load_tensors
 
-KILLS = {"stack": 50, "stack and rectifier": 20}
+KILLS = {"stack": 25, "stack and rectifier": 12}
 STEPS = {"stack": 150, "stack and rectifier": 80}
 
 

@@ -392,7 +392,7 @@ def test_the_rates_follow_the_schedule():
     prediction, frame = some_prediction(learning.model)
     for progress, factor in ((0.25, 0.5), (0.5, 1.0), (0.75, 0.55), (1.0, 0.1)):
         teach(learning, prediction, frame, progress)
-        adam, muon, descent = ({group["lr"] for group in o.param_groups} for o in learning.optimisers)
+        adam, muon, descent = ({float(group["lr"]) for group in o.param_groups} for o in learning.optimisers)
         assert (*adam, *muon) == pytest.approx((factor * 1e-3, factor * 2e-3))
         assert descent == {3e-3}
 

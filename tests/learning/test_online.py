@@ -79,7 +79,7 @@ def test_the_stack_s_rate_falls_to_its_end_within_its_own_share():
     stream, rates = balls(), []
     for progress in (0.05, 0.1, 0.3, 0.499):
         teach(learner, stream, progress)
-        rates.append([group["lr"] for optimiser in learner.optimisers[:2] for group in optimiser.param_groups])
+        rates.append([float(group["lr"]) for optimiser in learner.optimisers[:2] for group in optimiser.param_groups])
     own = learning.learning_rates
     halfway_down = 0.02 + 0.98 * 0.5
     assert rates[0] == pytest.approx([0.5 * rate for rate in own])

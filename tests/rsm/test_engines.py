@@ -213,6 +213,7 @@ def assert_close_gradients(actual, expected, tolerance):
 # --- One result -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_reference(case, fast, reference):
     problem = Problem(0, False, **CASES[case])
@@ -238,6 +239,7 @@ def assert_exact(problem, fast, reference):
         assert torch.equal(decoded, reference.decode(problem.step, problem.weights, index, z, problem.base))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_reference_without_rounding(case, fast, reference):
     assert_exact(Problem(1, True, **CASES[case]), fast, reference)
@@ -271,6 +273,7 @@ def configurations(draw):
     return case
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", [name for name in FAST if name in ("fused", "cuda")])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(configurations(), st.integers(0, 2**16))
@@ -302,6 +305,7 @@ def test_decode_has_the_gradients_of_the_reference(case, fast, reference):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("name", "precision"),
@@ -425,6 +429,7 @@ def test_more_cells_than_the_kernel_takes_are_sorted(reference, monkeypatch):
     assert "winners" not in sums.names
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["cuda", "cuda, sorting, convolutions"])
 def test_nothing_is_added_up_in_an_order_that_changes(name, case, monkeypatch):

@@ -52,6 +52,7 @@ def start(layers, engine):
     return stack, stack.initial_state(2, Grid(12, 12)), torch.rand(2, 12, 12, 1), torch.tensor([True, False])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_step_waits_for_nothing(layers, precision, cuda):

@@ -76,6 +76,7 @@ def test_the_rows_of_a_program_do_not_matter(elements):
     same_as_the_reference(rows_of_any_kind(3, 30, seed=1), 10, 4, elements=elements)
 
 
+@pytest.mark.no_cover
 def test_rows_of_the_most_cells():
     same_as_the_reference(rows_of_any_kind(1, MOST_CELLS, seed=2), MOST_CELLS, 24)
     same_as_the_reference(rows_of_any_kind(1, MOST_CELLS, seed=3), MOST_CELLS // 8, 5)

@@ -63,13 +63,13 @@ def test_torchrun_trains_what_one_process_trains(tmp_path):
         "--master-port",
         str(free_port()),
     ]
-    command = [*launcher, "-m", "torchrsm", *train(tmp_path / "two", *LEARNS_ALIKE, steps=200)]
+    command = [*launcher, "-m", "torchrsm", *train(tmp_path / "two", *LEARNS_ALIKE, steps=80)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is trained: 200 steps") == 1
-    assert main([*train(tmp_path / "one", *LEARNS_ALIKE, steps=200)]) == 0
+    assert done.stdout.count("is trained: 80 steps") == 1
+    assert main([*train(tmp_path / "one", *LEARNS_ALIKE, steps=80)]) == 0
     (one, header), (two, header_two) = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert header_two["ranks"] == 2
     assert "ranks" not in header
@@ -81,7 +81,7 @@ def test_torchrun_trains_what_one_process_trains(tmp_path):
         else:
             assert torch.equal(two[name], value), name
     lines, lines_two = ((tmp_path / name / METRICS_FILE).read_text().splitlines() for name in ("one", "two"))
-    assert len(lines) == len(lines_two) == 20
+    assert len(lines) == len(lines_two) == 8
     for line, line_two in zip(lines, lines_two, strict=True):
         error, error_two = (json.loads(text)["frame_squared_error"] for text in (line, line_two))
         assert error_two == pytest.approx(error, rel=1e-4)

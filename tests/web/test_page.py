@@ -34,7 +34,12 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide, light", "phone, dark"])
+SCREENS = {"wide, light": (1280, "light"), "phone, dark": (390, "dark")}
+# For what is on the page alike, however wide it is.
+on_one_screen = pytest.mark.parametrize("page", [SCREENS["wide, light"]], indirect=True, ids=["wide, light"])
+
+
+@pytest.fixture(params=SCREENS.values(), ids=SCREENS)
 def page(browser, server, request):
     """Open the page and see it play; what it writes to its console is an error."""
     width, scheme = request.param
@@ -156,6 +161,7 @@ def test_a_ball_is_thrown(page):
     until(page, lambda data: int(data["step"]) > step + 3)
 
 
+@on_one_screen
 def test_it_trains_and_the_error_falls(page):
     playing(page)
     page.click("#train")
@@ -174,6 +180,7 @@ def test_it_trains_and_the_error_falls(page):
     until(page, lambda data: data["training"] == "ended")
 
 
+@on_one_screen
 def test_an_uploaded_video_is_predicted(page, tmp_path):
     rng = np.random.default_rng(1)
     tones = rng.integers(40, 255, (40, 3), dtype=np.uint8)
@@ -184,12 +191,14 @@ def test_an_uploaded_video_is_predicted(page, tmp_path):
     until_drawn(page, "#prediction-0", 5)
 
 
+@on_one_screen
 def test_a_file_that_is_no_video_is_refused_and_said_so(page, tmp_path):
     (tmp_path / "notes.mp4").write_bytes(b"no film at all")
     page.set_input_files("#file", tmp_path / "notes.mp4")
     page.get_by_text("must be a complete video file").first.wait_for()
 
 
+@on_one_screen
 def test_a_clip_is_saved(page, tmp_path):
     with page.expect_download(timeout=60_000) as download:
         page.click("#clip")

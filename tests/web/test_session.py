@@ -7,7 +7,7 @@ from torchrsm.runs.settings import RUN_FILE, save_run_config
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.web import messages
 from torchrsm.web.library import MAX_VIDEOS, Library
-from torchrsm.web.session import CLIP_FRAMES, LEARNING, Session
+from torchrsm.web.session import LEARNING, Session
 from torchrsm.web.worlds import RADIUS, BallsWorld, ClipWorld, DigitsWorld
 
 
@@ -150,16 +150,17 @@ def test_the_energy_of_the_truth_is_that_of_the_world(library):
     assert sum(e[1] is not None for e in energies) > 20
 
 
-def test_a_clip_is_a_film_of_what_was_shown(library, tmp_path):
+def test_a_clip_is_a_film_of_what_was_shown(library, tmp_path, monkeypatch):
     from torchrsm.streams import VideoReader
 
+    monkeypatch.setattr("torchrsm.web.session.CLIP_FRAMES", 40)
     session = configured(library, "balls", "copy-last")
-    for _ in range(CLIP_FRAMES + 5):
+    for _ in range(45):
         session.advance()
     message = session.clip()
     assert message.header.type == "clip"
     (tmp_path / "clip.mp4").write_bytes(array(message, "film").tobytes())
-    assert sum(1 for _ in VideoReader(tmp_path / "clip.mp4")) == CLIP_FRAMES
+    assert sum(1 for _ in VideoReader(tmp_path / "clip.mp4")) == 40
 
 
 # --- Requests ---------------------------------------------------------------------------------------------------------
