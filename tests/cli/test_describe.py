@@ -49,7 +49,7 @@ def test_info_says_what_needs_no_weights_and_how_a_preset_is_trained(capsys):
 
 
 def test_a_name_that_nobody_knows_lists_all(refused):
-    refused("info", "bals", says=["shipped by name: balls", "baselines: copy-last", "presets: balls, balls-1l"])
+    refused("info", "bals", says=["shipped by name: balls", "baselines: copy-last", "presets: balls, balls-window"])
 
 
 def test_evaluate_refuses_what_has_no_effect(refused):

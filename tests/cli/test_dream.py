@@ -159,10 +159,11 @@ def test_a_name_that_is_not_shipped_lists_those_that_are(tmp_path, capsys):
 
 
 def test_the_shipped_model_is_described(capsys):
-    assert main(["info", "balls"]) == 0
-    output = capsys.readouterr().out
-    assert "layer 2: " in output
-    assert "rectifier: unet, " in output
+    for name, kind in (("balls", "compact"), ("balls-window", "unet")):
+        assert main(["info", name]) == 0
+        output = capsys.readouterr().out
+        assert "layer 2: " in output
+        assert f"rectifier: {kind}, " in output
 
 
 def test_settings_of_the_rectifier_are_flags(tmp_path):

@@ -82,7 +82,10 @@ def test_every_command_has_help(capsys, command, flags):
         (("info",), ["info: missing MODEL"]),
         (("info", "nothing"), ["no model folder nothing"]),
         (("evaluate",), ["evaluate: missing MODEL"]),
-        (("evaluate", "nothing"), ["no model folder nothing; shipped by name: balls; baselines: copy-last"]),
+        (
+            ("evaluate", "nothing"),
+            ["no model folder nothing; shipped by name: balls, balls-window; baselines: copy-last"],
+        ),
         (("evaluate", "."), [f". is no model folder: it has no {CONFIG_FILE}"]),
         (("evaluate", "copy-last", "more"), ["evaluate: unknown: more"]),
         (("evaluate", "copy-last", "--sequences", "1"), ["sequences", "greater than or equal to 2; got 1"]),

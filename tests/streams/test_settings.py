@@ -131,7 +131,9 @@ def test_what_is_held_out_of_worlds():
     )
 
 
-@pytest.mark.parametrize("name", ["balls", "balls-1l", "balls-compact", "paper", "convlstm-wide", "simvp", "copy-last"])
+@pytest.mark.parametrize(
+    "name", ["balls", "balls-window", "balls-1l", "balls-compact", "paper", "convlstm-wide", "simvp", "copy-last"]
+)
 @pytest.mark.parametrize("shape", [(3, 24, 36), (1, 30, 18)])
 def test_any_system_fits_a_video(name, shape):
     stream = VideoConfig(path="clip.mp4", channels=shape[0])
@@ -140,7 +142,7 @@ def test_any_system_fits_a_video(name, shape):
     assert run.model.channels == shape[0]
     assert (run.model.height, run.model.width) in ((None, None), shape[1:])
     assert type(run).model_validate_json(run.model_dump_json()) == run
-    if name == "balls":
+    if name == "balls-window":
         assert run.model.rectifier.changes == "last"
         assert run.model.layers[0].input_threshold == 0
         assert run.rectifying.loop_share == 0
