@@ -52,6 +52,14 @@ def _one_thread():
     kernels.set_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """Files need not outlast a loss of power, which no test can show; other processes than this one still wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def engine(request, monkeypatch):
     """Run a test with each engine; that for CUDA on tensors of the CPU, without Triton, whose interpreter is slow."""

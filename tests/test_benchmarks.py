@@ -100,6 +100,7 @@ def test_the_engine_benchmark_counts_and_times(monkeypatch, capsys, tmp_path) ->
     assert "median ratio" in capsys.readouterr().out
 
 
+@pytest.mark.no_cover
 def test_the_costs_are_predicted_beside_what_is_measured(monkeypatch, capsys, tmp_path) -> None:
     module, pages = benchmark("scaling"), benchmark("results_table")
     monkeypatch.setattr(module, "ON_GPUS", (("paper", "stack", 30, 3, 8, 4), ("balls-wide", "rectifier", 30, 1, 1, 4)))
@@ -351,12 +352,13 @@ def test_without_an_ablation_there_is_no_table_of_it(monkeypatch, tmp_path: Path
 # --- The check of a GPU -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_the_check_of_a_gpu_runs_to_its_end_on_the_cpu(tmp_path: Path, monkeypatch, capsys) -> None:
     module = benchmark("gpu_check")
     monkeypatch.setattr(sys, "path", [*sys.path])
     threads, published = kernels.threads(), ROOT / "benchmarks" / "results" / "gpu.json"
     before = published.read_bytes() if published.exists() else None
-    code = module.main(["--device", "cpu", "--minutes", "1", "--out", str(tmp_path), "--published"])
+    code = module.main(["--device", "cpu", "--minutes", "10", "--out", str(tmp_path), "--published"])
     out = capsys.readouterr().out
     assert code == 0, out
     assert kernels.threads() == threads
@@ -432,7 +434,9 @@ def test_the_time_of_the_check_is_shared_out(tmp_path: Path) -> None:
     left = []
     parts = [(name, share, lambda check: left.append(check.seconds_left)) for name, share in (("a", 1.0), ("b", 3.0))]
     check.run(parts)
-    assert left == [pytest.approx(25, abs=1), pytest.approx(100, abs=1)]  # what a part leaves goes to the next ones
+    first, second = left
+    assert 15 < first <= 25
+    assert 75 < second <= 100  # what a part leaves goes to the next ones
 
 
 def test_the_check_says_what_to_bring() -> None:

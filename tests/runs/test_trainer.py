@@ -760,8 +760,7 @@ def test_a_budget_in_minutes_does_not_pay_for_the_warm_up(tmp_path, monkeypatch)
     monkeypatch.setattr(trainer.learner, "warm_up", slow)
     phases = []
     trainer.run(lambda record: phases.append(record.phase))
-    assert time.monotonic() - began > 1.5
-    assert 0.5 <= trainer.seconds < 1
+    assert 0.5 <= trainer.seconds <= time.monotonic() - began - 1
     assert phases[0] == "stack"
     assert phases[-1] == "rectifier"
 
