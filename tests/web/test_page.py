@@ -167,15 +167,8 @@ def test_it_trains_and_the_error_falls(page):
     page.click("#train")
     until(page, lambda data: data["training"] in ("running", "queued"))
     until(page, lambda data: data["training"] == "running" and data.get("error"), 60)
-    high = 0.0
-
-    def fallen(data):
-        nonlocal high
-        error = float(data["error"] or 0)
-        high = max(high, error)
-        return high > 15 and 0 < error < 0.4 * high
-
-    until(page, fallen, 90)
+    # It begins near 70; that of the frame before is 12. A busy machine may show the first error late.
+    until(page, lambda data: 0 < float(data["error"] or 0) < 6, 90)
     page.click("#stop")
     until(page, lambda data: data["training"] == "ended")
 
