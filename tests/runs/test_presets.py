@@ -56,6 +56,8 @@ def test_a_preset_trains(tmp_path, name):
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_trains_and_loads(tmp_path, name):
     run = preset(name)
+    if name == "lstm":  # a checkpoint of the published sizes has 730 MB
+        run = run.replace(**{"model.hidden_units": (64, 32, 32, 32)})
     # A first frame teaches nothing, and weights behind some that start at 0 begin to learn an update later.
     steps = 2 if run.learning.window > 1 else 4
     training = run.training.replace(steps=steps, minutes=None, batch_size=2, threads=1)
