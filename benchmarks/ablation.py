@@ -23,9 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchrsm import Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, fit, frame_shape, load, preset
+from torchrsm import Evaluator, VideoPredictor, bouncing_ball_frames, fit, frame_shape, load, preset
 from torchrsm.baselines import SequenceModel
-from torchrsm.cli.progress import reporting
 from torchrsm.interventions import with_shuffled_winners, without_feedback, without_memory
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.rectifiers.compact import CompactConfig
@@ -34,8 +33,9 @@ from torchrsm.rectifiers.sharpening import SharpeningConfig
 from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerConfig
+from torchrsm.runs.presets import lowest_layers
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig
+from torchrsm.runs.settings import AnyRunConfig, RunConfig
 from torchrsm.scoring.evaluation import NextFrameScores
 from torchrsm.scoring.rollouts import evaluate_rollouts
 from torchrsm.storage.tensors import write_atomically
@@ -43,6 +43,7 @@ from torchrsm.storage.tensors import write_atomically
 sys.path.insert(0, str(Path(__file__).parent))
 from rectifiers import sharpened
 from results_table import RESULTS, run_described
+from trained import trained
 
 SHAPE = (1, 30, 30)  # of the test sequences' frames
 
@@ -182,19 +183,6 @@ def depths(base: RunConfig) -> Iterator[Row]:
         yield Row(f"layers-{count}", f"{layers} of {len(base.model.layers)}", lowest_layers(base, count))
 
 
-def lowest_layers(base: RunConfig, count: int) -> RunConfig:
-    """Return the system with its lowest layers alone."""
-    layers = base.model.layers[:count]
-    rates = base.learning.learning_rates
-    changes: dict[str, Any] = {
-        "model.layers": (*layers[:-1], layers[-1].replace(pool=1)),  # nothing stands above it
-        "learning.learning_rates": rates if len(rates) == 1 else rates[:count],
-    }
-    if count == 1:
-        changes |= {"model.feedback": True, "model.fresh_feedback": False}
-    return base.replace(**changes)
-
-
 def without_recurrence(base: RunConfig) -> RunConfig:
     """Return the system with layers that never hear their own past."""
     idle = ["recurrent_kernel_size", "recurrent_decay", "normalisation"]
@@ -293,9 +281,7 @@ class Ablation:
         budget = {"steps": None, "minutes": self.settings["minutes"], "threads": self.settings["threads"], "seed": seed}
         run = row.run.replace(training=row.run.training.replace(**budget))
         folder = self.out / "runs" / f"{row.name}-seed-{seed}"
-        trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
-        with reporting(folder.name) as report:
-            trainer.run(report)
+        trained(run, folder)
         return folder
 
     def scores_file(self, row: Row, seed: int) -> Path:

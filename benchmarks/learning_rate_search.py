@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from torchrsm import Evaluator, Trainer, bouncing_ball_frames, preset
-from torchrsm.cli.progress import reporting
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig
+from torchrsm import Evaluator, bouncing_ball_frames, preset
+from torchrsm.runs.settings import AnyRunConfig, RunConfig
 from torchrsm.storage.tensors import write_atomically
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trained import trained
 
 
 def scaled(run: AnyRunConfig, factor: float) -> AnyRunConfig:
@@ -44,9 +47,7 @@ def main() -> None:
         budget = {"steps": None, "minutes": options.minutes, "threads": 1}
         run = run.replace(training=run.training.replace(**budget))
         folder = options.out / f"{options.system}-x{factor:g}"
-        trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
-        with reporting(folder.name) as report:
-            model = trainer.run(report)
+        model = trained(run, folder)
         error = Evaluator(frames, similarity=False).evaluate(model).frame_squared_error.all_predictable
         rows.append(
             {

@@ -40,7 +40,7 @@ from torchrsm.storage.tensors import make_folder, write_atomically
 sys.path.insert(0, str(Path(__file__).parent))
 from learning_rate_search import scaled
 
-SYSTEMS = ("copy-last", "constant-velocity", "balls", "simvp", "predrnn", "convlstm-wide")
+SYSTEMS = ("copy-last", "constant-velocity", "balls", "balls-window", "simvp", "predrnn", "convlstm-wide")
 
 CHANGED = {"balls": 5, "radius": 0.8}
 """The world in the middle of a drift."""

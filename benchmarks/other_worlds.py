@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrsm import Evaluator, MovingMNISTConfig, Trainer, VideoConfig, fit, frame_shape, held_out_frames, load, preset
-from torchrsm.cli.progress import reporting
-from torchrsm.runs.settings import RUN_FILE
+from torchrsm import Evaluator, MovingMNISTConfig, VideoConfig, fit, frame_shape, held_out_frames, load, preset
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.splits import Split
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trained import trained
 
 
 def _scored(stream: VideoConfig | MovingMNISTConfig, split: Split, sequences: int) -> Tensor:
@@ -69,9 +71,7 @@ def main() -> None:
         budget = {"steps": None, "minutes": options.minutes, "threads": 1}
         run = run.replace(training=run.training.replace(**budget))
         folder = options.out / f"{options.world}-{name}"
-        trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
-        with reporting(folder.name) as report:
-            model = trainer.run(report)
+        model = trained(run, folder)
         error = evaluator.evaluate(model).frame_squared_error.all_predictable
         assert error is not None
         rows.append(

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from torchrsm import Evaluator, Trainer, load, preset
-from torchrsm.cli.progress import reporting
+from torchrsm import Evaluator, load, preset
 from torchrsm.predictor import Predictor
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig
+from torchrsm.runs.settings import RunConfig
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.settings import BouncingBallsConfig, unseen
 from torchrsm.streams.splits import bouncing_ball_frames
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trained import trained
 
 ANY = "balls-any"
 BEFORE = "copy-last"
@@ -42,13 +45,6 @@ WORLDS = {
 def specialist(any_world: RunConfig, original: RunConfig, world: BouncingBallsConfig) -> RunConfig:
     """Return the run that learns one world, as its preset does, for as long as the mixture is learned."""
     return original.replace(stream=world, training=any_world.training)
-
-
-def trained(run: AnyRunConfig, folder: Path) -> Predictor[Any, Any]:
-    """Train a run, or what is left of it, and return its model."""
-    trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
-    with reporting(folder.name) as report:
-        return trainer.run(report)
 
 
 def main() -> None:

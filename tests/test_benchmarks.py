@@ -278,7 +278,7 @@ def test_an_interrupted_ablation_goes_on_where_it_was(ablation, monkeypatch) -> 
         yield lambda record: os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ablation.module, "reporting", interrupting)
+        patch.setattr(sys.modules["trained"], "reporting", interrupting)
         with pytest.raises(KeyboardInterrupt, match="the checkpoint is saved"):
             ablation("--rows", "system", "--seeds", "0", minutes="0.02")
     folder = ablation.out / "runs" / "system-seed-0"

@@ -412,8 +412,11 @@ def test_load_weights_refuses(change, message):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())  # nothing was taken
 
 
-@pytest.mark.parametrize(("name", "value"), [("input_frames", 2), ("input_decay", 0.5), ("input_threshold", 0.1)])
+OF_FRAMES = [("input_frames", 2), ("input_decay", 0.5), ("input_threshold", 0.1), ("changes", "last")]
+
+
+@pytest.mark.parametrize(("name", "value"), [*OF_FRAMES, ("loss", "cross_entropy")])
 def test_only_the_first_layer_reads_frames(name, value):
-    layer = LayerConfig(groups=4, active_groups=2, output_bias="channel")
+    layer = LayerConfig(groups=4, active_groups=2, output_bias="channel", activation="sigmoid")
     with pytest.raises(ValueError, match=f"{name} is for the first layer, which reads frames; layer 2 has {value}"):
         ModelConfig(layers=(layer, layer.replace(**{name: value})))

@@ -32,12 +32,10 @@ from torchrsm.streams import (
     load_frames,
 )
 from torchrsm.streams.bouncing_balls import BOX, SPEED
-from torchrsm.streams.settings import PUBLISHED_BALLS, BouncingBallsConfig, StreamConfig, VideoConfig, unseen
+from torchrsm.streams.settings import PUBLISHED_BALLS, BouncingBallsConfig, OfBalls, StreamConfig, VideoConfig, unseen
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, bouncing_ball_frames, held_out_frames
 from torchrsm.systems import load
 
-OF_BALLS = ("balls", "varied-balls")
-"""The kinds of streams whose models are scored on bouncing balls."""
 SEQUENCES = 200
 PRIME = 50
 
@@ -107,7 +105,7 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     """Score a model, print the table, and write what was asked for."""
     command = parse(EvaluateCommand, arguments, "evaluate")
     stream = _stream(command.model)
-    trained, looks_at = learned_from(command.model), command.world if stream.kind in OF_BALLS else stream
+    trained, looks_at = learned_from(command.model), command.world if isinstance(stream, OfBalls) else stream
     note = None if trained is None else unseen(trained, looks_at)
     film = stream.path if isinstance(stream, VideoConfig) else None
     outputs = {"json": command.json_file, "strip": command.strip, "plot": command.plot}
@@ -152,7 +150,7 @@ def _stream(name_or_folder: str) -> StreamConfig:
 
 def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
     """Return what the model never learned from."""
-    of_balls = stream.kind in OF_BALLS
+    of_balls = isinstance(stream, OfBalls)
     if not of_balls and command.world != PUBLISHED_BALLS:
         raise ValueError(f"world is for models of bouncing balls; got a model of {stream.kind}")
     if not of_balls and command.rollout_steps:

@@ -53,7 +53,8 @@ class LayerConfig(Config):
             input that was seen last (``last``), as a logit where the activation is sigmoid. The layer then starts as a
             copy of the last frame, and its cells say what changes. Only for a layer that reads frames.
         loss: of the prediction: ``squared`` error, as published, or ``cross_entropy`` of a sigmoid, whose gradient does
-            not vanish where the layer is sure and wrong. Both are least at the mean of what comes.
+            not vanish where the layer is sure and wrong. Both are least at the mean of what comes. Cross-entropy is
+            only for a layer that reads frames, which are in 0..1.
         output_bias: one for each ``element`` of the input, as published (fixes the frame's size), or each ``channel``.
         margin: rows and columns along each edge of the input that the layer sees but does not predict.
         recurrent_deviation: standard deviation of the recurrent and feedback weights at the start.

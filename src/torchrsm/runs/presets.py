@@ -129,13 +129,29 @@ def balls_window() -> RunConfig:
     )
 
 
+# The rectifier learns after the stack; then its own frames are fed back, and their motion is held to the world's.
+_RECTIFIER_AFTER_THE_STACK: dict[str, Any] = {
+    "rectifying.stack_share": None,
+    "rectifying.gradient_norm": 0.02,
+    "rectifying.loop_share": 0.25,
+    "rectifying.loop_from": 0.5,
+    "rectifying.motion_weight": 0.004,
+}
+
+_WIDE: dict[str, Any] = {
+    "model.layers.0.groups": 512,
+    "model.layers.0.active_groups": 24,
+    "model.layers.1.groups": 128,
+    "model.layers.1.active_groups": 8,
+}
+
+
 def balls() -> RunConfig:
     """Return the best for two cores: a wide recurrent stack that reads one frame at a time; its weights fit any size.
 
     The rectifier has no memory and sees no frame. All that it knows it hears from the stack: the prediction, and the
     winners that made it.
     """
-    run = balls_window()
     below = {
         "groups": 256,
         "active_groups": 12,
@@ -144,45 +160,27 @@ def balls() -> RunConfig:
         "changes": "last",
         "loss": "cross_entropy",
     }
-    rectifying = {
-        "share": 0.4,
-        "stack_share": None,
-        "gradient_norm": 0.02,
-        "loop_share": 0.25,
-        "loop_from": 0.5,
-        "motion_weight": 0.004,
-    }
-    return run.replace(
+    return balls_window().replace(
         name="balls",
         **{f"model.layers.0.{name}": value for name, value in below.items()},
         **{"model.rectifier": CompactConfig(), "learning.betas": (0.9, 0.99), "training.minutes": 30},
-        **{f"rectifying.{name}": value for name, value in rectifying.items()},
+        **{"rectifying.share": 0.4} | _RECTIFIER_AFTER_THE_STACK,
     )
 
 
 def balls_large() -> RunConfig:
     """Return `balls` with twice the cells and winners, for a GPU or for hours of two cores."""
-    below = {"groups": 512, "active_groups": 24}
-    above = {"groups": 128, "active_groups": 8}
-    return balls().replace(
-        name="balls-large",
-        **{f"model.layers.0.{name}": value for name, value in below.items()},
-        **{f"model.layers.1.{name}": value for name, value in above.items()},
-        **{"training.minutes": 300},
-    )
+    return balls().replace(name="balls-large", **_WIDE, **{"training.minutes": 300})
 
 
 def balls_compact() -> RunConfig:
     """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction and winners."""
-    run = balls_window()
     wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3, "input_frames": 1, "input_decay": 0.7}
-    rectifying = {"share": 0.5, "stack_share": None, "gradient_norm": 0.02}
-    dreams = {"loop_share": 0.25, "loop_from": 0.5, "motion_weight": 0.004}
-    return run.replace(
+    return balls_window().replace(
         name="balls-compact",
         **{f"model.layers.0.{name}": value for name, value in wide.items()},
         **{"model.rectifier": CompactConfig()},
-        **{f"rectifying.{name}": value for name, value in (rectifying | dreams).items()},
+        **{"rectifying.share": 0.5} | _RECTIFIER_AFTER_THE_STACK,
     )
 
 
@@ -191,13 +189,7 @@ def balls_wide() -> RunConfig:
 
     All that the rectifier knows of the frames before the last it hears from the stack: its prediction and its winners.
     """
-    below = {"groups": 512, "active_groups": 24, "input_decay": None}
-    above = {"groups": 128, "active_groups": 8}
-    return balls_compact().replace(
-        name="balls-wide",
-        **{f"model.layers.0.{name}": value for name, value in below.items()},
-        **{f"model.layers.1.{name}": value for name, value in above.items()},
-    )
+    return balls_compact().replace(name="balls-wide", **_WIDE, **{"model.layers.0.input_decay": None})
 
 
 def balls_any() -> RunConfig:
@@ -239,13 +231,20 @@ def tiny() -> RunConfig:
     )
 
 
+def lowest_layers(run: RunConfig, count: int) -> RunConfig:
+    """Return a run with the lowest layers of its stack alone, 1 or more."""
+    layers, rates = run.model.layers[:count], run.learning.learning_rates
+    changes: dict[str, Any] = {
+        "model.layers": (*layers[:-1], layers[-1].replace(pool=1)),  # nothing stands above it
+        "learning.learning_rates": rates if len(rates) == 1 else rates[:count],
+    }
+    if count == 1:
+        changes |= {"model.feedback": True, "model.fresh_feedback": False}
+    return run.replace(**changes)
+
+
 def _first_layer_alone(run: RunConfig) -> RunConfig:
-    alone = run.model.layers[0].replace(pool=1)
-    return run.replace(
-        name=f"{run.name}-1l",
-        model=run.model.replace(layers=(alone,), fresh_feedback=False),
-        **{"learning.learning_rates": run.learning.learning_rates[:1]},
-    )
+    return lowest_layers(run, 1).replace(name=f"{run.name}-1l")
 
 
 _TUNED: dict[str, Any] = {"learning_rates": (3e-3,), "schedule": "cosine", "gradient_norm": 1.0}

@@ -100,6 +100,10 @@ class VariedBallsConfig(StreamConfig):
         return {name: ranges[name] for name in _OF_BALLS}
 
 
+OfBalls = BouncingBallsConfig | VariedBallsConfig
+"""Streams of bouncing balls, whose models are scored on the published world."""
+
+
 class MovingMNISTConfig(StreamConfig):
     """Moving digits; see `torchrsm.streams.MovingMNIST`."""
 

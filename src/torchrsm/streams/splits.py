@@ -16,8 +16,8 @@ from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
     BouncingBallsConfig,
     MovingMNISTConfig,
+    OfBalls,
     StreamConfig,
-    VariedBallsConfig,
     VideoConfig,
     learned_frames,
     open_videos,
@@ -102,7 +102,7 @@ def held_out_frames(config: StreamConfig, split: Split = "test", sequences: int 
     return HELD_OUT[config.kind](config, split, sequences)
 
 
-def _other_balls(config: BouncingBallsConfig | VariedBallsConfig, split: Split, sequences: int) -> Tensor:
+def _other_balls(config: OfBalls, split: Split, sequences: int) -> Tensor:
     return bouncing_ball_frames(split, sequences)
 
 

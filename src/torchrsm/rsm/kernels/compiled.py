@@ -44,7 +44,7 @@ Flags = NDArray[np.bool_]
 # references to the same array spend more time on the counter than on the work. So compiled code allocates nothing.
 _jit = compiled(nogil=True, _nrt=False, fastmath={"contract", "reassoc", "nsz"})
 
-_LARGE = 1e150  # times a factor of at most 2 for each channel of an element, of which there may be 500
+_LARGE = 1e150  # of a product, before its logarithm is taken
 
 MOST_COLUMNS = 64
 """Most columns to which the numbers of a location are dealt when the largest are sought."""
@@ -1029,10 +1029,10 @@ def loss(
                         v = (np.float32(1.0) if a > 0.0 else small) / (np.float32(1.0) + small)
                         total += max(a, np.float32(0.0)) - a * target[c]
                         product *= 1.0 + small
+                        if product > _LARGE:
+                            logarithms += math.log(product)
+                            product = 1.0
                         line[c] = scale[n] * (v - target[c])
-                    if product > _LARGE:
-                        logarithms += math.log(product)
-                        product = 1.0
                 elif s.sigmoid:
                     for c in range(channels):
                         v = np.float32(1.0) / (np.float32(1.0) + math.exp(-(line[c] + bias[c])))

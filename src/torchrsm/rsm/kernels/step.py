@@ -188,5 +188,8 @@ class Engine(Protocol):
         learn: Tensor,
         base: Tensor | None = None,
     ) -> Tensor:
-        """Return the scalar `functional.prediction_loss` (or `cross_entropy_loss`) of what `decode` makes, a scalar."""
+        """Return a scalar, `functional.prediction_loss` or `cross_entropy_loss` of the prediction and the new input.
+
+        ``base`` is that of `decode`, ``learn`` says which samples count.
+        """
         ...

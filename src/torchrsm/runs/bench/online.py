@@ -20,10 +20,10 @@ from torch import Tensor
 from torchrsm.config import Config
 from torchrsm.learning.contract import require_finite_losses
 from torchrsm.learning.randomness import Randomness
-from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.precision import products_in
 from torchrsm.rsm import kernels
+from torchrsm.runs.fitting import without_dreams
 from torchrsm.runs.settings import AnyRunConfig, RunConfig
 from torchrsm.streams.bouncing_balls import BouncingBalls
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE
@@ -76,9 +76,8 @@ def on_line(run: AnyRunConfig) -> AnyRunConfig:
     """
     changes: dict[str, object] = {"learning": _constant(run.learning), "training.batch_size": 1}
     if isinstance(run, RunConfig) and run.rectifying is not None:
-        dreams = ("loop_share", "loop_from", "loop_error", "loop_steps", "motion_weight")
-        defaults = {name: RectifyingConfig.model_fields[name].default for name in dreams}
-        changes["rectifying"] = _constant(run.rectifying).replace(**defaults, share=1.0, stack_share=1.0)
+        alone = without_dreams(run.rectifying).replace(share=1.0, stack_share=1.0)
+        changes["rectifying"] = _constant(alone)
     return run.replace(**changes)
 
 
