@@ -19,6 +19,7 @@ from torchrsm.rsm.functional import Grid
 from torchrsm.rsm.kernels import EngineName
 from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState
 from torchrsm.rsm.stack import RSMStack
+from torchrsm.rsm.symmetry import Symmetry, turns
 from torchrsm.storage.folders import load_model, save_model, save_weights
 from torchrsm.storage.shipped import find_model
 
@@ -35,6 +36,9 @@ class ModelConfig(Config):
         feedback: each layer hears what the layer above has chosen; else that layer learns, and none below hears it.
         fresh_feedback: a layer hears what the layer above has chosen for this very step; else, as published, what it
             chose for the last.
+        symmetry: of the world: ``none``, left and right as in a ``mirror``, or the 8 turns and mirrors of a ``square``.
+            The cells of a layer then come in blocks of 2 or 8 which look for the same thing, turned, and learn it
+            together (`torchrsm.rsm.symmetry`). Where a picture has an up and a down, it is no square.
         rectifier: makes the stack's prediction, an average, one sharp frame; None for none.
     """
 
@@ -46,6 +50,7 @@ class ModelConfig(Config):
     pad_value: float = Field(default=0.5, ge=0, le=1)
     feedback: bool = True
     fresh_feedback: bool = False
+    symmetry: Symmetry = "none"
     rectifier: AnyRectifierConfig | None = None
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
@@ -75,6 +80,18 @@ class ModelConfig(Config):
                     raise ValueError(
                         f"{name} is for the first layer, which reads frames; layer {level} has {getattr(layer, name)}"
                     )
+        block = len(turns(self.symmetry))
+        for level, layer in enumerate(self.layers if block > 1 else (), 1):
+            if layer.groups % block or layer.cells_per_group > 1:
+                raise ValueError(
+                    f"symmetry {self.symmetry!r} needs groups of one cell, {block} or a multiple of it; layer {level} "
+                    f"has {layer.groups} of {layer.cells_per_group}"
+                )
+            if layer.depends_on_size:
+                raise ValueError(
+                    f"symmetry {self.symmetry!r} needs a convolutional decoder and one output_bias a channel; layer "
+                    f"{level} has decoder {layer.decoder!r} and output_bias {layer.output_bias!r}"
+                )
         if self.layers[0].margin > self.pad:
             raise ValueError(
                 f"margin of the first layer must be in 0..pad = 0..{self.pad}; got {self.layers[0].margin}"
@@ -120,6 +137,7 @@ class VideoPredictor(nn.Module):
             feedback=config.feedback,
             fresh_feedback=config.fresh_feedback,
             engine=engine,
+            symmetry=config.symmetry,
         )
         sizes = InputSizes(
             config.channels,

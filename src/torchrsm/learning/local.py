@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -75,7 +77,7 @@ class LocalLearning:
             prediction: what the losses compared with the frame.
             wins: what `wins` counted, over all processes; None for those of the prediction.
         """
-        steps = [optimiser.step for optimiser in self.optimisers]
+        steps = [partial(_step, *pair) for pair in zip(self.model.stack.layers, self.optimisers, strict=True)]
         if self._on_cpu:
             kernels.side_by_side(steps)
         else:  # other threads have other CUDA streams, where nothing is recorded
@@ -88,3 +90,8 @@ class LocalLearning:
     def _boosted(self, prediction: Prediction) -> list[tuple[RSMLayer, LayerPrediction]]:
         pairs = zip(self.model.stack.layers, prediction.layers, strict=True)
         return [(layer, part) for layer, part in pairs if layer.config.boost > 0]
+
+
+def _step(layer: RSMLayer, optimiser: torch.optim.Optimizer) -> None:
+    layer.tie_gradients()
+    optimiser.step()

@@ -133,7 +133,17 @@ class OnlineLearner:
         Raises:
             ValueError: it is another kind of stack.
         """
-        for name in ("layers", "channels", "height", "width", "pad", "pad_value", "feedback", "fresh_feedback"):
+        for name in (
+            "layers",
+            "channels",
+            "height",
+            "width",
+            "pad",
+            "pad_value",
+            "feedback",
+            "fresh_feedback",
+            "symmetry",
+        ):
             theirs, ours = getattr(given.config, name), getattr(self.model.config, name)
             if theirs != ours:
                 raise ValueError(

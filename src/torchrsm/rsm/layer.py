@@ -13,6 +13,7 @@ from torchrsm.config import Config
 from torchrsm.rsm import functional as F
 from torchrsm.rsm.functional import Activation, Cells, Grid, Loss, Normalisation
 from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, check_engine, choose_engine
+from torchrsm.rsm.symmetry import Axis, Symmetry, tie, tied_numbers, turns
 
 _SURE = 0.01
 """How far the last frame is held from 0 and 1 where its logit is the start of a prediction.
@@ -176,6 +177,8 @@ class RSMLayer(nn.Module):
         cells_above: cells of the layer above, whose feedback is an input too; None for the top layer.
         input_grid: rows and columns of the input; needed only if the weights depend on them.
         engine: which implementation computes the step.
+        symmetry: of the world, see `torchrsm.rsm.symmetry`; that of the layer below is the same.
+        reads_cells: the input is cells of a layer below. Only a symmetry asks for it.
 
     Raises:
         ValueError: ``input_grid`` is missing where the weights depend on it.
@@ -193,6 +196,8 @@ class RSMLayer(nn.Module):
         cells_above: int | None = None,
         input_grid: Grid | None = None,
         engine: EngineName = "auto",
+        symmetry: Symmetry = "none",
+        reads_cells: bool = False,
     ) -> None:
         super().__init__()
         if config.depends_on_size and input_grid is None:
@@ -227,6 +232,14 @@ class RSMLayer(nn.Module):
         bias_grid = self.input_grid if config.output_bias == "element" and self.input_grid else Grid(1, 1)
         self.output_bias = nn.Parameter(torch.zeros(*bias_grid, channels))
         self.register_buffer("duty", torch.zeros(config.cells), persistent=config.boost > 0)
+        self._tied: dict[str, Tensor] = {}
+        if symmetry != "none":
+            self._tied = {name: tied_numbers(axes, symmetry) for name, axes in self._axes(reads_cells)}
+            with torch.no_grad():
+                for name, tied in self._tied.items():
+                    weight: nn.Parameter = getattr(self, name)
+                    tie(weight, tied)
+                    weight.mul_(len(turns(symmetry)) ** 0.5)  # the deviation that it had before the means were taken
 
     def initial_state(self, batch: int, input: Tensor | Cells) -> LayerState:
         """Return the state of a layer that has seen nothing; ``input`` is an input of zeros."""
@@ -338,6 +351,32 @@ class RSMLayer(nn.Module):
         """Take what `wins` counted into the running frequency of each cell, which the boosted rank uses."""
         if self.config.boost > 0:
             self.duty.lerp_(wins[:-1] / wins[-1], 1 - self.config.boost_decay)
+
+    @torch.no_grad()
+    def tie_gradients(self) -> None:
+        """Replace each gradient by the mean over the turned copies of its weight, if the world has a symmetry."""
+        for name, tied in self._tied.items():
+            gradient = getattr(self, name).grad
+            if gradient is not None:
+                if tied.device != gradient.device:
+                    tied = self._tied[name] = tied.to(gradient.device)
+                tie(gradient, tied)
+
+    def _axes(self, reads_cells: bool) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        """Yield the weights that a symmetry ties, and what their axes count."""
+        config = self.config
+        own, window = Axis(config.cells, "cells"), Axis(config.kernel_size**2, "window")
+        reads = Axis(config.channels_in(self.channels), "cells" if reads_cells else "fixed")
+        predicts = reads._replace(size=self.channels)
+        yield "feedforward", (window, reads, own)
+        if config.recurrent:
+            yield "recurrent", (Axis(config.recurrent_kernel_size**2, "window"), own, own)
+        if self.feedback is not None:
+            yield "feedback", (Axis(len(self.feedback), "cells"), own)
+        yield "bias", (own,)
+        yield "decoder", (own, Axis((config.decoder_kernel_size or config.kernel_size) ** 2, "window"), predicts)
+        if reads_cells:
+            yield "output_bias", (predicts,)
 
     def _check_state(self, state: LayerState, feedback: Cells | None, step: Step) -> None:
         """Refuse a state that an engine could not read. This looks at shapes, types and devices alone."""

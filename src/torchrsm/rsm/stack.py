@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchrsm.rsm.functional import Cells, Grid, strided_grid
 from torchrsm.rsm.kernels import EngineName
 from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState, RSMLayer
+from torchrsm.rsm.symmetry import Symmetry
 
 
 class RSMStack(nn.Module):
@@ -22,6 +23,7 @@ class RSMStack(nn.Module):
         fresh_feedback: layers work from the top down, and each hears what the layer above has just chosen for the same
             step; else, as published, what that layer chose at the last step.
         engine: which implementation computes the step.
+        symmetry: of the world, see `torchrsm.rsm.symmetry`.
     """
 
     layers: Sequence[RSMLayer]
@@ -35,6 +37,7 @@ class RSMStack(nn.Module):
         feedback: bool = True,
         fresh_feedback: bool = False,
         engine: EngineName = "auto",
+        symmetry: Symmetry = "none",
     ) -> None:
         super().__init__()
         self.fresh_feedback = fresh_feedback
@@ -42,7 +45,18 @@ class RSMStack(nn.Module):
         grid, pool = frame_grid, 1
         for level, config in enumerate(layers):
             above = layers[level + 1].cells if feedback and level + 1 < len(layers) else None
-            built.append(RSMLayer(config, channels, input_pool=pool, cells_above=above, input_grid=grid, engine=engine))
+            built.append(
+                RSMLayer(
+                    config,
+                    channels,
+                    input_pool=pool,
+                    cells_above=above,
+                    input_grid=grid,
+                    engine=engine,
+                    symmetry=symmetry,
+                    reads_cells=level > 0,
+                )
+            )
             channels, pool = config.cells, config.pool
             grid = None if grid is None else strided_grid(strided_grid(grid, config.stride), pool)
         self.layers = nn.ModuleList(built)  # type: ignore[assignment]

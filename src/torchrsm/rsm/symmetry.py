@@ -1,0 +1,130 @@
+"""Weights that are tied, so that a layer treats a turned or mirrored world as it treats the world itself.
+
+Cells come in blocks of as many as there are turns. The cells of a block look for one thing in all its turned copies:
+turning what a layer sees exchanges the cells of each block, and nothing else changes. The weights stay whole, so no
+engine knows of this. What is tied is how they begin and how they learn: a weight and its turned copies are equal at the
+start, and each gets the mean of their gradients. See Taco Cohen, Max Welling, ICML 2016, arXiv 1602.07576.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchrsm.compiling import compiled
+
+Symmetry = Literal["none", "mirror", "square"]
+"""What a world is turned into: nothing else, its left-right mirror image, or the 8 turns and mirrors of a square."""
+
+Turn = tuple[int, int, int, int]
+"""A 2x2 matrix of whole numbers, row by row: it says where a place, its row and its column, comes to lie."""
+
+Kind = Literal["fixed", "window", "cells"]
+"""What an axis of a weight counts: things that no turn moves, the places of a square row by row, or cells."""
+
+_SAME, _QUARTER, _MIRROR = (1, 0, 0, 1), (0, -1, 1, 0), (1, 0, 0, -1)
+
+
+class Axis(NamedTuple):
+    """An axis of a weight.
+
+    Attributes:
+        size: entries along it.
+        kind: what it counts.
+    """
+
+    size: int
+    kind: Kind
+
+
+def turns(symmetry: Symmetry) -> tuple[Turn, ...]:
+    """Return the turns of a symmetry; the first changes nothing."""
+    if symmetry == "none":
+        return (_SAME,)
+    if symmetry == "mirror":
+        return (_SAME, _MIRROR)
+    quarters = [_SAME]
+    while len(quarters) < 4:
+        quarters.append(_after(_QUARTER, quarters[-1]))
+    return (*quarters, *(_after(turn, _MIRROR) for turn in quarters))
+
+
+def tied_numbers(axes: Sequence[Axis], symmetry: Symmetry) -> Tensor:
+    """Return which numbers of a weight are tied, ``[classes of tied numbers, turns]`` int32.
+
+    Args:
+        axes: of the weight, the last the fastest.
+        symmetry: it says which cells are a block. Where no axis counts cells, a number may stand in its class twice:
+            a turn about the centre leaves some places where they are.
+    """
+    every = turns(symmetry)
+    block = len(every)
+    # Each class has one number that belongs to the first cell of a block; so not all have to be followed.
+    first = next((number for number, axis in enumerate(axes) if axis.kind == "cells"), None)
+    copies = []
+    for turn in every:
+        index = torch.zeros(1, dtype=torch.int64)
+        for number, (size, kind) in enumerate(axes):
+            along = torch.arange(size)
+            if kind == "window":
+                along = _window(size, turn)
+            elif kind == "cells":
+                copy = torch.tensor([every.index(_after(turn, other)) for other in every])
+                along = along // block * block + copy[along % block]
+            if number == first:
+                along = along[::block]
+            index = (index[:, None] * size + along).flatten()
+        copies.append(index)
+    classes = torch.stack(copies, 1)
+    if first is None:
+        classes = classes[classes.amin(1) == torch.arange(len(classes))]
+    return classes.to(torch.int32)
+
+
+def tie(weight: Tensor, tied: Tensor) -> None:
+    """Replace each number of a weight, or of its gradient, by the mean of those that it is tied to.
+
+    Args:
+        weight: contiguous; changed in place.
+        tied: what `tied_numbers` returned, on the same device.
+    """
+    flat = weight.detach().view(-1)
+    if flat.device.type == "cpu":
+        _tie(flat.numpy(), tied.numpy())
+        return
+    index = tied.flatten()
+    means = flat.index_select(0, index).view(tied.shape).mean(1, keepdim=True)
+    flat.index_copy_(0, index.long(), means.expand(tied.shape).flatten())
+
+
+@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _tie(flat: NDArray[np.floating], tied: NDArray[np.int32]) -> None:
+    classes, count = tied.shape
+    for i in range(classes):
+        total = flat[tied[i, 0]]
+        for j in range(1, count):
+            total += flat[tied[i, j]]
+        total /= count
+        for j in range(count):
+            flat[tied[i, j]] = total
+
+
+def _after(second: Turn, first: Turn) -> Turn:
+    """Return the turn that does the first, then the second."""
+    a, b, c, d = second
+    e, f, g, h = first
+    return (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
+
+
+def _window(places: int, turn: Turn) -> Tensor:
+    """Return where a turn about the centre takes each place of a square window."""
+    side = round(places**0.5)
+    centre = side - 1  # in half places: the centre of an even window lies between two
+    y, x = 2 * (torch.arange(places) // side) - centre, 2 * (torch.arange(places) % side) - centre
+    row, column = (turn[0] * y + turn[1] * x + centre) // 2, (turn[2] * y + turn[3] * x + centre) // 2
+    return row * side + column

@@ -1,0 +1,168 @@
+import itertools
+
+import pytest
+import torch
+from device_under_test import here
+
+from torchrsm.learning.online import OnlineLearner
+from torchrsm.model import ModelConfig, VideoPredictor
+from torchrsm.rsm.symmetry import Axis, tie, tied_numbers, turns
+from torchrsm.runs.presets import preset
+from torchrsm.streams.stream import StreamBatch
+
+SIZE = 12
+SQUARE = {
+    "left to right": lambda x: x.flip(-1),
+    "upside down": lambda x: x.flip(-2),
+    "a quarter": lambda x: x.rot90(1, (-2, -1)),
+    "half": lambda x: x.rot90(2, (-2, -1)),
+    "three quarters": lambda x: x.rot90(3, (-2, -1)),
+    "transposed": lambda x: x.transpose(-1, -2),
+    "transposed, half": lambda x: x.transpose(-1, -2).rot90(2, (-2, -1)),
+}
+CASES = [*(("square", name) for name in SQUARE), ("mirror", "left to right")]
+
+
+def config(symmetry, **changes):
+    """A stack of two layers whose windows cover a frame alike from both sides.
+
+    Of cells that are equal those of the lowest numbers win, which no turn can know. So there is no inhibition, which
+    would act before the first frame, and there is place for whole blocks: where nothing is seen, all cells of a block
+    are equal.
+    """
+    below = {"groups": 24, "active_groups": 8, "kernel_size": 6, "recurrent_kernel_size": 3, "changes": "last"}
+    below |= {"activation": "sigmoid", "recurrent_deviation": 0.3, "decoder_deviation": 0.3, "input_decay": 0.5}
+    above = {"groups": 16, "active_groups": 8, "kernel_size": 4, "decoder_kernel_size": 2}
+    common = {"output_bias": "channel", "normalisation": "location", "dropout": 0.0, "inhibition_decay": None}
+    layers = [{**layer, **common} for layer in (below, above)]
+    settings = {"layers": layers, "pad": 2, "fresh_feedback": True, "symmetry": symmetry}
+    return ModelConfig.model_validate({**settings, **changes})
+
+
+def learner(symmetry):
+    torch.manual_seed(0)
+    run = preset("balls")
+    device = here(torch.zeros(())).device
+    return OnlineLearner(config(symmetry), run.learning, None, True, (3, 1, SIZE, SIZE), device)
+
+
+def after_updates(symmetry, count=20):
+    """A model that has learned from frames of no symmetry."""
+    made = learner(symmetry)
+    made.begin("stack", 1)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(count):
+        frames = torch.rand(3, 1, SIZE, SIZE, generator=generator) * torch.linspace(0, 1, SIZE)
+        made.teach(
+            [StreamBatch(here(frames), here(torch.zeros(3, dtype=torch.bool)), torch.zeros(3).long())], step / count
+        )
+    return made.model.eval()
+
+
+@torch.no_grad()
+def predictions(model, frames):
+    state, made = model.initial_state(tuple(frames.shape[1:])), []
+    for frame in frames:
+        prediction = model.predict(state)
+        made.append(prediction.frame)
+        state = model.observe(frame, prediction, state)
+    return torch.stack(made)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return {symmetry: after_updates(symmetry) for symmetry in ("none", "mirror", "square")}
+
+
+@pytest.mark.parametrize(("symmetry", "name"), CASES)
+def test_the_prediction_of_a_turned_film_is_the_turned_prediction(learned, symmetry, name):
+    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    turn, model = SQUARE[name], learned[symmetry]
+    straight, turned = predictions(model, frames), predictions(model, turn(frames).contiguous())
+    torch.testing.assert_close(turned, turn(straight), atol=1e-5, rtol=0)
+    assert (turned - straight).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("symmetry", "name"), [("none", "left to right"), ("mirror", "upside down")])
+def test_no_other_turn_is_promised(learned, symmetry, name):
+    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    turn, model = SQUARE[name], learned[symmetry]
+    difference = predictions(model, turn(frames).contiguous()) - turn(predictions(model, frames))
+    assert difference.abs().max() > 0.01
+
+
+def test_every_engine_keeps_the_symmetry(engine):
+    torch.manual_seed(0)
+    model = here(VideoPredictor(config("square"), engine=engine)).eval()
+    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(
+        predictions(model, frames.mT.contiguous()), predictions(model, frames).mT, atol=1e-5, rtol=0
+    )
+
+
+def test_weights_begin_with_the_same_deviation():
+    torch.manual_seed(0)
+    plain, tied = (VideoPredictor(config(symmetry)).stack.layers[0] for symmetry in ("none", "square"))
+    for name in ("feedforward", "recurrent", "feedback", "decoder"):
+        ratio = getattr(tied, name).std() / getattr(plain, name).std()
+        assert 0.8 < ratio < 1.25, name
+
+
+def test_turns_are_a_group():
+    for symmetry, count in (("none", 1), ("mirror", 2), ("square", 8)):
+        every = turns(symmetry)
+        assert len(set(every)) == count
+        products = {
+            tuple((torch.tensor(a).view(2, 2) @ torch.tensor(b).view(2, 2)).flatten().tolist())
+            for a, b in itertools.product(every, every)
+        }
+        assert products == set(every)
+
+
+def test_what_is_tied_is_a_partition():
+    axes = (Axis(9, "window"), Axis(3, "fixed"), Axis(16, "cells"))
+    tied = tied_numbers(axes, "square")
+    assert sorted(tied.flatten().tolist()) == list(range(9 * 3 * 16))
+    assert tied.shape == (9 * 3 * 2, 8)
+
+
+def test_a_mirror_ties_left_and_right():
+    # A window of 2 x 2 and a block of 2 cells: cell 0 at a place is tied to cell 1 at the place beside it.
+    tied = tied_numbers((Axis(4, "window"), Axis(2, "cells")), "mirror")
+    assert {frozenset(one) for one in tied.tolist()} == {frozenset(one) for one in ([0, 3], [2, 1], [4, 7], [6, 5])}
+
+
+def test_places_are_tied_where_there_are_no_cells():
+    tied = tied_numbers((Axis(9, "window"),), "square")
+    assert {frozenset(one) for one in tied.tolist()} == {frozenset(one) for one in ([0, 2, 6, 8], [1, 3, 5, 7], [4])}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tying_takes_the_mean(dtype):
+    weight = here(torch.arange(8, dtype=dtype).view(4, 2))
+    tie(weight, here(tied_numbers((Axis(4, "window"), Axis(2, "cells")), "mirror")))
+    assert weight.tolist() == [[1.5, 1.5], [1.5, 1.5], [5.5, 5.5], [5.5, 5.5]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"layers.1.groups": 12},
+            "symmetry 'square' needs groups of one cell, 8 or a multiple of it; layer 2 has 12 of 1",
+        ),
+        ({"layers.0.cells_per_group": 2}, "layer 1 has 24 of 2"),
+        (
+            {"layers.1.output_bias": "element", "height": 12, "width": 12},
+            "layer 2 has decoder 'convolutional' and output_bias 'element'",
+        ),
+    ],
+)
+def test_a_stack_that_cannot_be_turned_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config("square").replace(**changes)
+
+
+def test_a_symmetry_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="none.*mirror.*square"):
+        config("round")
