@@ -92,6 +92,8 @@ class ModelConfig(Config):
                     f"symmetry {self.symmetry!r} needs a convolutional decoder and one output_bias a channel; layer "
                     f"{level} has decoder {layer.decoder!r} and output_bias {layer.output_bias!r}"
                 )
+        if self.rectifier is not None:
+            self.rectifier.check_symmetry(self.symmetry)
         if self.layers[0].margin > self.pad:
             raise ValueError(
                 f"margin of the first layer must be in 0..pad = 0..{self.pad}; got {self.layers[0].margin}"
@@ -145,6 +147,7 @@ class VideoPredictor(nn.Module):
             config.layers[0].channels_in(config.channels),
             config.pad,
             config.pad_value,
+            config.symmetry,
         )
         self.rectifier = None if config.rectifier is None else make_rectifier(config.rectifier, sizes)
 

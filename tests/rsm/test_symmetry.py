@@ -6,6 +6,7 @@ from device_under_test import here
 
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.model import ModelConfig, VideoPredictor
+from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rsm.symmetry import Axis, tie, tied_numbers, turns
 from torchrsm.runs.presets import preset
 from torchrsm.streams.stream import StreamBatch
@@ -35,27 +36,28 @@ def config(symmetry, **changes):
     above = {"groups": 16, "active_groups": 8, "kernel_size": 4, "decoder_kernel_size": 2}
     common = {"output_bias": "channel", "normalisation": "location", "dropout": 0.0, "inhibition_decay": None}
     layers = [{**layer, **common} for layer in (below, above)]
-    settings = {"layers": layers, "pad": 2, "fresh_feedback": True, "symmetry": symmetry}
+    rectifier = CompactConfig(width=16, blocks=2)
+    settings = {"layers": layers, "pad": 2, "fresh_feedback": True, "symmetry": symmetry, "rectifier": rectifier}
     return ModelConfig.model_validate({**settings, **changes})
 
 
 def learner(symmetry):
     torch.manual_seed(0)
-    run = preset("balls")
+    run = preset("balls").replace(**{"rectifying.share": 0.8, "rectifying.stack_share": 1.0})
     device = here(torch.zeros(())).device
-    return OnlineLearner(config(symmetry), run.learning, None, True, (3, 1, SIZE, SIZE), device)
+    return OnlineLearner(config(symmetry), run.learning, run.rectifying, True, (3, 1, SIZE, SIZE), device)
 
 
 def after_updates(symmetry, count=20):
-    """A model that has learned from frames of no symmetry."""
+    """A model that has learned, stack and rectifier, from frames that have no symmetry."""
     made = learner(symmetry)
-    made.begin("stack", 1)
     generator = torch.Generator().manual_seed(3)
     for step in range(count):
         frames = torch.rand(3, 1, SIZE, SIZE, generator=generator) * torch.linspace(0, 1, SIZE)
-        made.teach(
-            [StreamBatch(here(frames), here(torch.zeros(3, dtype=torch.bool)), torch.zeros(3).long())], step / count
-        )
+        starts = here(torch.zeros(3, dtype=torch.bool))
+        made.begin(made.phase(step / count), 1)
+        made.teach([StreamBatch(here(frames), starts, torch.zeros(3).long())], step / count)
+    assert made.model.rectifier.tail.weight.abs().max() > 1e-3
     return made.model.eval()
 
 
@@ -152,6 +154,7 @@ def test_tying_takes_the_mean(dtype):
             "symmetry 'square' needs groups of one cell, 8 or a multiple of it; layer 2 has 12 of 1",
         ),
         ({"layers.0.cells_per_group": 2}, "layer 1 has 24 of 2"),
+        ({"rectifier.width": 12}, "symmetry 'square' needs a width of 8 or a multiple of it; got 12"),
         (
             {"layers.1.output_bias": "element", "height": 12, "width": 12},
             "layer 2 has decoder 'convolutional' and output_bias 'element'",

@@ -225,11 +225,16 @@ class RectifierLearning:
 
     def step(self) -> None:
         """Take one step of each optimiser along the gradients that `find_gradients` found."""
+        tied = self.rectifier.tied
+        if tied is not None:
+            tied.tie_gradients(self.rectifier)
         if self.config.gradient_norm is not None:
             for stage in self._groups:
                 torch.nn.utils.clip_grad_norm_(stage.weights, self.config.gradient_norm)
         for optimiser in self.optimisers:
             optimiser.step()
+        if tied is not None:
+            tied.tie_weights(self.rectifier)  # products of matrices round turned copies in different ways
 
     def heard(self, frame: Tensor, rectified: Tensor, learn: Tensor, alone: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.

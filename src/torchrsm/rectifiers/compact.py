@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig, Sees
 from torchrsm.rectifiers.parts import (
     CellWeights,
+    Convolution,
     bordered,
     convolution,
     from_zero,
     inside,
 )
 from torchrsm.rsm.functional import Cells, safe_logit
+from torchrsm.rsm.symmetry import Axis, Symmetry, TiedWeights, turns
 
 
 class CompactConfig(RectifierConfig):
@@ -35,12 +37,19 @@ class CompactConfig(RectifierConfig):
     blocks: int = Field(default=4, gt=0)
     sees_cells: bool = True
 
+    def check_symmetry(self, symmetry: Symmetry) -> None:
+        """See `RectifierConfig.check_symmetry`."""
+        block = len(turns(symmetry))
+        if self.width % block:
+            raise ValueError(f"symmetry {symmetry!r} needs a width of {block} or a multiple of it; got {self.width}")
+
 
 class CompactGenerator(Rectifier):
     """A residual convolutional network at half the resolution, whose output is added to the logit of the prediction.
 
     The prediction gets the border that the stack reads, so that the walls can be seen, and is folded two by two into
-    channels. Every block and the last layer start at 0, so at first it returns the prediction unchanged.
+    channels. Every block and the last layer start at 0, so at first it returns the prediction unchanged. Where the
+    stack has a symmetry, the channels come in blocks as its cells do, and its weights are tied likewise.
 
     Args:
         config: its settings.
@@ -53,13 +62,27 @@ class CompactGenerator(Rectifier):
         self.pad, self.pad_value = sizes.pad, sizes.pad_value
         channels, width = sizes.channels, config.width
         self.head = convolution(4 * channels, width)
-        self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width)
+        self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width, sizes.symmetry)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), convolution(width, width), nn.SiLU(), from_zero(convolution(width, width)))
             for _ in range(config.blocks)
         )
         self.tail = from_zero(convolution(width, 4 * channels))
+        self.tied = TiedWeights(dict(self._axes()), sizes.symmetry)
+        self.tied.begin(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        """Yield the weights that a symmetry ties, and what their axes count."""
+        own, kernel = Axis(self.config.width, "cells"), Axis(9, "window")
+        folded = Axis(len(self.tail.weight) // 4, "fixed"), Axis(4, "window")
+        yield from (("head.weight", (own, *folded, kernel)), ("head.bias", (own,)))
+        yield from (("tail.weight", (*folded, own, kernel)), ("tail.bias", folded))
+        for number, weight in enumerate(self.cells):
+            yield f"cells.{number}", (Axis(len(weight), "cells"), own)
+        for name, part in self.blocks.named_modules(prefix="blocks"):
+            if isinstance(part, Convolution):
+                yield from ((f"{name}.weight", (own, own, kernel)), (f"{name}.bias", (own,)))
 
     @property
     def sees(self) -> tuple[Sees, ...]:

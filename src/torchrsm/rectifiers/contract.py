@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torchrsm.config import Config
 from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.symmetry import Symmetry, TiedWeights
 
 Sees = Literal["prediction", "cells", "frames"]
 """What a rectifier may look at: the stack's prediction, the winners that made it, the frames that the stack read."""
@@ -26,6 +27,13 @@ class RectifierConfig(Config):
     kind: str
     learns: ClassVar[bool] = True
     """Whether such a rectifier has weights, so that a run must say how they learn."""
+
+    def check_symmetry(self, symmetry: Symmetry) -> None:
+        """Refuse settings that do not fit the symmetry of the stack.
+
+        Raises:
+            ValueError: a number of channels is no multiple of the number of turns.
+        """
 
     def for_still_pictures(self) -> Self:
         """Return settings for films, in which most of a picture stands still. The default is no change."""
@@ -41,6 +49,7 @@ class InputSizes(NamedTuple):
         seen_channels: channels of the frames that the stack reads, those before the last and the trace included.
         pad: rows and columns of border around the frames that the stack reads.
         pad_value: value of the border, in 0..1.
+        symmetry: of the stack.
     """
 
     channels: int
@@ -48,6 +57,7 @@ class InputSizes(NamedTuple):
     seen_channels: int
     pad: int = 0
     pad_value: float = 0.5
+    symmetry: Symmetry = "none"
 
 
 class WeightGroup(NamedTuple):
@@ -68,6 +78,9 @@ class Rectifier(nn.Module):
 
     loss_names: ClassVar[tuple[str, ...]] = ("squared error",)
     """A name for the loss of each stage."""
+
+    tied: TiedWeights | None = None
+    """The weights that the symmetry of the stack ties; None for a rectifier that does not keep it."""
 
     @property
     def sees(self) -> tuple[Sees, ...]:

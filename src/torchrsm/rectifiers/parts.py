@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrsm.rsm.functional import Cells
+from torchrsm.rsm.symmetry import Symmetry
 
 LEAKY_SLOPE = 0.2  # of the published networks: the default of the library that they were written in
 
@@ -67,19 +68,21 @@ class CellWeights(nn.ParameterList):
     Args:
         layer_cells: cells of a location of each layer that is seen; none for a network that sees no winners.
         width: channels of the map.
+        symmetry: of the stack. Where it has one, a coarser grid of cells is enlarged so that no side is preferred.
     """
 
-    def __init__(self, layer_cells: Sequence[int], width: int) -> None:
+    def __init__(self, layer_cells: Sequence[int], width: int, symmetry: Symmetry = "none") -> None:
         super().__init__([nn.Parameter(_CELL_DEVIATION * torch.randn(count, width)) for count in layer_cells])
+        self._enlarge = "nearest" if symmetry == "none" else "nearest-exact"
 
     def added_to(self, x: Tensor, cells: Sequence[Cells]) -> Tensor:
         """Return a map ``[b, width, h, w]`` with the winners of each layer added; as it is if none are seen."""
         for weight, layer in zip(self, cells, strict=bool(self)):
-            x = x + _project_cells(weight, layer, x.shape[-2:])
+            x = x + _project_cells(weight, layer, x.shape[-2:], self._enlarge)
         return x
 
 
-def _project_cells(weight: Tensor, cells: Cells, size: Sequence[int]) -> Tensor:
+def _project_cells(weight: Tensor, cells: Cells, size: Sequence[int], enlarge: str) -> Tensor:
     """Multiply cells ``[b, h, w, k]`` by ``weight [n, channels]``; the result is a map ``[b, channels, *size]``.
 
     The product with a sparse map of cells is the sum of its winners' rows.
@@ -89,4 +92,4 @@ def _project_cells(weight: Tensor, cells: Cells, size: Sequence[int]) -> Tensor:
     index = cells.index.masked_fill(none, 0).view(-1, k)  # an entry that names no cell has the value 0
     rows = F.embedding_bag(index, weight, mode="sum", per_sample_weights=cells.value.reshape(-1, k))
     found = rows.view(b, h, w, -1).permute(0, 3, 1, 2)
-    return found if (h, w) == tuple(size) else F.interpolate(found, size=tuple(size), mode="nearest")
+    return found if (h, w) == tuple(size) else F.interpolate(found, size=tuple(size), mode=enlarge)

@@ -13,7 +13,7 @@ from torchrsm.config import Config
 from torchrsm.rsm import functional as F
 from torchrsm.rsm.functional import Activation, Cells, Grid, Loss, Normalisation
 from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, check_engine, choose_engine
-from torchrsm.rsm.symmetry import Axis, Symmetry, tie, tied_numbers, turns
+from torchrsm.rsm.symmetry import Axis, Symmetry, TiedWeights
 
 _SURE = 0.01
 """How far the last frame is held from 0 and 1 where its logit is the start of a prediction.
@@ -232,14 +232,8 @@ class RSMLayer(nn.Module):
         bias_grid = self.input_grid if config.output_bias == "element" and self.input_grid else Grid(1, 1)
         self.output_bias = nn.Parameter(torch.zeros(*bias_grid, channels))
         self.register_buffer("duty", torch.zeros(config.cells), persistent=config.boost > 0)
-        self._tied: dict[str, Tensor] = {}
-        if symmetry != "none":
-            self._tied = {name: tied_numbers(axes, symmetry) for name, axes in self._axes(reads_cells)}
-            with torch.no_grad():
-                for name, tied in self._tied.items():
-                    weight: nn.Parameter = getattr(self, name)
-                    tie(weight, tied)
-                    weight.mul_(len(turns(symmetry)) ** 0.5)  # the deviation that it had before the means were taken
+        self._tied = TiedWeights(dict(self._axes(reads_cells)), symmetry)
+        self._tied.begin(self)
 
     def initial_state(self, batch: int, input: Tensor | Cells) -> LayerState:
         """Return the state of a layer that has seen nothing; ``input`` is an input of zeros."""
@@ -352,15 +346,9 @@ class RSMLayer(nn.Module):
         if self.config.boost > 0:
             self.duty.lerp_(wins[:-1] / wins[-1], 1 - self.config.boost_decay)
 
-    @torch.no_grad()
     def tie_gradients(self) -> None:
-        """Replace each gradient by the mean over the turned copies of its weight, if the world has a symmetry."""
-        for name, tied in self._tied.items():
-            gradient = getattr(self, name).grad
-            if gradient is not None:
-                if tied.device != gradient.device:
-                    tied = self._tied[name] = tied.to(gradient.device)
-                tie(gradient, tied)
+        """Give weights that a symmetry ties the mean of their gradients."""
+        self._tied.tie_gradients(self)
 
     def _axes(self, reads_cells: bool) -> Iterator[tuple[str, tuple[Axis, ...]]]:
         """Yield the weights that a symmetry ties, and what their axes count."""

@@ -8,13 +8,13 @@ start, and each gets the mean of their gradients. See Taco Cohen, Max Welling, I
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrsm.compiling import compiled
 
@@ -86,20 +86,60 @@ def tied_numbers(axes: Sequence[Axis], symmetry: Symmetry) -> Tensor:
     return classes.to(torch.int32)
 
 
-def tie(weight: Tensor, tied: Tensor) -> None:
-    """Replace each number of a weight, or of its gradient, by the mean of those that it is tied to.
+class TiedWeights:
+    """The weights of a module that are tied.
 
     Args:
-        weight: contiguous; changed in place.
-        tied: what `tied_numbers` returned, on the same device.
+        axes: of each weight, by the name of the parameter.
+        symmetry: of the world.
     """
-    flat = weight.detach().view(-1)
+
+    def __init__(self, axes: Mapping[str, Sequence[Axis]], symmetry: Symmetry) -> None:
+        self._turns = len(turns(symmetry))
+        self._tied = {name: tied_numbers(of, symmetry) for name, of in axes.items()} if self._turns > 1 else {}
+
+    @torch.no_grad()
+    def begin(self, module: nn.Module) -> None:
+        """Tie weights that were drawn at random; they keep their deviation, that of means is less."""
+        self.tie_weights(module)
+        for name in self._tied:
+            module.get_parameter(name).mul_(self._turns**0.5)
+
+    def tie_weights(self, module: nn.Module) -> None:
+        """Make tied weights equal, which rounding may have set apart."""
+        for name in self._tied:
+            self._tie(name, module.get_parameter(name))
+
+    def tie_gradients(self, module: nn.Module) -> None:
+        """Give tied weights the mean of their gradients."""
+        for name in self._tied:
+            gradient = module.get_parameter(name).grad
+            if gradient is not None:
+                self._tie(name, gradient)
+
+    def _tie(self, name: str, weight: Tensor) -> None:
+        if self._tied[name].device != weight.device:
+            self._tied[name] = self._tied[name].to(weight.device)
+        tie(weight, self._tied[name])
+
+
+@torch.no_grad()
+def tie(weight: Tensor, tied: Tensor) -> None:
+    """Replace each number of a weight, or of its gradient, by the mean of those that it is tied to, in place.
+
+    Args:
+        weight: with its axes in the order in which they were given to `tied_numbers`.
+        tied: what that returned, on the same device.
+    """
+    flat = weight.detach().reshape(-1)  # a copy if the weight is not contiguous
     if flat.device.type == "cpu":
         _tie(flat.numpy(), tied.numpy())
-        return
-    index = tied.flatten()
-    means = flat.index_select(0, index).view(tied.shape).mean(1, keepdim=True)
-    flat.index_copy_(0, index.long(), means.expand(tied.shape).flatten())
+    else:
+        index = tied.flatten()
+        means = flat.index_select(0, index).view(tied.shape).mean(1, keepdim=True)
+        flat.index_copy_(0, index.long(), means.expand(tied.shape).flatten())
+    if flat.data_ptr() != weight.data_ptr():
+        weight.copy_(flat.view(weight.shape))
 
 
 @compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
@@ -127,4 +167,5 @@ def _window(places: int, turn: Turn) -> Tensor:
     centre = side - 1  # in half places: the centre of an even window lies between two
     y, x = 2 * (torch.arange(places) // side) - centre, 2 * (torch.arange(places) % side) - centre
     row, column = (turn[0] * y + turn[1] * x + centre) // 2, (turn[2] * y + turn[3] * x + centre) // 2
-    return row * side + column
+    places_after: Tensor = row * side + column
+    return places_after
