@@ -149,12 +149,14 @@ _WIDE: dict[str, Any] = {
 def balls() -> RunConfig:
     """Return the best for two cores: a wide recurrent stack that reads one frame at a time; its weights fit any size.
 
-    The rectifier has no memory and sees no frame. All that it knows it hears from the stack: the prediction, and the
-    winners that made it.
+    The world looks the same from all sides, so the weights are tied. The kernel of layer 1 has an even side: it then
+    covers an even frame alike from all sides. The rectifier has no memory and sees no frame. All that it knows it hears
+    from the stack: the prediction, and the winners that made it.
     """
     below = {
         "groups": 256,
         "active_groups": 12,
+        "kernel_size": 8,
         "recurrent_kernel_size": 3,
         "input_frames": 1,
         "changes": "last",
@@ -164,7 +166,7 @@ def balls() -> RunConfig:
         name="balls",
         **{f"model.layers.0.{name}": value for name, value in below.items()},
         **{"model.rectifier": CompactConfig(), "learning.betas": (0.9, 0.99), "training.minutes": 30},
-        **{"rectifying.share": 0.4} | _RECTIFIER_AFTER_THE_STACK,
+        **{"model.symmetry": "square", "rectifying.share": 0.2} | _RECTIFIER_AFTER_THE_STACK,
     )
 
 
