@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from device_under_test import here
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
-from torchrsm.rsm.symmetry import Axis, tie, tied_numbers, turns
+from torchrsm.rsm.symmetry import Axis, find_ties, tie, turns
 from torchrsm.runs.presets import preset
 from torchrsm.streams.stream import StreamBatch
 
@@ -121,28 +122,42 @@ def test_turns_are_a_group():
         assert products == set(every)
 
 
-def test_what_is_tied_is_a_partition():
-    axes = (Axis(9, "window"), Axis(3, "fixed"), Axis(16, "cells"))
-    tied = tied_numbers(axes, "square")
-    assert sorted(tied.flatten().tolist()) == list(range(9 * 3 * 16))
-    assert tied.shape == (9 * 3 * 2, 8)
+def classes_of(axes, symmetry):
+    """The sets of places of a flat weight that are tied."""
+    first, blocks = find_ties(axes, symmetry)
+    return [{place + block * len(one) for place in one} for one in first.tolist() for block in range(blocks)]
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (Axis(9, "window"), Axis(3, "fixed"), Axis(16, "cells")),
+        (Axis(16, "cells"), Axis(4, "window"), Axis(2, "fixed")),
+        (Axis(8, "cells"), Axis(9, "window"), Axis(24, "cells")),
+    ],
+)
+def test_every_number_is_tied_to_as_many_as_there_are_turns(axes):
+    classes = classes_of(axes, "square")
+    assert sorted(place for tied in classes for place in tied) == list(range(math.prod(axis.size for axis in axes)))
+    assert {len(tied) for tied in classes} == {8}
 
 
 def test_a_mirror_ties_left_and_right():
     # A window of 2 x 2 and a block of 2 cells: cell 0 at a place is tied to cell 1 at the place beside it.
-    tied = tied_numbers((Axis(4, "window"), Axis(2, "cells")), "mirror")
-    assert {frozenset(one) for one in tied.tolist()} == {frozenset(one) for one in ([0, 3], [2, 1], [4, 7], [6, 5])}
+    classes = classes_of((Axis(4, "window"), Axis(2, "cells")), "mirror")
+    assert sorted(map(sorted, classes)) == [[0, 3], [1, 2], [4, 7], [5, 6]]
 
 
 def test_places_are_tied_where_there_are_no_cells():
-    tied = tied_numbers((Axis(9, "window"),), "square")
-    assert {frozenset(one) for one in tied.tolist()} == {frozenset(one) for one in ([0, 2, 6, 8], [1, 3, 5, 7], [4])}
+    classes = classes_of((Axis(9, "window"),), "square")
+    assert sorted(map(sorted, classes)) == [[0, 2, 6, 8], [1, 3, 5, 7], [4]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tying_takes_the_mean(dtype):
     weight = here(torch.arange(8, dtype=dtype).view(4, 2))
-    tie(weight, here(tied_numbers((Axis(4, "window"), Axis(2, "cells")), "mirror")))
+    ties = find_ties((Axis(4, "window"), Axis(2, "cells")), "mirror")
+    tie(weight, ties._replace(first=here(ties.first)))
     assert weight.tolist() == [[1.5, 1.5], [1.5, 1.5], [5.5, 5.5], [5.5, 5.5]]
 
 

@@ -54,8 +54,20 @@ def turns(symmetry: Symmetry) -> tuple[Turn, ...]:
     return (*quarters, *(_after(turn, _MIRROR) for turn in quarters))
 
 
-def tied_numbers(axes: Sequence[Axis], symmetry: Symmetry) -> Tensor:
-    """Return which numbers of a weight are tied, ``[classes of tied numbers, turns]`` int32.
+class Ties(NamedTuple):
+    """Which numbers of a weight are tied.
+
+    Attributes:
+        first: ``[classes, turns]`` int32, the places of tied numbers in the flat weight.
+        blocks: how many times these classes are there; each time they lie ``turns`` places further on.
+    """
+
+    first: Tensor
+    blocks: int
+
+
+def find_ties(axes: Sequence[Axis], symmetry: Symmetry) -> Ties:
+    """Return which numbers of a weight are tied.
 
     Args:
         axes: of the weight, the last the fastest.
@@ -65,7 +77,8 @@ def tied_numbers(axes: Sequence[Axis], symmetry: Symmetry) -> Tensor:
     every = turns(symmetry)
     block = len(every)
     # Each class has one number that belongs to the first cell of a block; so not all have to be followed.
-    first = next((number for number, axis in enumerate(axes) if axis.kind == "cells"), None)
+    followed = max((number for number, axis in enumerate(axes) if axis.kind == "cells"), default=None)
+    repeats = followed == len(axes) - 1
     copies = []
     for turn in every:
         index = torch.zeros(1, dtype=torch.int64)
@@ -76,14 +89,14 @@ def tied_numbers(axes: Sequence[Axis], symmetry: Symmetry) -> Tensor:
             elif kind == "cells":
                 copy = torch.tensor([every.index(_after(turn, other)) for other in every])
                 along = along // block * block + copy[along % block]
-            if number == first:
-                along = along[::block]
+            if number == followed:
+                along = along[:1] if repeats else along[::block]
             index = (index[:, None] * size + along).flatten()
         copies.append(index)
     classes = torch.stack(copies, 1)
-    if first is None:
+    if followed is None:
         classes = classes[classes.amin(1) == torch.arange(len(classes))]
-    return classes.to(torch.int32)
+    return Ties(classes.to(torch.int32), axes[-1].size // block if repeats else 1)
 
 
 class TiedWeights:
@@ -96,62 +109,66 @@ class TiedWeights:
 
     def __init__(self, axes: Mapping[str, Sequence[Axis]], symmetry: Symmetry) -> None:
         self._turns = len(turns(symmetry))
-        self._tied = {name: tied_numbers(of, symmetry) for name, of in axes.items()} if self._turns > 1 else {}
+        self._ties = {name: find_ties(of, symmetry) for name, of in axes.items()} if self._turns > 1 else {}
 
     @torch.no_grad()
     def begin(self, module: nn.Module) -> None:
         """Tie weights that were drawn at random; they keep their deviation, that of means is less."""
         self.tie_weights(module)
-        for name in self._tied:
+        for name in self._ties:
             module.get_parameter(name).mul_(self._turns**0.5)
 
     def tie_weights(self, module: nn.Module) -> None:
         """Make tied weights equal, which rounding may have set apart."""
-        for name in self._tied:
+        for name in self._ties:
             self._tie(name, module.get_parameter(name))
 
     def tie_gradients(self, module: nn.Module) -> None:
         """Give tied weights the mean of their gradients."""
-        for name in self._tied:
+        for name in self._ties:
             gradient = module.get_parameter(name).grad
             if gradient is not None:
                 self._tie(name, gradient)
 
     def _tie(self, name: str, weight: Tensor) -> None:
-        if self._tied[name].device != weight.device:
-            self._tied[name] = self._tied[name].to(weight.device)
-        tie(weight, self._tied[name])
+        ties = self._ties[name]
+        if ties.first.device != weight.device:
+            ties = self._ties[name] = ties._replace(first=ties.first.to(weight.device))
+        tie(weight, ties)
 
 
 @torch.no_grad()
-def tie(weight: Tensor, tied: Tensor) -> None:
+def tie(weight: Tensor, ties: Ties) -> None:
     """Replace each number of a weight, or of its gradient, by the mean of those that it is tied to, in place.
 
     Args:
-        weight: with its axes in the order in which they were given to `tied_numbers`.
-        tied: what that returned, on the same device.
+        weight: with its axes in the order in which they were given to `find_ties`.
+        ties: what that returned, on the same device.
     """
     flat = weight.detach().reshape(-1)  # a copy if the weight is not contiguous
     if flat.device.type == "cpu":
-        _tie(flat.numpy(), tied.numpy())
+        _tie(flat.numpy(), ties.first.numpy(), ties.blocks)
     else:
-        index = tied.flatten()
-        means = flat.index_select(0, index).view(tied.shape).mean(1, keepdim=True)
-        flat.index_copy_(0, index.long(), means.expand(tied.shape).flatten())
+        count = ties.first.shape[1]
+        further = torch.arange(0, count * ties.blocks, count, device=flat.device)
+        index = ties.first[:, None] + further[:, None]  # [classes, blocks, turns]
+        means = flat[index].mean(2, keepdim=True).expand_as(index)
+        flat.index_copy_(0, index.flatten(), means.flatten())
     if flat.data_ptr() != weight.data_ptr():
         weight.copy_(flat.view(weight.shape))
 
 
 @compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _tie(flat: NDArray[np.floating], tied: NDArray[np.int32]) -> None:
-    classes, count = tied.shape
+def _tie(flat: NDArray[np.floating], first: NDArray[np.int32], blocks: int) -> None:
+    classes, count = first.shape
     for i in range(classes):
-        total = flat[tied[i, 0]]
-        for j in range(1, count):
-            total += flat[tied[i, j]]
-        total /= count
-        for j in range(count):
-            flat[tied[i, j]] = total
+        for further in range(0, blocks * count, count):
+            total = flat[first[i, 0] + further]
+            for j in range(1, count):
+                total += flat[first[i, j] + further]
+            total /= count
+            for j in range(count):
+                flat[first[i, j] + further] = total
 
 
 def _after(second: Turn, first: Turn) -> Turn:
