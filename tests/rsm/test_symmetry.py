@@ -50,7 +50,10 @@ def learner(symmetry):
 
 
 def after_updates(symmetry, count=20):
-    """A model that has learned, stack and rectifier, from frames that have no symmetry."""
+    """A model that has learned, stack and rectifier, from frames that have no symmetry.
+
+    It is in double precision, in which no two cells are so close that rounding decides which of them wins.
+    """
     made = learner(symmetry)
     generator = torch.Generator().manual_seed(3)
     for step in range(count):
@@ -59,7 +62,7 @@ def after_updates(symmetry, count=20):
         made.begin(made.phase(step / count), 1)
         made.teach([StreamBatch(here(frames), starts, torch.zeros(3).long())], step / count)
     assert made.model.rectifier.tail.weight.abs().max() > 1e-3
-    return made.model.eval()
+    return made.model.double().eval()
 
 
 @torch.no_grad()
@@ -79,7 +82,7 @@ def learned():
 
 @pytest.mark.parametrize(("symmetry", "name"), CASES)
 def test_the_prediction_of_a_turned_film_is_the_turned_prediction(learned, symmetry, name):
-    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double())
     turn, model = SQUARE[name], learned[symmetry]
     straight, turned = predictions(model, frames), predictions(model, turn(frames).contiguous())
     torch.testing.assert_close(turned, turn(straight), atol=1e-5, rtol=0)
@@ -88,7 +91,7 @@ def test_the_prediction_of_a_turned_film_is_the_turned_prediction(learned, symme
 
 @pytest.mark.parametrize(("symmetry", "name"), [("none", "left to right"), ("mirror", "upside down")])
 def test_no_other_turn_is_promised(learned, symmetry, name):
-    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double())
     turn, model = SQUARE[name], learned[symmetry]
     difference = predictions(model, turn(frames).contiguous()) - turn(predictions(model, frames))
     assert difference.abs().max() > 0.01
@@ -97,7 +100,7 @@ def test_no_other_turn_is_promised(learned, symmetry, name):
 def test_every_engine_keeps_the_symmetry(engine):
     torch.manual_seed(0)
     model = here(VideoPredictor(config("square"), engine=engine)).eval()
-    frames = here(torch.rand(6, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    frames = here(torch.rand(3, 2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(
         predictions(model, frames.mT.contiguous()), predictions(model, frames).mT, atol=1e-5, rtol=0
     )
