@@ -112,6 +112,9 @@ def rows_of(base: RunConfig) -> list[Row]:
         *depths(base),
         Row("no-memory", "trained without memory: recurrent weights 0 in all layers", without_recurrence(base)),
     ]
+    if base.model.symmetry != "none":
+        free = base.replace(**{"model.symmetry": "none"})
+        rows.append(Row("no-symmetry", "trained without symmetry: turned copies of a cell learn apart", free))
     if len(base.model.layers) > 1:
         cut = base.replace(**{"model.feedback": False, "model.fresh_feedback": False})
         rows += [

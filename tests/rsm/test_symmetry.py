@@ -8,6 +8,7 @@ from device_under_test import here
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.rsm.symmetry import Axis, find_ties, tie, turns
 from torchrsm.runs.presets import preset
 from torchrsm.streams.stream import StreamBatch
@@ -37,31 +38,31 @@ def config(symmetry, **changes):
     above = {"groups": 16, "active_groups": 8, "kernel_size": 4, "decoder_kernel_size": 2}
     common = {"output_bias": "channel", "normalisation": "location", "dropout": 0.0, "inhibition_decay": None}
     layers = [{**layer, **common} for layer in (below, above)]
-    rectifier = CompactConfig(width=16, blocks=2)
-    settings = {"layers": layers, "pad": 2, "fresh_feedback": True, "symmetry": symmetry, "rectifier": rectifier}
+    settings = {"layers": layers, "pad": 2, "fresh_feedback": True, "symmetry": symmetry}
+    settings["rectifier"] = CompactConfig(width=16, blocks=2)
     return ModelConfig.model_validate({**settings, **changes})
 
 
-def learner(symmetry):
+def learner(symmetry, **changes):
     torch.manual_seed(0)
     run = preset("balls").replace(**{"rectifying.share": 0.8, "rectifying.stack_share": 1.0})
     device = here(torch.zeros(())).device
-    return OnlineLearner(config(symmetry), run.learning, run.rectifying, True, (3, 1, SIZE, SIZE), device)
+    return OnlineLearner(config(symmetry, **changes), run.learning, run.rectifying, True, (3, 1, SIZE, SIZE), device)
 
 
-def after_updates(symmetry, count=20):
+def after_updates(symmetry, count=20, **changes):
     """A model that has learned, stack and rectifier, from frames that have no symmetry.
 
     It is in double precision, in which no two cells are so close that rounding decides which of them wins.
     """
-    made = learner(symmetry)
+    made = learner(symmetry, **changes)
     generator = torch.Generator().manual_seed(3)
     for step in range(count):
         frames = torch.rand(3, 1, SIZE, SIZE, generator=generator) * torch.linspace(0, 1, SIZE)
         starts = here(torch.zeros(3, dtype=torch.bool))
         made.begin(made.phase(step / count), 1)
         made.teach([StreamBatch(here(frames), starts, torch.zeros(3).long())], step / count)
-    assert made.model.rectifier.tail.weight.abs().max() > 1e-3
+    assert made.model.rectifier.tail.weight.abs().max() > 1e-3  # it began at 0, where any rectifier keeps a symmetry
     return made.model.double().eval()
 
 
@@ -97,6 +98,25 @@ def test_no_other_turn_is_promised(learned, symmetry, name):
     assert difference.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("sees_frames", [True, False])
+@pytest.mark.parametrize("name", SQUARE)
+def test_a_u_net_keeps_the_symmetry(unets, name, sees_frames):
+    frames = here(torch.rand(4, 1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double())
+    turn, model = SQUARE[name], unets[sees_frames]
+    turned = predictions(model, turn(frames).contiguous())
+    torch.testing.assert_close(turned, turn(predictions(model, frames)), atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def unets():
+    return {
+        sees_frames: after_updates(
+            "square", rectifier=UNetConfig(features=16, width=16, blocks=1, sees_frames=sees_frames)
+        )
+        for sees_frames in (True, False)
+    }
+
+
 def test_every_engine_keeps_the_symmetry(engine):
     torch.manual_seed(0)
     model = here(VideoPredictor(config("square"), engine=engine)).eval()
@@ -112,6 +132,11 @@ def test_weights_begin_with_the_same_deviation():
     for name in ("feedforward", "recurrent", "feedback", "decoder"):
         ratio = getattr(tied, name).std() / getattr(plain, name).std()
         assert 0.8 < ratio < 1.25, name
+
+
+def test_what_is_no_chance_is_not_scaled():
+    model = VideoPredictor(config("square", rectifier=UNetConfig(features=16, width=16)))
+    assert (model.rectifier.draw.norm.weight == 1).all()
 
 
 def test_turns_are_a_group():
@@ -172,6 +197,7 @@ def test_tying_takes_the_mean(dtype):
             "symmetry 'square' needs groups of one cell, 8 or a multiple of it; layer 2 has 12 of 1",
         ),
         ({"layers.0.cells_per_group": 2}, "layer 1 has 24 of 2"),
+        ({"rectifier": UNetConfig(width=24)}, "symmetry 'square' needs width, .* of 16 or .*; got 24"),
         ({"rectifier.width": 12}, "symmetry 'square' needs a width of 8 or a multiple of it; got 12"),
         (
             {"layers.1.output_bias": "element", "height": 12, "width": 12},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import torch
@@ -22,6 +22,7 @@ from torchrsm.rectifiers.parts import (
     inside,
 )
 from torchrsm.rsm.functional import Cells, safe_logit
+from torchrsm.rsm.symmetry import Axis, Symmetry, TiedWeights, turns
 
 
 class UNetConfig(RectifierConfig):
@@ -52,20 +53,34 @@ class UNetConfig(RectifierConfig):
             raise ValueError("changes must be 'raw' where sees_frames is false; got 'last'")
         return self
 
+    def check_symmetry(self, symmetry: Symmetry) -> None:
+        """See `RectifierConfig.check_symmetry`."""
+        block = len(turns(symmetry))
+        for name in ("features", "width"):
+            if getattr(self, name) % (2 * block if block > 1 else 1):
+                raise ValueError(
+                    f"symmetry {symmetry!r} needs {name}, which are normalised in two halves, of {2 * block} or a "
+                    f"multiple of it; got {getattr(self, name)}"
+                )
+
     def for_still_pictures(self) -> Self:
         """Return settings that change the last frame instead of the stack's prediction, where frames are seen."""
         return self.replace(changes="last") if self.sees_frames else self
 
 
 class _Normed(nn.Module):
-    """A 3x3 convolution, group normalisation, leaky rectifier. Stride 2 halves the resolution, ``up`` doubles it."""
+    """A 3x3 convolution, group normalisation, leaky rectifier. Stride 2 halves the resolution, ``up`` doubles it.
 
-    def __init__(self, before: int, after: int, stride: int = 1, up: bool = False) -> None:
+    With ``even`` a window that halves or doubles is 4x4: it covers an even map alike from both sides.
+    """
+
+    def __init__(self, before: int, after: int, stride: int = 1, up: bool = False, even: bool = False) -> None:
         super().__init__()
+        size = 4 if even else 3
         self.convolution: Convolution | TransposedConvolution = (
-            TransposedConvolution(before, after, 3, 2, padding=1, output_padding=1)
+            TransposedConvolution(before, after, size, 2, padding=1, output_padding=0 if even else 1)
             if up
-            else Convolution(before, after, 3, stride, padding=1)
+            else Convolution(before, after, size, stride, padding=1)
         )
         self.norm = nn.GroupNorm(2, after)
 
@@ -78,7 +93,8 @@ class UNetGenerator(Rectifier):
 
     One level of the U-Net of Olaf Ronneberger, Philipp Fischer, Thomas Brox, MICCAI 2015, arXiv 1505.04597. Its
     output is added to the logit of the prediction, or of the last frame. The last layer starts at 0, so at first it
-    returns that frame unchanged.
+    returns that frame unchanged. Where the stack has a symmetry, the channels come in blocks as its cells do, and its
+    weights are tied likewise.
 
     Args:
         config: its settings.
@@ -89,10 +105,10 @@ class UNetGenerator(Rectifier):
         super().__init__()
         self.config = config
         self.pad, self.pad_value = sizes.pad, sizes.pad_value
-        features, width = config.features, config.width
+        features, width, even = config.features, config.width, sizes.symmetry != "none"
         self.read = _Normed(sizes.channels + sizes.seen_channels * config.sees_frames, features)
-        self.down = _Normed(features, width, 2)
-        self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width)
+        self.down = _Normed(features, width, 2, even=even)
+        self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width, sizes.symmetry)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.GroupNorm(1, width),
@@ -102,10 +118,24 @@ class UNetGenerator(Rectifier):
             )
             for _ in range(config.blocks)
         )
-        self.up = _Normed(width, features, up=True)
+        self.up = _Normed(width, features, up=True, even=even)
         self.draw = _Normed(2 * features, features)
         self.tail = from_zero(Convolution(features, sizes.channels, 1))
+        self.tied = TiedWeights(dict(self._axes()), sizes.symmetry)
+        self.tied.begin(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        """Yield the weights that a symmetry ties, and what their axes count."""
+        for number, weight in enumerate(self.cells):
+            yield f"cells.{number}", (Axis(len(weight), "cells"), Axis(weight.shape[1], "cells"))
+        for name, weight in self.named_parameters():
+            if weight.dim() == 4:
+                frames = {"read.convolution.weight": 1, "tail.weight": 0}.get(name)  # the axis of a frame's channels
+                channels = [Axis(weight.shape[axis], "fixed" if axis == frames else "cells") for axis in (0, 1)]
+                yield name, (*channels, Axis(weight[0, 0].numel(), "window"))
+            elif weight.dim() == 1 and name != "tail.bias":
+                yield name, (Axis(len(weight), "cells"),)
 
     @property
     def sees(self) -> tuple[Sees, ...]:

@@ -113,10 +113,13 @@ class TiedWeights:
 
     @torch.no_grad()
     def begin(self, module: nn.Module) -> None:
-        """Tie weights that were drawn at random; they keep their deviation, that of means is less."""
-        self.tie_weights(module)
+        """Tie weights at the start. Those that were drawn at random keep their deviation; that of means is less."""
         for name in self._ties:
-            module.get_parameter(name).mul_(self._turns**0.5)
+            weight = module.get_parameter(name)
+            drawn = weight.clone()
+            self._tie(name, weight)
+            if not torch.equal(weight, drawn):
+                weight.mul_(self._turns**0.5)
 
     def tie_weights(self, module: nn.Module) -> None:
         """Make tied weights equal, which rounding may have set apart."""
