@@ -180,7 +180,7 @@ def foreign():
             yield device
 
 
-FRAMES = torchrsm.bouncing_ball_frames("validation", sequences=3)[:, :12]
+FRAMES = torchrsm.bouncing_ball_frames("validation", sequences=3)[:, :8]
 
 
 def test_the_stand_in_refuses_what_torch_refuses(foreign):

@@ -35,10 +35,9 @@ def spoiled(frames, seed):
     return shown, np.array(kinds)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_cuts_and_freezes_of_a_real_film_are_surprising(seed):
+def test_cuts_and_freezes_of_a_real_film_are_surprising():
     frames = list(VideoReader(SAMPLES / "bikes.mp4", height=32))
-    shown, kinds = spoiled(frames, seed)
+    shown, kinds = spoiled(frames, seed=1)
     watcher = Watcher(shown[0].shape)
     surprises = np.array([watcher.see(torch.from_numpy(frame).float() / 255).surprise for frame in shown])
     later = np.arange(len(shown)) >= 30

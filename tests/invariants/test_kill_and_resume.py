@@ -14,8 +14,8 @@ from torchrsm.runs.settings import RUN_FILE
 from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE
 from torchrsm.storage.tensors import load_tensors
 
-KILLS = {"stack": 25, "stack and rectifier": 12}
-STEPS = {"stack": 150, "stack and rectifier": 80}
+KILLS = {"stack": 12, "stack and rectifier": 6}
+STEPS = {"stack": 100, "stack and rectifier": 60}
 
 
 def train(folder: Path, steps: int, learns: str = "stack") -> None:
