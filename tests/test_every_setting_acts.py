@@ -162,6 +162,7 @@ RSM = [
     ("compact", {}, "model.pad", 2),
     ("compact", {}, "model.pad_value", 0.25),
     ("compact", {}, "model.fresh_feedback", True),
+    ("compact", {}, "model.symmetry", "mirror"),
     ("compact", {}, "model.rectifier", {"kind": "paper"}),
     ("compact", {}, "model.rectifier.width", 6),
     ("compact", {}, "model.rectifier.blocks", 2),
