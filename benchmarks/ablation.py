@@ -175,8 +175,9 @@ def seeing_frames(base: RunConfig) -> RunConfig:
 
 
 def without_stack(base: RunConfig) -> AnyRunConfig:
-    """Return the network of the rectifier with frames alone, on the stream of the system."""
-    return fit(preset("unet"), frame_shape(base.stream), base.stream)
+    """Return the network of the rectifier with frames alone, on the stream of the system, with the same symmetry."""
+    alone = preset("unet").replace(**{"model.symmetry": base.model.symmetry})
+    return fit(alone, frame_shape(base.stream), base.stream)
 
 
 def depths(base: RunConfig) -> Iterator[Row]:

@@ -289,6 +289,7 @@ BASELINE = [
     ("baseline unet", {}, "model.features", 4),
     ("baseline unet", {}, "model.inner_features", 6),
     ("baseline unet", {}, "model.blocks", 2),
+    ("baseline unet", {"model.features": 4}, "model.symmetry", "mirror"),
 ]
 
 TABLE = [*RSM, *LEARNING, *BASELINE]

@@ -5,7 +5,9 @@ import pytest
 import torch
 from device_under_test import here
 
+from torchrsm.baselines.unet import FramesUNet, FramesUNetConfig
 from torchrsm.learning.online import OnlineLearner
+from torchrsm.learning.windows import SequenceLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.unet import UNetConfig
@@ -115,6 +117,23 @@ def unets():
         )
         for sees_frames in (True, False)
     }
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_a_u_net_without_a_stack_keeps_the_symmetry(name):
+    torch.manual_seed(0)
+    model = FramesUNet(FramesUNetConfig(height=SIZE, width=SIZE, features=16, inner_features=16, symmetry="square"))
+    learning = preset("unet").learning
+    made = SequenceLearner(here(model), learning, (3, 1, SIZE, SIZE), here(torch.zeros(())).device)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(4):
+        frames = torch.rand(3, 1, SIZE, SIZE, generator=generator) * torch.linspace(0, 1, SIZE)
+        made.teach([StreamBatch(here(frames), here(torch.zeros(3, dtype=torch.bool)), torch.zeros(3).long())], step / 4)
+    assert model.generator.tail.weight.abs().max() > 1e-3
+    frames = here(torch.rand(6, 1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double())
+    model, turn = model.double().eval(), SQUARE[name]
+    turned = predictions(model, turn(frames).contiguous())
+    torch.testing.assert_close(turned, turn(predictions(model, frames)), atol=1e-5, rtol=0)
 
 
 def test_every_engine_keeps_the_symmetry(engine):

@@ -6,16 +6,17 @@ it: only what it does better is the stack's.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, SequenceModel
 from torchrsm.rectifiers.contract import InputSizes
 from torchrsm.rectifiers.unet import UNetConfig, UNetGenerator
+from torchrsm.rsm.symmetry import Symmetry
 
 _BORDER = 0.5  # value of the border, neither black nor white
 
@@ -29,6 +30,7 @@ class FramesUNetConfig(BaselineConfig):
         features: channels at the frame's own resolution, even.
         inner_features: channels at half of it, even.
         blocks: residual blocks of two convolutions there.
+        symmetry: of the world, as of a stack: see `torchrsm.model.ModelConfig`.
     """
 
     kind: Literal["unet"] = "unet"
@@ -37,6 +39,17 @@ class FramesUNetConfig(BaselineConfig):
     features: int = Field(default=16, gt=0, multiple_of=2)
     inner_features: int = Field(default=32, gt=0, multiple_of=2)
     blocks: int = Field(default=4, gt=0)
+    symmetry: Symmetry = "none"
+
+    @model_validator(mode="after")
+    def _can_be_turned(self) -> Self:
+        self.network.check_symmetry(self.symmetry)
+        return self
+
+    @property
+    def network(self) -> UNetConfig:
+        """The settings of the network."""
+        return UNetConfig(features=self.features, width=self.inner_features, blocks=self.blocks, sees_cells=False)
 
 
 class FramesUNetState(NamedTuple):
@@ -62,12 +75,10 @@ class FramesUNet(SequenceModel):
     def __init__(self, config: FramesUNetConfig | None = None) -> None:
         config = config or FramesUNetConfig()
         super().__init__(config)
-        network = UNetConfig(
-            features=config.features, width=config.inner_features, blocks=config.blocks, sees_cells=False
-        )
         before = (config.context - 1) * config.channels
         # The last frame takes the place of the stack's prediction, the frames before it that of the stack's input.
-        self.generator = UNetGenerator(network, InputSizes(config.channels, (), before, config.pad, _BORDER))
+        sizes = InputSizes(config.channels, (), before, config.pad, _BORDER, config.symmetry)
+        self.generator = UNetGenerator(config.network, sizes)
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> FramesUNetState:
         """Return an empty history."""

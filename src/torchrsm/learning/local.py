@@ -93,5 +93,5 @@ class LocalLearning:
 
 
 def _step(layer: RSMLayer, optimiser: torch.optim.Optimizer) -> None:
-    layer.tie_gradients()
+    layer.tied.tie_gradients(layer)
     optimiser.step()

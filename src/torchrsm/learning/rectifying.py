@@ -17,6 +17,7 @@ from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.precision import layers_of
 from torchrsm.rectifiers.contract import WeightGroup, mean_over
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
+from torchrsm.rsm.symmetry import tied_parts
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 
 _WAKING_STEPS = 2  # the fewest steps after a dream until a stream predicts as if it had not dreamt
@@ -149,6 +150,7 @@ class RectifierLearning:
         self._judge = [] if self.discriminator is None else list(self.discriminator.parameters())
         self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
         self._groups = self.rectifier.weight_groups()
+        self._tied = tied_parts(self.rectifier)
         self._stages = [optimiser for group in self._groups for optimiser in _stage_optimisers(group, config)]
 
     @property
@@ -225,16 +227,15 @@ class RectifierLearning:
 
     def step(self) -> None:
         """Take one step of each optimiser along the gradients that `find_gradients` found."""
-        tied = self.rectifier.tied
-        if tied is not None:
-            tied.tie_gradients(self.rectifier)
+        for part, tied in self._tied:
+            tied.tie_gradients(part)
         if self.config.gradient_norm is not None:
             for stage in self._groups:
                 torch.nn.utils.clip_grad_norm_(stage.weights, self.config.gradient_norm)
         for optimiser in self.optimisers:
             optimiser.step()
-        if tied is not None:
-            tied.tie_weights(self.rectifier)  # products of matrices round turned copies in different ways
+        for part, tied in self._tied:
+            tied.tie_weights(part)
 
     def heard(self, frame: Tensor, rectified: Tensor, learn: Tensor, alone: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each stack hears, the frame that came or its own, and for how many steps it has been alone.

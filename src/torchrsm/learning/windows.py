@@ -18,6 +18,7 @@ from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.precision import layers_of
 from torchrsm.rectifiers.contract import kernels_of
 from torchrsm.rsm import kernels
+from torchrsm.rsm.symmetry import tied_parts
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
 
@@ -92,6 +93,7 @@ class SequenceLearner:
         self.config = config
         self._ranks = ranks
         self._groups = [group for group in model.weight_groups() if group]
+        self._tied = tied_parts(model)
         count = len(self._groups)
         rates = config.learning_rates * count if len(config.learning_rates) == 1 else config.learning_rates
         if len(rates) != count:
@@ -220,14 +222,19 @@ class SequenceLearner:
         return counts[0], counts[1] / counts[0].clamp(min=1)
 
     def _step(self, gradients: list[list[Tensor | None]]) -> None:
-        for group, found, optimisers in zip(self._groups, gradients, self._optimisers, strict=True):
+        for group, found in zip(self._groups, gradients, strict=True):
             for weight, gradient in zip(group, found, strict=True):
                 weight.grad = gradient
+        for part, tied in self._tied:
+            tied.tie_gradients(part)
+        for group, optimisers in zip(self._groups, self._optimisers, strict=True):
             if self.config.gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(group, self.config.gradient_norm)
             for optimiser, _ in optimisers:
                 optimiser.step()
                 optimiser.zero_grad()
+        for part, tied in self._tied:
+            tied.tie_weights(part)
 
 
 def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torchrsm.config import Config
 from torchrsm.rsm.functional import Cells
-from torchrsm.rsm.symmetry import Symmetry, TiedWeights
+from torchrsm.rsm.symmetry import Symmetry
 
 Sees = Literal["prediction", "cells", "frames"]
 """What a rectifier may look at: the stack's prediction, the winners that made it, the frames that the stack read."""
@@ -78,9 +78,6 @@ class Rectifier(nn.Module):
 
     loss_names: ClassVar[tuple[str, ...]] = ("squared error",)
     """A name for the loss of each stage."""
-
-    tied: TiedWeights | None = None
-    """The weights that the symmetry of the stack ties; None for a rectifier that does not keep it."""
 
     @property
     def sees(self) -> tuple[Sees, ...]:

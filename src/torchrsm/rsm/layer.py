@@ -232,8 +232,8 @@ class RSMLayer(nn.Module):
         bias_grid = self.input_grid if config.output_bias == "element" and self.input_grid else Grid(1, 1)
         self.output_bias = nn.Parameter(torch.zeros(*bias_grid, channels))
         self.register_buffer("duty", torch.zeros(config.cells), persistent=config.boost > 0)
-        self._tied = TiedWeights(dict(self._axes(reads_cells)), symmetry)
-        self._tied.begin(self)
+        self.tied = TiedWeights(dict(self._axes(reads_cells)), symmetry)
+        self.tied.begin(self)
 
     def initial_state(self, batch: int, input: Tensor | Cells) -> LayerState:
         """Return the state of a layer that has seen nothing; ``input`` is an input of zeros."""
@@ -345,10 +345,6 @@ class RSMLayer(nn.Module):
         """Take what `wins` counted into the running frequency of each cell, which the boosted rank uses."""
         if self.config.boost > 0:
             self.duty.lerp_(wins[:-1] / wins[-1], 1 - self.config.boost_decay)
-
-    def tie_gradients(self) -> None:
-        """Give weights that a symmetry ties the mean of their gradients."""
-        self._tied.tie_gradients(self)
 
     def _axes(self, reads_cells: bool) -> Iterator[tuple[str, tuple[Axis, ...]]]:
         """Yield the weights that a symmetry ties, and what their axes count."""

@@ -122,7 +122,7 @@ class TiedWeights:
                 weight.mul_(self._turns**0.5)
 
     def tie_weights(self, module: nn.Module) -> None:
-        """Make tied weights equal, which rounding may have set apart."""
+        """Make tied weights equal again: a step of an optimiser may round turned copies in different ways."""
         for name in self._ties:
             self._tie(name, module.get_parameter(name))
 
@@ -138,6 +138,12 @@ class TiedWeights:
         if ties.first.device != weight.device:
             ties = self._ties[name] = ties._replace(first=ties.first.to(weight.device))
         tie(weight, ties)
+
+
+def tied_parts(module: nn.Module) -> list[tuple[nn.Module, TiedWeights]]:
+    """Return the parts of a module that have an attribute ``tied``, and what it says."""
+    found = [(part, getattr(part, "tied", None)) for part in module.modules()]
+    return [(part, tied) for part, tied in found if isinstance(tied, TiedWeights)]
 
 
 @torch.no_grad()
