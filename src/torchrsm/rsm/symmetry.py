@@ -81,22 +81,22 @@ def find_ties(axes: Sequence[Axis], symmetry: Symmetry) -> Ties:
     repeats = followed == len(axes) - 1
     copies = []
     for turn in every:
-        index = torch.zeros(1, dtype=torch.int64)
+        index = np.zeros(1, dtype=np.int64)
         for number, (size, kind) in enumerate(axes):
-            along = torch.arange(size)
+            along = np.arange(size)
             if kind == "window":
                 along = _window(size, turn)
             elif kind == "cells":
-                copy = torch.tensor([every.index(_after(turn, other)) for other in every])
+                copy = np.array([every.index(_after(turn, other)) for other in every])
                 along = along // block * block + copy[along % block]
             if number == followed:
                 along = along[:1] if repeats else along[::block]
             index = (index[:, None] * size + along).flatten()
         copies.append(index)
-    classes = torch.stack(copies, 1)
+    classes = np.stack(copies, 1).astype(np.int32)
     if followed is None:
-        classes = classes[classes.amin(1) == torch.arange(len(classes))]
-    return Ties(classes.to(torch.int32), axes[-1].size // block if repeats else 1)
+        classes = classes[classes.min(1) == np.arange(len(classes))]
+    return Ties(torch.from_numpy(classes), axes[-1].size // block if repeats else 1)
 
 
 class TiedWeights:
@@ -187,11 +187,11 @@ def _after(second: Turn, first: Turn) -> Turn:
     return (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
 
 
-def _window(places: int, turn: Turn) -> Tensor:
+def _window(places: int, turn: Turn) -> NDArray[np.int64]:
     """Return where a turn about the centre takes each place of a square window."""
     side = round(places**0.5)
     centre = side - 1  # in half places: the centre of an even window lies between two
-    y, x = 2 * (torch.arange(places) // side) - centre, 2 * (torch.arange(places) % side) - centre
+    y, x = 2 * (np.arange(places) // side) - centre, 2 * (np.arange(places) % side) - centre
     row, column = (turn[0] * y + turn[1] * x + centre) // 2, (turn[2] * y + turn[3] * x + centre) // 2
-    places_after: Tensor = row * side + column
-    return places_after
+    moved: NDArray[np.int64] = row * side + column
+    return moved
