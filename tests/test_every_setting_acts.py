@@ -181,6 +181,7 @@ RSM = [
     ("compact", {}, "learning.learning_rates", (1e-3,)),
     ("compact", {}, "learning.betas", (0.5, 0.9)),
     ("compact", {}, "learning.epsilon", 1e-3),
+    ("compact", {}, "learning.streams_per_update", 2),
     ("compact", {}, "rectifying.schedule", "cosine"),
     ("compact", {"rectifying.schedule": "cosine"}, "rectifying.warmup_share", 0.5),
     ("compact", {"rectifying.schedule": "cosine"}, "rectifying.final_share", 0.5),

@@ -185,6 +185,47 @@ def test_what_learns_follows_the_shares_to_the_end_of_the_run():
     assert kept.phase(0.0) == kept.phase(1.0) == "rectifier"
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_streams_that_take_turns_learn_one_after_the_other(at_once):
+    """Each turn is an update of a learner of these streams alone, from the weights that the turn before left."""
+    _, learning, rectifying = settings = learner_of(share=0.3, stack_share=None, dropout=0.0)
+    model = settings[0].model.config
+
+    def made(streams, **changes):
+        torch.manual_seed(2)
+        shape = (streams, 1, SIZE, SIZE)
+        return OnlineLearner(model, learning.replace(**changes), rectifying, True, shape, device())
+
+    learner = made(STREAMS, streams_per_update=at_once)
+    turns = [slice(first, first + at_once) for first in range(0, STREAMS, at_once)]
+    alone = [made(len(range(STREAMS)[turn])) for turn in turns]
+    weights, steps = made(STREAMS).model.state_dict(), [{} for _ in learner.optimisers[:2]]
+    for step, batch in zip(range(20), map(here, balls()), strict=False):
+        progress = 0.7 * step / 20
+        taught, parts = learner.teach([batch], progress), []
+        for turn, one in zip(turns, alone, strict=True):
+            one.model.load_state_dict(weights)
+            for optimiser, kept in zip(one.optimisers[:2], steps, strict=True):
+                if kept:
+                    optimiser.load_state_dict(kept)
+            parts.append(one.teach([StreamBatch(batch.frames[turn], batch.starts[turn], batch.index[turn])], progress))
+            weights = copy.deepcopy(one.model.state_dict())
+            steps = [copy.deepcopy(optimiser.state_dict()) for optimiser in one.optimisers[:2]]
+        for name, weight in learner.model.state_dict().items():
+            torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-6, msg=name)
+        scored = torch.stack([part.scored for part in parts])
+        errors = torch.stack([part.frame_squared_error for part in parts])
+        assert float(taught.scored) == float(scored.sum())
+        torch.testing.assert_close(taught.frame_squared_error, (scored * errors).sum() / scored.sum().clamp(min=1))
+        torch.testing.assert_close(taught.sums, torch.stack([part.sums for part in parts]).sum(0))
+        torch.testing.assert_close(taught.errors, torch.cat([part.errors for part in parts], 1))
+        assert torch.equal(taught.is_scored, torch.cat([part.is_scored for part in parts], 1))
+    heard = torch.cat([one.model.last_frame(one.state.layers) for one in alone])
+    assert torch.equal(learner.model.last_frame(learner.state.layers), heard)
+    assert learner.phase(0.8) == "rectifier"
+    assert int(learner.teach([batch], 0.8).scored) == STREAMS  # all at once again
+
+
 def of_sizes(**how):
     """A learner of frames of two sizes, its settings, and a stream of both."""
     learner, learning, rectifying = learner_of(dropout=0.0)

@@ -26,11 +26,15 @@ class LearningConfig(ScheduleConfig):
         learning_rates: one for each layer, from below; a single one serves all.
         betas: decay of Adam's two averages.
         epsilon: Adam's constant in the divisor.
+        streams_per_update: most streams from whose frames the stack learns at once, while it learns alone; where there
+            are more they take turns. Each turn is an update, from the weights that the turn before left, so fewer
+            streams make more updates of the same frames. None for all streams at once.
     """
 
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(5e-4,), min_length=1)
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
+    streams_per_update: int | None = Field(default=None, gt=0)
 
 
 class LocalLearning:

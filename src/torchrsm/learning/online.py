@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from torchrsm.predictor import restart
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerState
 from torchrsm.scoring.metrics import frame_squared_error_on_device
+from torchrsm.state import StateT, map_state
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
 from torchrsm.streams.turns import FrameShape
 
@@ -100,6 +101,8 @@ class OnlineLearner:
                 "rectifying.adversarial_weight must be 0 where frames of several sizes take turns; "
                 f"got {rectifying.adversarial_weight:g}"
             )
+        self._streams = shape[0]
+        self._at_once = learning.streams_per_update or shape[0]
         self._ranks = ranks
         self.model = VideoPredictor(model).to(device)  # made on the CPU: the same weights on any device
         self._learning = LocalLearning(self.model, learning)
@@ -239,8 +242,29 @@ class OnlineLearner:
             inputs: on the device of the model.
             state: what the streams have seen.
         """
+        fresh = self._size_of(inputs.frames).fresh
+        if phase != "stack" or self._streams <= self._at_once:
+            return self._update_at_once(phase, inputs, state, fresh)
+        parts, states = [], []
+        for turn in zip(*(self._turns_of(whole) for whole in (inputs, state, fresh)), strict=True):
+            part, after = self._update_at_once(phase, *turn)
+            parts.append(part)
+            states.append(after)
+        return _together(parts), map_state(lambda *tensors: torch.cat(tensors), *states)
+
+    def _update_at_once(
+        self, phase: Phase, inputs: _Frames, state: OnlineState, fresh: LayerStates
+    ) -> tuple[Taught, OnlineState]:
+        """Do what `_update` does, with all streams that are given.
+
+        Args:
+            phase: what learns.
+            inputs: on the device of the model.
+            state: what these streams have seen.
+            fresh: the state of layers that have seen nothing.
+        """
         frames, starts = inputs
-        layers, alone = restart(state.layers, self._size_of(frames).fresh, starts), state.alone
+        layers, alone = restart(state.layers, fresh, starts), state.alone
         learn = ~starts
         scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
         losses: list[Tensor] = []
@@ -279,12 +303,25 @@ class OnlineLearner:
         mean = figures[1] / figures[0].clamp(min=1)
         return taught(figures[0], mean, values, errors_of_frames[None], scored[None]), after
 
+    def _turns_of(self, whole: StateT) -> Iterator[StateT]:
+        """Yield what belongs to the streams of each turn."""
+        for first in range(0, self._streams, self._at_once):
+            yield map_state(lambda tensor: tensor[first : first + self._at_once], whole)  # noqa: B023
+
     def _divide(self, losses: Tensor, scored: Tensor) -> None:
         """Divide the stack's sums over all processes, losses (the first ones) and gradients, by the scored streams."""
         share = (1 / scored.clamp(min=1)).to(losses.dtype)
         losses[: len(self.model.stack.layers)] *= share
         weights = chain.from_iterable(self._learning.weights)
         torch._foreach_mul_([weight.grad for weight in weights if weight.grad is not None], share)
+
+
+def _together(parts: Sequence[Taught]) -> Taught:
+    """Return the figures of all turns of an update."""
+    sums = torch.stack([part.sums for part in parts]).sum(0)
+    scored, means = sums[0], sums[1:] / sums[0].clamp(min=1)
+    errors, is_scored = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("errors", "is_scored"))
+    return Taught(scored, means[0], means[1:].to(parts[0].losses.dtype), sums, errors, is_scored)
 
 
 def _frames(batch: StreamBatch) -> _Frames:
