@@ -165,8 +165,9 @@ def balls() -> RunConfig:
     return balls_window().replace(
         name="balls",
         **{f"model.layers.0.{name}": value for name, value in below.items()},
-        **{"model.rectifier": CompactConfig(), "learning.betas": (0.9, 0.99), "training.minutes": 30},
-        **{"model.symmetry": "square", "rectifying.share": 0.2} | _RECTIFIER_AFTER_THE_STACK,
+        **{"model.symmetry": "square", "model.rectifier": UNetConfig(sees_frames=False)},
+        **{"learning.betas": (0.9, 0.99), "learning.streams_per_update": 8, "training.minutes": 30},
+        **_RECTIFIER_AFTER_THE_STACK | {"rectifying.share": 0.35, "rectifying.motion_weight": 0.006},
     )
 
 
