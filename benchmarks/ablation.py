@@ -164,6 +164,8 @@ def with_published_rectifier(base: RunConfig) -> RunConfig:
 def seeing_the_prediction(base: RunConfig) -> RunConfig:
     """Return a rectifier like the system's, but for what it sees."""
     own = base.model.rectifier
+    if isinstance(own, UNetConfig):
+        return base.replace(**{"model.rectifier": own.replace(sees_cells=False, sees_frames=False)})
     compact = own if isinstance(own, CompactConfig) else CompactConfig()
     return base.replace(**{"model.rectifier": compact.replace(sees_cells=False)})
 
