@@ -150,6 +150,9 @@ def run_described(run: AnyRunConfig) -> tuple[str, str]:
             return memory, f"contrastive divergence and {through_time}"
         case DTSBNConfig(order=order):
             return f"the last {order} frames, and hidden units of as many steps", "variational inference (NVIL)"
+        case FramesUNetConfig(context=context, symmetry="mirror" | "square"):
+            together = "backpropagation through its layers, turned copies of a channel together"
+            return f"the last {context} frames", together
         case SimVPConfig(context=context) | FramesUNetConfig(context=context):
             return f"the last {context} frames", "backpropagation through its layers"
     return memory, through_time
@@ -179,7 +182,8 @@ def stack_described(run: RunConfig) -> tuple[tuple[str, str], str]:
         past += ", but no feedback" if past else ", and neither memory nor feedback"
     elif not past:
         past = ", and of the past what the layer above feeds back" if several else ", and no memory"
-    return (f"{frames}{trace}", f"{frames}{trace}{past}"), "each layer from its own error"
+    together = "" if run.model.symmetry == "none" else ", turned copies of a cell together"
+    return (f"{frames}{trace}", f"{frames}{trace}{past}"), f"each layer from its own error{together}"
 
 
 def _systems() -> str:

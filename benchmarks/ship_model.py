@@ -36,6 +36,9 @@ def sight(config: RunConfig) -> str:
         f" crosses a layer or a step. The rectifier (`{kind}`) reads {reads}. It learns by backpropagation"
         " through its own layers."
     )
+    if config.model.symmetry != "none":
+        what = "turned and mirrored" if config.model.symmetry == "square" else "mirrored"
+        text += f" Cells and channels are tied to their {what} copies, so what they learn of one side holds for all."
     if "frames" in rectifier.sees and count > 1:
         text += f" In this world {frames} say all that can be known, so it could do as well without the stack."
     return textwrap.fill(text, 110)

@@ -141,7 +141,9 @@ def test_a_card_names_what_stack_and_rectifier_see() -> None:
     sight = benchmark("ship_model").sight
     window, alone = (" ".join(sight(preset(name)).split()) for name in ("balls-window", "balls"))
     assert "The rectifier (`unet`) reads the last 4 frames, the stack's prediction and the winners" in window
-    assert "The rectifier (`compact`) reads the stack's prediction and the winners of its layers." in alone
+    assert "The rectifier (`unet`) reads the stack's prediction and the winners of its layers." in alone
+    assert "Cells and channels are tied to their turned and mirrored copies" in alone
+    assert "tied" not in window
 
 
 SMALL = """import math
