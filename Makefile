@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or newer; everything else goes to .venv.
 
 PYTHON ?= python3
-MINUTES ?= 15
+MINUTES ?= 30
 TRY ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -39,8 +39,8 @@ demo: $(STAMP) ## score the shipped model on the test sequences, let it dream, d
 	@echo "In $(DEMO): dream.mp4 and dream.png (prediction red, truth blue, both magenta),"
 	@echo "scores.json (the table above and more), strip.png (next frames), physics.png (the dreams, step by step)."
 
-train: $(STAMP) ## make the shipped model again from nothing in runs/balls, in MINUTES=15 on one core, and score it
-	$(BIN)/torchrsm train balls --out $(TRAINED) --minutes $(MINUTES) --threads 1 --seed 0 $(RESUME)
+train: $(STAMP) ## make the shipped model again from nothing in runs/balls, in MINUTES=30 on two cores, and score it
+	$(BIN)/torchrsm train balls --out $(TRAINED) --minutes $(MINUTES) --threads 2 --seed 0 $(RESUME)
 	$(BIN)/torchrsm evaluate $(TRAINED) --rollout-steps 150 --json $(TRAINED)/scores.json
 
 serve: $(STAMP) ## a page to watch and play with models, at http://127.0.0.1:8000
