@@ -159,7 +159,7 @@ def test_a_name_that_is_not_shipped_lists_those_that_are(tmp_path, capsys):
 
 
 def test_the_shipped_model_is_described(capsys):
-    for name, kind in (("balls", "compact"), ("balls-window", "unet")):
+    for name, kind in (("balls", "unet"), ("balls-window", "unet")):
         assert main(["info", name]) == 0
         output = capsys.readouterr().out
         assert "layer 2: " in output
@@ -168,11 +168,11 @@ def test_the_shipped_model_is_described(capsys):
 
 def test_settings_of_the_rectifier_are_flags(tmp_path):
     flags = ["--rectifying.share", "0.5", "--rectifying.stack-share", "0.5", "--rectifying.adversarial-weight", "0"]
-    flags += ["--model.rectifier.width", "8"]
+    flags += ["--model.rectifier.width", "16"]
     small = ["--batch-size", "8", "--threads", "1", "--steps", "4", "--log-steps", "1"]
     assert main(["train", "balls", "--out", str(tmp_path / "run"), *small, *flags]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in lines] == ["stack", "stack", "rectifier", "rectifier"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["rectifier"] == preset("balls").model.rectifier.replace(width=8).model_dump()
+    assert config["rectifier"] == preset("balls").model.rectifier.replace(width=16).model_dump()
     assert "model.safetensors" in os.listdir(tmp_path / "run")

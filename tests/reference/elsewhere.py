@@ -4,16 +4,19 @@ import sys
 
 from torchrsm import predictor
 from torchrsm.baselines import lstm
+from torchrsm.rsm import symmetry
 from torchrsm.state import where
 
 
 def look_at_no_values(monkeypatch):
     """Replace the functions that look at values on the CPU, and there alone, by what they do elsewhere.
 
-    On an accelerator `restart` and `emptied` choose each state anew, and `check_frame` trusts the values of a frame.
+    On an accelerator `restart` and `emptied` choose each state anew, `check_frame` trusts the values of a frame, and
+    weights are tied by torch.
     """
     instead = {
         predictor.restart: lambda state, fresh, starts: where(starts, fresh, state),
+        symmetry.tie_on_cpu: symmetry.tie_anywhere,
         predictor.check_frame: lambda frame, like: frame,
         lstm.emptied: lambda memory, start: where(~start, memory, lstm.Memory(*(part * 0 for part in memory))),
     }

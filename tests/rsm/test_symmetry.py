@@ -11,7 +11,7 @@ from torchrsm.learning.windows import SequenceLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.unet import UNetConfig
-from torchrsm.rsm.symmetry import Axis, find_ties, tie, turns
+from torchrsm.rsm.symmetry import Axis, find_ties, tie, tie_anywhere, turns
 from torchrsm.runs.presets import preset
 from torchrsm.streams.stream import StreamBatch
 
@@ -204,7 +204,11 @@ def test_places_are_tied_where_there_are_no_cells():
 def test_tying_takes_the_mean(dtype):
     weight = here(torch.arange(8, dtype=dtype).view(4, 2))
     ties = find_ties((Axis(4, "window"), Axis(2, "cells")), "mirror")
-    tie(weight, ties._replace(first=here(ties.first)))
+    ties = ties._replace(first=here(ties.first))
+    anywhere = weight.clone()
+    tie(weight, ties)
+    tie_anywhere(anywhere.view(-1), ties)
+    assert torch.equal(anywhere, weight)
     assert weight.tolist() == [[1.5, 1.5], [1.5, 1.5], [5.5, 5.5], [5.5, 5.5]]
 
 

@@ -45,7 +45,7 @@ def rsm():
         "model.layers.1.groups": 8,
         "model.layers.1.active_groups": 2,
         "model.layers.0.changes": "zero",  # so that there is much to learn
-        "model.rectifier.width": 4,
+        "model.rectifier.width": 16,
         "model.rectifier.blocks": 1,
     }
     return preset("balls").replace(**changes)

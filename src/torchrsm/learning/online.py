@@ -242,7 +242,8 @@ class OnlineLearner:
             inputs: on the device of the model.
             state: what the streams have seen.
         """
-        fresh = self._size_of(inputs.frames).fresh
+        frames, _ = inputs
+        fresh = self._size_of(frames).fresh
         if phase != "stack" or self._streams <= self._at_once:
             return self._update_at_once(phase, inputs, state, fresh)
         parts, states = [], []

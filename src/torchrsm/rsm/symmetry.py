@@ -99,8 +99,8 @@ def find_ties(axes: Sequence[Axis], symmetry: Symmetry) -> Ties:
     return Ties(torch.from_numpy(classes), axes[-1].size // block if repeats else 1)
 
 
-class TiedWeights:
-    """The weights of a module that are tied.
+class TiedWeights(nn.Module):
+    """The weights of a module that are tied. It is a part of that module, so that it moves to a device with it.
 
     Args:
         axes: of each weight, by the name of the parameter.
@@ -108,13 +108,17 @@ class TiedWeights:
     """
 
     def __init__(self, axes: Mapping[str, Sequence[Axis]], symmetry: Symmetry) -> None:
+        super().__init__()
         self._turns = len(turns(symmetry))
-        self._ties = {name: find_ties(of, symmetry) for name, of in axes.items()} if self._turns > 1 else {}
+        self._blocks: dict[str, int] = {}
+        for name, of in axes.items() if self._turns > 1 else ():
+            first, self._blocks[name] = find_ties(of, symmetry)
+            self.register_buffer(_buffer(name), first, persistent=False)
 
     @torch.no_grad()
     def begin(self, module: nn.Module) -> None:
         """Tie weights at the start. Those that were drawn at random keep their deviation; that of means is less."""
-        for name in self._ties:
+        for name in self._blocks:
             weight = module.get_parameter(name)
             drawn = weight.clone()
             self._tie(name, weight)
@@ -123,21 +127,22 @@ class TiedWeights:
 
     def tie_weights(self, module: nn.Module) -> None:
         """Make tied weights equal again: a step of an optimiser may round turned copies in different ways."""
-        for name in self._ties:
+        for name in self._blocks:
             self._tie(name, module.get_parameter(name))
 
     def tie_gradients(self, module: nn.Module) -> None:
         """Give tied weights the mean of their gradients."""
-        for name in self._ties:
+        for name in self._blocks:
             gradient = module.get_parameter(name).grad
             if gradient is not None:
                 self._tie(name, gradient)
 
     def _tie(self, name: str, weight: Tensor) -> None:
-        ties = self._ties[name]
-        if ties.first.device != weight.device:
-            ties = self._ties[name] = ties._replace(first=ties.first.to(weight.device))
-        tie(weight, ties)
+        tie(weight, Ties(self.get_buffer(_buffer(name)), self._blocks[name]))
+
+
+def _buffer(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def tied_parts(module: nn.Module) -> list[tuple[nn.Module, TiedWeights]]:
@@ -155,16 +160,24 @@ def tie(weight: Tensor, ties: Ties) -> None:
         ties: what that returned, on the same device.
     """
     flat = weight.detach().reshape(-1)  # a copy if the weight is not contiguous
-    if flat.device.type == "cpu":
-        _tie(flat.numpy(), ties.first.numpy(), ties.blocks)
-    else:
-        count = ties.first.shape[1]
-        further = torch.arange(0, count * ties.blocks, count, device=flat.device)
-        index = ties.first[:, None] + further[:, None]  # [classes, blocks, turns]
-        means = flat[index].mean(2, keepdim=True).expand_as(index)
-        flat.index_copy_(0, index.flatten(), means.flatten())
-    if flat.data_ptr() != weight.data_ptr():
+    tie_here = tie_on_cpu if flat.device.type == "cpu" else tie_anywhere
+    tie_here(flat, ties)
+    if not weight.is_contiguous():
         weight.copy_(flat.view(weight.shape))
+
+
+def tie_on_cpu(flat: Tensor, ties: Ties) -> None:
+    """Do what `tie` does with a flat weight on the CPU."""
+    _tie(flat.numpy(), ties.first.numpy(), ties.blocks)
+
+
+def tie_anywhere(flat: Tensor, ties: Ties) -> None:
+    """Do what `tie` does with a flat weight on any device."""
+    count = ties.first.shape[1]
+    further = torch.arange(0, count * ties.blocks, count, device=flat.device)
+    index = ties.first[:, None] + further[:, None]  # [classes, blocks, turns]
+    means = flat[index].mean(2, keepdim=True).expand_as(index)
+    flat.index_copy_(0, index.flatten(), means.flatten())
 
 
 @compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
