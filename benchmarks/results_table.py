@@ -106,7 +106,11 @@ def headline() -> str:
         balls = preset("balls")
         assert isinstance(balls, RunConfig)
         (_, sees), learns = stack_described(balls)
-        lines.append((error["mean"], "`balls`, its stack alone", score(error), sees, learns, "-"))
+        training = raw["training"]
+        longer = (training["minutes"], training["threads"]) != (bench.minutes, bench.threads)
+        budget = f" after {training['minutes']:g} min on {cores(training['threads'])}" if longer else ""
+        name = f"`balls`, the stack of the shipped model{budget}"
+        lines.append((error["mean"], name, score(error), sees, learns, "-"))
     trained = [row for row in chosen if row.seeds[0].minutes]
     return "\n".join(
         [
