@@ -1,5 +1,6 @@
 import pytest
 import torch
+from playing import play
 from pydantic import ValidationError
 
 from torchrsm.baselines.constant_velocity import ConstantVelocity, ConstantVelocityConfig
@@ -17,19 +18,9 @@ def flight(frames, start=START, velocity=VELOCITY):
     return start + torch.arange(frames, dtype=torch.float64)[:, None, None] * velocity
 
 
-def watch(predictor, frames):
-    """The state after frames ``[t, b, 1, h, w]``, and the prediction of each."""
-    state, predicted = predictor.initial_state(tuple(frames.shape[1:])), []
-    for frame in frames:
-        prediction = predictor.predict(state)
-        predicted.append(prediction.frame)
-        state = predictor.observe(frame, prediction, state)
-    return state, torch.stack(predicted)
-
-
 def test_a_straight_flight_is_predicted():
     frames = render_balls(flight(6))[:, None]
-    _, predicted = watch(ConstantVelocity(), frames)
+    predicted, _ = play(ConstantVelocity(), frames)
     torch.testing.assert_close(predicted[2:], frames[2:], rtol=0, atol=0.01)
     assert (predicted[1] - frames[1]).square().sum() > 1
 
@@ -39,7 +30,7 @@ def test_agrees_with_the_extrapolation_of_the_true_positions(balls, radius, reso
     world = {"balls": balls, "radius": radius, "resolution": resolution}
     truth = bouncing_ball_sequences(8, seed=3, sequence_length=30, **world)
     config = ConstantVelocityConfig(balls=balls, radius=radius, height=resolution, width=resolution)
-    _, predicted = watch(ConstantVelocity(config), truth.frames.transpose(0, 1))
+    predicted, _ = play(ConstantVelocity(config), truth.frames.transpose(0, 1))
     after = 2 * truth.positions[:, 1:-1] - truth.positions[:, :-2]
     expected = render_balls(after, radius=radius, resolution=resolution).transpose(0, 1)
     error = (predicted[2:] - expected).square().sum((2, 3, 4))  # [t, b]
@@ -55,7 +46,7 @@ def test_nothing_seen_is_black():
 def test_balls_seen_once_stay_where_they_are():
     frames = render_balls(flight(1))[:, None]
     predictor = ConstantVelocity()
-    state, _ = watch(predictor, frames)
+    _, state = play(predictor, frames)
     torch.testing.assert_close(predictor.predict(state).frame, frames[0], rtol=0, atol=0.01)
 
 
@@ -64,7 +55,7 @@ def test_a_picture_without_the_balls_is_repeated_and_only_in_its_stream():
     lost = straight.clone()
     lost[1] = render_balls(flight(2)[1, :2])
     predictor = ConstantVelocity()
-    state, _ = watch(predictor, torch.cat((straight[:2], lost[:2]), 1))
+    _, state = play(predictor, torch.cat((straight[:2], lost[:2]), 1))
     frame = predictor.predict(state).frame
     torch.testing.assert_close(frame[0], straight[2, 0], rtol=0, atol=0.01)
     assert torch.equal(frame[1], lost[1, 0])
@@ -74,7 +65,7 @@ def test_balls_after_a_picture_without_them_stay_where_they_are():
     frames = render_balls(flight(3))[:, None]
     frames[1] = 1
     predictor = ConstantVelocity()
-    state, _ = watch(predictor, frames)
+    _, state = play(predictor, frames)
     torch.testing.assert_close(predictor.predict(state).frame, frames[2], rtol=0, atol=0.01)
 
 
@@ -83,7 +74,7 @@ def test_only_the_last_two_frames_count():
     other = frames.clone()
     other[:2] = torch.rand(2, 1, 1, 30, 30)
     predictor = ConstantVelocity()
-    first, second = (predictor.predict(watch(predictor, seen)[0]).frame for seen in (frames, other))
+    first, second = (predictor.predict(play(predictor, seen)[1]).frame for seen in (frames, other))
     assert torch.equal(first, second)
 
 
@@ -92,7 +83,7 @@ def test_the_future_does_not_change_the_past():
     other = frames.clone()
     other[5:] = frames[5:].flip(-1)
     predictor = ConstantVelocity()
-    (_, predicted), (_, changed) = watch(predictor, frames), watch(predictor, other)
+    (predicted, _), (changed, _) = play(predictor, frames), play(predictor, other)
     assert torch.equal(predicted[:6], changed[:6])
     assert not torch.equal(predicted[6:], changed[6:])
 
@@ -101,7 +92,7 @@ def test_a_start_cuts_the_past():
     frames = render_balls(flight(2))[:, None].expand(-1, 2, -1, -1, -1)
     predictor = ConstantVelocity()
     fresh = predictor.initial_state((2, 1, 30, 30))
-    state, _ = watch(predictor, frames[:1])
+    _, state = play(predictor, frames[:1])
     state = restart(state, fresh, torch.tensor([True, False]))
     state = predictor.observe(frames[1], predictor.predict(state), state)
     frame = predictor.predict(state).frame
@@ -112,7 +103,7 @@ def test_a_start_cuts_the_past():
 def test_a_dream_flies_on_through_the_wall_and_then_stands_still():
     positions = flight(60)
     predictor = ConstantVelocity()
-    state, _ = watch(predictor, render_balls(positions[:2])[:, None])
+    _, state = play(predictor, render_balls(positions[:2])[:, None])
     dream, state = predictor.rollout(state, 58)
     torch.testing.assert_close(dream[0, :8], render_balls(positions[2:10]), rtol=0, atol=0.02)
     assert torch.equal(dream[0, -1], dream[0, -2])
@@ -127,7 +118,7 @@ def test_has_no_weights_and_a_window_teaches_nothing():
     starts = torch.tensor([[True], [False], [False], [False]])
     lesson = predictor.learn(Window(frames, starts), predictor.initial_state((1, 1, 30, 30)))
     assert not list(predictor.parameters())
-    assert torch.equal(lesson.frames, watch(predictor, frames)[1])
+    assert torch.equal(lesson.frames, play(predictor, frames)[0])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from lessons import teach
+from playing import play
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
@@ -9,7 +10,7 @@ from torchrsm.baselines.convlstm import ConvLSTM, ConvLSTMConfig, ConvLSTMLayer,
 from torchrsm.baselines.lstm import UNSEEN, Memory
 from torchrsm.baselines.sequence_model import Window
 from torchrsm.learning.windows import SequenceLearner, SequenceLearningConfig
-from torchrsm.predictor import restart, rollout
+from torchrsm.predictor import rollout
 from torchrsm.streams import StreamBatch
 
 BATCH, TIME = 3, 6
@@ -39,18 +40,6 @@ def window(time=TIME, starts=(), shape=SHAPE):
     for place in starts:
         marks[place] = True
     return Window(frames, marks)
-
-
-def play(predictor, frames, starts):
-    """The predictions of ``[time, b, c, h, w]`` frames, made one by one, and the state after them."""
-    fresh = predictor.initial_state(tuple(frames.shape[1:]))
-    state, predicted = fresh, []
-    for frame, start in zip(frames, starts, strict=True):
-        state = restart(state, fresh, start)
-        prediction = predictor.predict(state)
-        predicted.append(prediction.frame)
-        state = predictor.observe(frame, prediction, state)
-    return torch.stack(predicted), state
 
 
 # --- The layer --------------------------------------------------------------------------------------------------------

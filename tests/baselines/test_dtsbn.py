@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from playing import play
 from pydantic import ValidationError
 
 from torchrsm.baselines.dtsbn import DTSBN, DTSBNConfig, Terms, Units, learning_signal, surrogate
@@ -30,16 +31,6 @@ def window(time=TIME, starts=()):
     for place in starts:
         marks[place] = True
     return Window(frames, marks)
-
-
-def play(predictor, frames):
-    """The predictions of ``[time, b, c, h, w]`` frames, made one by one, and the state after them."""
-    state, predicted = predictor.initial_state(tuple(frames.shape[1:])), []
-    for frame in frames:
-        prediction = predictor.predict(state)
-        predicted.append(prediction.frame)
-        state = predictor.observe(frame, prediction, state)
-    return torch.stack(predicted), state
 
 
 # --- The predictor ----------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from playing import play
 from pydantic import ValidationError
 from torch import nn
 
 from torchrsm.baselines.lstm import LSTM, UNSEEN, LSTMConfig, Memory, inputs_of, remember
 from torchrsm.baselines.sequence_model import Window
-from torchrsm.predictor import restart, rollout
+from torchrsm.predictor import rollout
 
 BATCH, TIME = 3, 7
 SHAPE = (BATCH, 2, 3, 4)
@@ -26,18 +27,6 @@ def window(time=TIME, starts=()):
     for place in starts:
         marks[place] = True
     return Window(frames, marks)
-
-
-def play(predictor, frames, starts):
-    """The predictions of ``[time, b, c, h, w]`` frames, made one by one, and the state after them."""
-    fresh = predictor.initial_state(tuple(frames.shape[1:]))
-    state, predicted = fresh, []
-    for frame, start in zip(frames, starts, strict=True):
-        state = restart(state, fresh, start)
-        prediction = predictor.predict(state)
-        predicted.append(prediction.frame)
-        state = predictor.observe(frame, prediction, state)
-    return torch.stack(predicted), state
 
 
 # --- The predictor ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from playing import play
 from pydantic import ValidationError
 
 from torchrsm.baselines.seq2seq_convlstm import (
@@ -9,7 +10,7 @@ from torchrsm.baselines.seq2seq_convlstm import (
     Seq2SeqConvLSTMMultiDecoderConfig,
 )
 from torchrsm.baselines.sequence_model import Window
-from torchrsm.predictor import restart, rollout
+from torchrsm.predictor import rollout
 
 BATCH, TIME = 3, 7
 SHAPE = (BATCH, 2, 6, 4)
@@ -36,18 +37,6 @@ def window(time=TIME, starts=(), shape=SHAPE):
     for place in starts:
         marks[place] = True
     return Window(frames, marks)
-
-
-def play(predictor, frames, starts):
-    """The predictions of ``[time, b, c, h, w]`` frames, made one by one, and the state after them."""
-    fresh = predictor.initial_state(tuple(frames.shape[1:]))
-    state, predicted = fresh, []
-    for frame, start in zip(frames, starts, strict=True):
-        state = restart(state, fresh, start)
-        prediction = predictor.predict(state)
-        predicted.append(prediction.frame)
-        state = predictor.observe(frame, prediction, state)
-    return torch.stack(predicted), state
 
 
 # --- The networks -----------------------------------------------------------------------------------------------------

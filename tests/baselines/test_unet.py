@@ -1,12 +1,13 @@
 import pytest
 import torch
+from playing import play
 from pydantic import ValidationError
 
 from torchrsm.baselines.sequence_model import Window
 from torchrsm.baselines.unet import FramesUNet, FramesUNetConfig
 from torchrsm.learning.muon import Muon
 from torchrsm.learning.windows import SequenceLearner
-from torchrsm.predictor import restart, rollout
+from torchrsm.predictor import rollout
 from torchrsm.rectifiers.contract import InputSizes
 from torchrsm.rectifiers.unet import UNetConfig, UNetGenerator
 from torchrsm.runs.presets import preset
@@ -38,19 +39,6 @@ def window(time=TIME, starts=(), seed=1):
     return Window(frames, marks)
 
 
-@torch.no_grad()
-def play(predictor, seen):
-    """The predictions of a window, made one by one, and the state after them."""
-    fresh = state = predictor.initial_state(SHAPE)
-    predicted = []
-    for frame, starts in zip(*seen, strict=True):
-        state = restart(state, fresh, starts)
-        prediction = predictor.predict(state)
-        predicted.append(prediction.frame)
-        state = predictor.observe(frame, prediction, state)
-    return torch.stack(predicted), state
-
-
 # --- The predictor ----------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +46,7 @@ def play(predictor, seen):
 def test_shapes_and_range(settings):
     predictor = model(**settings)
     fresh = predictor.initial_state(SHAPE)
-    predicted, state = play(predictor, window())
+    predicted, state = play(predictor, *window())
     assert predicted.shape == (TIME, *SHAPE)
     assert 0 <= predicted.min() < predicted.max() <= 1
     assert [(part.shape, part.dtype) for part in state] == [(part.shape, part.dtype) for part in fresh]
@@ -82,7 +70,7 @@ def test_it_is_the_rectifier_s_network_without_a_stack():
     before = torch.full((BATCH, 3, 2, 11, 14), 0.5)
     before[..., 2:9, 2:12] = seen.frames[-4:-1].flip(0).transpose(0, 1)
     expected = generator(seen.frames[-1], (), before.flatten(1, 2))
-    assert torch.equal(predictor.predict(play(predictor, seen)[1]).frame, expected)
+    assert torch.equal(predictor.predict(play(predictor, *seen)[1]).frame, expected)
 
 
 def test_it_has_the_weights_of_the_rectifier_of_balls_but_for_what_it_does_not_see():
@@ -102,8 +90,7 @@ def test_what_is_older_than_the_context_is_forgotten():
     oldest = seen.frames.clone()
     oldest[-CONTEXT] = window(seed=2).frames[-CONTEXT]
     first, second, third = (
-        predictor.predict(play(predictor, Window(frames, seen.starts))[1]).frame
-        for frames in (seen.frames, other, oldest)
+        predictor.predict(play(predictor, frames, seen.starts)[1]).frame for frames in (seen.frames, other, oldest)
     )
     assert torch.equal(first, second)
     assert (first - third).abs().max() > 1e-4
@@ -123,7 +110,7 @@ def test_an_element_of_a_batch_is_alone():
     predictor, seen = model(), window()
     other = seen.frames.clone()
     other[:, 1] = 1 - other[:, 1]
-    first, second = (play(predictor, Window(frames, seen.starts))[0] for frames in (seen.frames, other))
+    first, second = (play(predictor, frames, seen.starts)[0] for frames in (seen.frames, other))
     torch.testing.assert_close(first[:, [0, 2]], second[:, [0, 2]], rtol=0, atol=1e-6)
 
 
@@ -147,7 +134,7 @@ def test_before_it_has_learned_it_repeats_the_last_frame(shape):
 @torch.no_grad()
 def test_learning_predicts_as_step_by_step(settings, cut):
     predictor, seen = model(**settings), window(starts=[(3, 0), (4, 1), (8, 1)])
-    expected, after = play(predictor, seen)
+    expected, after = play(predictor, *seen)
     state, frames = predictor.initial_state(SHAPE), []
     for part in (slice(0, cut), slice(cut, TIME)):
         lesson = predictor.learn(Window(seen.frames[part], seen.starts[part]), state)
@@ -161,7 +148,7 @@ def test_learning_predicts_as_step_by_step(settings, cut):
 @torch.no_grad()
 def test_loss_is_the_mean_squared_error():
     predictor, seen = model(), window(starts=[(3, 0)])
-    predicted, _ = play(predictor, seen)
+    predicted, _ = play(predictor, *seen)
     expected = (predicted - seen.frames).square().mean((2, 3, 4))[~seen.starts].mean()
     loss = predictor.learn(seen, predictor.initial_state(SHAPE)).losses[0]
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from device_under_test import here
+from playing import play
 
 from torchrsm.baselines.unet import FramesUNet, FramesUNetConfig
 from torchrsm.learning.online import OnlineLearner
@@ -58,24 +59,24 @@ def after_updates(symmetry, count=20, **changes):
     It is in double precision, in which no two cells are so close that rounding decides which of them wins.
     """
     made = learner(symmetry, **changes)
-    generator = torch.Generator().manual_seed(3)
-    for step in range(count):
-        frames = torch.rand(3, 1, SIZE, SIZE, generator=generator) * torch.linspace(0, 1, SIZE)
-        starts = here(torch.zeros(3, dtype=torch.bool))
+    for step, batch in enumerate(uneven(count)):
         made.begin(made.phase(step / count), 1)
-        made.teach([StreamBatch(here(frames), starts, torch.zeros(3).long())], step / count)
+        made.teach([batch], step / count)
     assert made.model.rectifier.tail.weight.abs().max() > 1e-3  # it began at 0, where any rectifier keeps a symmetry
     return made.model.double().eval()
 
 
 @torch.no_grad()
 def predictions(model, frames):
-    state, made = model.initial_state(tuple(frames.shape[1:])), []
-    for frame in frames:
-        prediction = model.predict(state)
-        made.append(prediction.frame)
-        state = model.observe(frame, prediction, state)
-    return torch.stack(made)
+    return play(model, frames)[0]
+
+
+def uneven(steps):
+    """Batches of frames that have no symmetry."""
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        frames = torch.rand(3, 1, SIZE, SIZE, generator=generator) * torch.linspace(0, 1, SIZE)
+        yield StreamBatch(here(frames), here(torch.zeros(3, dtype=torch.bool)), torch.zeros(3).long())
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +126,8 @@ def test_a_u_net_without_a_stack_keeps_the_symmetry(name):
     model = FramesUNet(FramesUNetConfig(height=SIZE, width=SIZE, features=16, inner_features=16, symmetry="square"))
     learning = preset("unet").learning
     made = SequenceLearner(here(model), learning, (3, 1, SIZE, SIZE), here(torch.zeros(())).device)
-    generator = torch.Generator().manual_seed(3)
-    for step in range(4):
-        frames = torch.rand(3, 1, SIZE, SIZE, generator=generator) * torch.linspace(0, 1, SIZE)
-        made.teach([StreamBatch(here(frames), here(torch.zeros(3, dtype=torch.bool)), torch.zeros(3).long())], step / 4)
+    for step, batch in enumerate(uneven(4)):
+        made.teach([batch], step / 4)
     assert model.generator.tail.weight.abs().max() > 1e-3
     frames = here(torch.rand(6, 1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double())
     model, turn = model.double().eval(), SQUARE[name]
