@@ -164,10 +164,9 @@ def with_published_rectifier(base: RunConfig) -> RunConfig:
 def seeing_the_prediction(base: RunConfig) -> RunConfig:
     """Return a rectifier like the system's, but for what it sees."""
     own = base.model.rectifier
-    if isinstance(own, UNetConfig):
-        return base.replace(**{"model.rectifier": own.replace(sees_cells=False, sees_frames=False)})
-    compact = own if isinstance(own, CompactConfig) else CompactConfig()
-    return base.replace(**{"model.rectifier": compact.replace(sees_cells=False)})
+    alike = own if isinstance(own, CompactConfig | UNetConfig) else CompactConfig()
+    frames = {"sees_frames": False} if isinstance(alike, UNetConfig) else {}
+    return base.replace(**{"model.rectifier": alike.replace(sees_cells=False, **frames)})
 
 
 def seeing_frames(base: RunConfig) -> RunConfig:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torchrsm.predictor import restart
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerState
 from torchrsm.scoring.metrics import frame_squared_error_on_device
-from torchrsm.state import StateT, map_state
+from torchrsm.state import map_state
 from torchrsm.streams.stream import StreamBatch, StreamInPlace
 from torchrsm.streams.turns import FrameShape
 
@@ -101,8 +102,8 @@ class OnlineLearner:
                 "rectifying.adversarial_weight must be 0 where frames of several sizes take turns; "
                 f"got {rectifying.adversarial_weight:g}"
             )
-        self._streams = shape[0]
-        self._at_once = learning.streams_per_update or shape[0]
+        at_once = learning.streams_per_update or shape[0]
+        self._turns = [slice(first, first + at_once) for first in range(0, shape[0], at_once)]
         self._ranks = ranks
         self.model = VideoPredictor(model).to(device)  # made on the CPU: the same weights on any device
         self._learning = LocalLearning(self.model, learning)
@@ -244,11 +245,12 @@ class OnlineLearner:
         """
         frames, _ = inputs
         fresh = self._size_of(frames).fresh
-        if phase != "stack" or self._streams <= self._at_once:
+        if phase != "stack" or len(self._turns) == 1:
             return self._update_at_once(phase, inputs, state, fresh)
         parts, states = [], []
-        for turn in zip(*(self._turns_of(whole) for whole in (inputs, state, fresh)), strict=True):
-            part, after = self._update_at_once(phase, *turn)
+        for turn in self._turns:
+            of_turn = partial(map_state, itemgetter(turn))
+            part, after = self._update_at_once(phase, of_turn(inputs), of_turn(state), of_turn(fresh))
             parts.append(part)
             states.append(after)
         return _together(parts), map_state(lambda *tensors: torch.cat(tensors), *states)
@@ -303,11 +305,6 @@ class OnlineLearner:
         after = OnlineState(self.model.observe(heard, prediction, layers), alone)
         mean = figures[1] / figures[0].clamp(min=1)
         return taught(figures[0], mean, values, errors_of_frames[None], scored[None]), after
-
-    def _turns_of(self, whole: StateT) -> Iterator[StateT]:
-        """Yield what belongs to the streams of each turn."""
-        for first in range(0, self._streams, self._at_once):
-            yield map_state(lambda tensor: tensor[first : first + self._at_once], whole)  # noqa: B023
 
     def _divide(self, losses: Tensor, scored: Tensor) -> None:
         """Divide the stack's sums over all processes, losses (the first ones) and gradients, by the scored streams."""

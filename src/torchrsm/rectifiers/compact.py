@@ -68,8 +68,7 @@ class CompactGenerator(Rectifier):
             for _ in range(config.blocks)
         )
         self.tail = from_zero(convolution(width, 4 * channels))
-        self.tied = TiedWeights(dict(self._axes()), sizes.symmetry)
-        self.tied.begin(self)
+        self.tied = TiedWeights(self, self._axes(), sizes.symmetry)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:

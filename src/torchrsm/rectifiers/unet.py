@@ -121,8 +121,7 @@ class UNetGenerator(Rectifier):
         self.up = _Normed(width, features, up=True, even=even)
         self.draw = _Normed(2 * features, features)
         self.tail = from_zero(Convolution(features, sizes.channels, 1))
-        self.tied = TiedWeights(dict(self._axes()), sizes.symmetry)
-        self.tied.begin(self)
+        self.tied = TiedWeights(self, self._axes(), sizes.symmetry)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:

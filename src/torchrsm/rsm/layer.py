@@ -232,8 +232,7 @@ class RSMLayer(nn.Module):
         bias_grid = self.input_grid if config.output_bias == "element" and self.input_grid else Grid(1, 1)
         self.output_bias = nn.Parameter(torch.zeros(*bias_grid, channels))
         self.register_buffer("duty", torch.zeros(config.cells), persistent=config.boost > 0)
-        self.tied = TiedWeights(dict(self._axes(reads_cells)), symmetry)
-        self.tied.begin(self)
+        self.tied = TiedWeights(self, self._axes(reads_cells), symmetry)
 
     def initial_state(self, batch: int, input: Tensor | Cells) -> LayerState:
         """Return the state of a layer that has seen nothing; ``input`` is an input of zeros."""

@@ -8,7 +8,7 @@ start, and each gets the mean of their gradients. See Taco Cohen, Max Welling, I
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -100,30 +100,34 @@ def find_ties(axes: Sequence[Axis], symmetry: Symmetry) -> Ties:
 
 
 class TiedWeights(nn.Module):
-    """The weights of a module that are tied. It is a part of that module, so that it moves to a device with it.
+    """The weights of a module that are tied, from now on. It is a part of that module, and moves to a device with it.
+
+    Weights that were drawn at random keep their deviation; that of their means is less.
 
     Args:
-        axes: of each weight, by the name of the parameter.
-        symmetry: of the world.
+        module: whose weights they are.
+        axes: of each weight, and the name of the parameter.
+        symmetry: of the world; nothing is tied if it has none.
     """
 
-    def __init__(self, axes: Mapping[str, Sequence[Axis]], symmetry: Symmetry) -> None:
+    def __init__(self, module: nn.Module, axes: Iterable[tuple[str, Sequence[Axis]]], symmetry: Symmetry) -> None:
         super().__init__()
-        self._turns = len(turns(symmetry))
         self._blocks: dict[str, int] = {}
-        for name, of in axes.items() if self._turns > 1 else ():
+        count = len(turns(symmetry))
+        for name, of in axes if count > 1 else ():
             first, self._blocks[name] = find_ties(of, symmetry)
             self.register_buffer(_buffer(name), first, persistent=False)
+            with torch.no_grad():
+                weight = module.get_parameter(name)
+                drawn = weight.clone()
+                self._tie(name, weight)
+                if not torch.equal(weight, drawn):
+                    weight.mul_(count**0.5)
 
-    @torch.no_grad()
-    def begin(self, module: nn.Module) -> None:
-        """Tie weights at the start. Those that were drawn at random keep their deviation; that of means is less."""
-        for name in self._blocks:
-            weight = module.get_parameter(name)
-            drawn = weight.clone()
-            self._tie(name, weight)
-            if not torch.equal(weight, drawn):
-                weight.mul_(self._turns**0.5)
+    @property
+    def ties_any(self) -> bool:
+        """Whether any weights are tied."""
+        return bool(self._blocks)
 
     def tie_weights(self, module: nn.Module) -> None:
         """Make tied weights equal again: a step of an optimiser may round turned copies in different ways."""
@@ -146,9 +150,9 @@ def _buffer(name: str) -> str:
 
 
 def tied_parts(module: nn.Module) -> list[tuple[nn.Module, TiedWeights]]:
-    """Return the parts of a module that have an attribute ``tied``, and what it says."""
+    """Return the parts of a module some of whose weights are tied, and their attribute ``tied``."""
     found = [(part, getattr(part, "tied", None)) for part in module.modules()]
-    return [(part, tied) for part, tied in found if isinstance(tied, TiedWeights)]
+    return [(part, tied) for part, tied in found if isinstance(tied, TiedWeights) and tied.ties_any]
 
 
 @torch.no_grad()

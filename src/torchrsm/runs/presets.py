@@ -138,12 +138,7 @@ _RECTIFIER_AFTER_THE_STACK: dict[str, Any] = {
     "rectifying.motion_weight": 0.004,
 }
 
-_WIDE: dict[str, Any] = {
-    "model.layers.0.groups": 512,
-    "model.layers.0.active_groups": 24,
-    "model.layers.1.groups": 128,
-    "model.layers.1.active_groups": 8,
-}
+_WIDE: dict[str, Any] = {"model.layers.0.groups": 512, "model.layers.0.active_groups": 24}
 
 
 def balls() -> RunConfig:
@@ -176,8 +171,7 @@ def balls_large() -> RunConfig:
 
     Layer 2 is that of `balls`, so that the weights stay below 16 MiB.
     """
-    wide = {"model.layers.0.groups": 512, "model.layers.0.active_groups": 24}
-    return balls().replace(name="balls-large", **wide, **{"training.minutes": 300})
+    return balls().replace(name="balls-large", **_WIDE, **{"training.minutes": 300})
 
 
 def balls_compact() -> RunConfig:
@@ -196,7 +190,8 @@ def balls_wide() -> RunConfig:
 
     All that the rectifier knows of the frames before the last it hears from the stack: its prediction and its winners.
     """
-    return balls_compact().replace(name="balls-wide", **_WIDE, **{"model.layers.0.input_decay": None})
+    above = {"model.layers.1.groups": 128, "model.layers.1.active_groups": 8}
+    return balls_compact().replace(name="balls-wide", **_WIDE, **above, **{"model.layers.0.input_decay": None})
 
 
 def balls_any() -> RunConfig:
