@@ -34,13 +34,14 @@ def fit(run: AnyRunConfig, shape: tuple[int, int, int], stream: StreamConfig) ->
 def adapted(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
     """Return a run that learns from another stream, whatever the size of its frames.
 
-    RSM loses the settings that are tuned to bouncing balls: it reads inputs near 0, and no stream dreams. Its rectifier
-    changes the last frame instead of the stack's prediction, since most of a picture may stand still. Of a video a
-    batch is four passages: its frames are few, so that many small updates tell more than few large ones.
+    RSM loses what is true of bouncing balls alone: it reads inputs near 0, no stream dreams, and the world, which may
+    have an up and a down, is not taken to look the same from all sides. Its rectifier changes the last frame instead of
+    the stack's prediction, since most of a picture may stand still. Of a video a batch is four passages: its frames are
+    few, so that many small updates tell more than few large ones.
     """
     if isinstance(run, BaselineRunConfig) or isinstance(stream, OfBalls):
         return run.replace(stream=stream)
-    changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0}
+    changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0, "model.symmetry": "none"}
     if run.model.rectifier is not None:
         changes["model.rectifier"] = run.model.rectifier.for_still_pictures()
     if run.rectifying is not None:
