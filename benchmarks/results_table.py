@@ -19,6 +19,7 @@ from typing import Any
 from torchrsm.baselines import ConstantVelocityConfig, CopyLastConfig, DTSBNConfig, FramesUNetConfig, SimVPConfig
 from torchrsm.baselines.rtrbm import BoltzmannConfig
 from torchrsm.model import VideoPredictor
+from torchrsm.rsm.symmetry import tied_parts
 from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
 from torchrsm.runs.bench.online_results import OnlineResults, Search, draw_online, drift_table, online_table
 from torchrsm.runs.presets import preset
@@ -100,24 +101,28 @@ def headline() -> str:
         )
         for row in chosen
     ]
-    raw = read(SEEDS[0])
+    raw, shipped = read(SEEDS[0]), ""
     if raw:
         error = raw[RAW]["all_predictable"]
         balls = preset("balls")
         assert isinstance(balls, RunConfig)
         (_, sees), learns = stack_described(balls)
         training = raw["training"]
-        longer = (training["minutes"], training["threads"]) != (bench.minutes, bench.threads)
-        budget = f" after {training['minutes']:g} min on {cores(training['threads'])}" if longer else ""
-        name = f"`balls`, the stack of the shipped model{budget}"
+        budget = f"{training['minutes']:g} min on {cores(training['threads'])}"
+        name = f"`balls`, the stack of the shipped model after {budget}"
         lines.append((error["mean"], name, score(error), sees, learns, "-"))
+        shipped = (
+            f" The shipped `balls`, after {budget} and with one training seed, has"
+            f" {score(raw[RECTIFIED]['all_predictable'])}."
+        )
     trained = [row for row in chosen if row.seeds[0].minutes]
     return "\n".join(
         [
             "Squared error per frame, the sum over its 900 pixels, mean ± standard deviation over"
             f" {bench.sequences} test sequences, after {bench.minutes:g} minutes of training on {cores(bench.threads)}"
             f" ({seeds_of(trained)})."
-            f" Alive: the share of dreams of {bench.dream_steps} steps that still look like the world at their end.",
+            f" Alive: the share of dreams of {bench.dream_steps} steps that still look like the world at their end."
+            f"{shipped}",
             "",
             "| system | squared error | sees | learns by | alive |",
             "|---|---|---|---|---|",
@@ -154,10 +159,10 @@ def run_described(run: AnyRunConfig) -> tuple[str, str]:
             return memory, f"contrastive divergence and {through_time}"
         case DTSBNConfig(order=order):
             return f"the last {order} frames, and hidden units of as many steps", "variational inference (NVIL)"
-        case FramesUNetConfig(context=context, symmetry="mirror" | "square"):
-            together = "backpropagation through its layers, turned copies of a channel together"
-            return f"the last {context} frames", together
-        case SimVPConfig(context=context) | FramesUNetConfig(context=context):
+        case FramesUNetConfig(context=context, symmetry=symmetry):
+            ties = tied("channel", symmetry != "none")
+            return f"the last {context} frames", f"backpropagation through its layers{ties}"
+        case SimVPConfig(context=context):
             return f"the last {context} frames", "backpropagation through its layers"
     return memory, through_time
 
@@ -171,7 +176,9 @@ def rsm_described(run: RunConfig) -> tuple[str, str]:
     words = {"frames": frames, "prediction": "the stack's prediction", "cells": "its winners"}
     reads = [said for seen, said in words.items() if seen in rectifier.sees]
     assert run.model.rectifier is not None
-    how = "backpropagation through its own layers" if run.model.rectifier.learns else "nothing"
+    how = "nothing"
+    if run.model.rectifier.learns:
+        how = f"backpropagation through its own layers{tied('channel', bool(tied_parts(rectifier)))}"
     return f"stack: {stack_sees}; rectifier: {', '.join(reads)}", f"stack: {learns}; rectifier: {how}"
 
 
@@ -186,8 +193,13 @@ def stack_described(run: RunConfig) -> tuple[tuple[str, str], str]:
         past += ", but no feedback" if past else ", and neither memory nor feedback"
     elif not past:
         past = ", and of the past what the layer above feeds back" if several else ", and no memory"
-    together = "" if run.model.symmetry == "none" else ", turned copies of a cell together"
-    return (f"{frames}{trace}", f"{frames}{trace}{past}"), f"each layer from its own error{together}"
+    ties = tied("cell", run.model.symmetry != "none")
+    return (f"{frames}{trace}", f"{frames}{trace}{past}"), f"each layer from its own error{ties}"
+
+
+def tied(what: str, ties: bool) -> str:
+    """Return what to add where turned copies are tied."""
+    return f", turned copies of a {what} together" if ties else ""
 
 
 def _systems() -> str:

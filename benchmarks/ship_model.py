@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrsm import VideoPredictor, load
+from torchrsm.rsm.symmetry import tied_parts
 from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import RUN_FILE, RunConfig, load_run_config, save_run_config
 from torchrsm.storage.tensors import write_atomically
@@ -37,8 +38,9 @@ def sight(config: RunConfig) -> str:
         " through its own layers."
     )
     if config.model.symmetry != "none":
+        who = "Cells and channels" if tied_parts(rectifier) else "Cells"
         what = "turned and mirrored" if config.model.symmetry == "square" else "mirrored"
-        text += f" Cells and channels are tied to their {what} copies, so what they learn of one side holds for all."
+        text += f" {who} are tied to their {what} copies, so what they learn of one side holds for all."
     if "frames" in rectifier.sees and count > 1:
         text += f" In this world {frames} say all that can be known, so it could do as well without the stack."
     return textwrap.fill(text, 110)

@@ -14,6 +14,7 @@ import torch
 
 from torchrsm import PRESETS, VideoPredictor, bouncing_ball_frames, load, preset, shipped_models
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from torchrsm.runs.settings import RunConfig, load_run_config
@@ -144,6 +145,8 @@ def test_a_card_names_what_stack_and_rectifier_see() -> None:
     assert "The rectifier (`unet`) reads the stack's prediction and the winners of its layers." in alone
     assert "Cells and channels are tied to their turned and mirrored copies" in alone
     assert "tied" not in window
+    published = preset("balls").replace(**{"model.rectifier": PaperConfig()})
+    assert "Cells are tied to their turned and mirrored copies" in " ".join(sight(published).split())
 
 
 SMALL = """import math
