@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -14,6 +15,8 @@ from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.rsm.symmetry import Axis, find_ties, tie, tie_anywhere, turns
 from torchrsm.runs.presets import preset
+from torchrsm.storage.folders import FORMAT, WEIGHTS_FILE
+from torchrsm.storage.tensors import load_tensors, save_tensors
 from torchrsm.streams.stream import StreamBatch
 
 SIZE = 12
@@ -209,6 +212,53 @@ def test_tying_takes_the_mean(dtype):
     tie_anywhere(anywhere.view(-1), ties)
     assert torch.equal(anywhere, weight)
     assert weight.tolist() == [[1.5, 1.5], [1.5, 1.5], [5.5, 5.5], [5.5, 5.5]]
+
+
+@pytest.mark.parametrize("symmetry", ["none", "mirror", "square"])
+def test_a_file_holds_tied_numbers_once(learned, symmetry, tmp_path):
+    model = copy.deepcopy(learned[symmetry]).float()
+    model.save(tmp_path)
+    written, _ = load_tensors(tmp_path / WEIGHTS_FILE)
+    count = len(turns(symmetry))
+    for name in ("feedforward", "recurrent", "feedback", "decoder", "bias"):
+        weight = getattr(model.stack.layers[0], name)
+        assert written[f"stack.layers.0.{name}"].numel() * count == weight.numel()
+    assert written["rectifier.tail.weight"].numel() * count == model.rectifier.tail.weight.numel()
+    loaded = VideoPredictor.from_pretrained(tmp_path)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight.cpu()), name
+
+
+def test_a_weight_whose_tied_numbers_differ_is_written_whole(tmp_path):
+    torch.manual_seed(0)
+    model = VideoPredictor(config("square"))
+    with torch.no_grad():
+        model.stack.layers[0].recurrent[3, 5] += 1
+    model.save(tmp_path)
+    written, _ = load_tensors(tmp_path / WEIGHTS_FILE)
+    assert torch.equal(written["stack.layers.0.recurrent"], model.stack.layers[0].recurrent)
+    assert written["stack.layers.0.decoder"].numel() * 8 == model.stack.layers[0].decoder.numel()
+    assert torch.equal(
+        VideoPredictor.from_pretrained(tmp_path).stack.layers[0].recurrent, model.stack.layers[0].recurrent
+    )
+
+
+def test_a_file_of_whole_weights_is_read(tmp_path):
+    torch.manual_seed(0)
+    model = VideoPredictor(config("square"))
+    model.save(tmp_path)
+    save_tensors(tmp_path / WEIGHTS_FILE, model.state_dict(), {"format": FORMAT})
+    for name, weight in VideoPredictor.from_pretrained(tmp_path).state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_too_few_numbers_of_a_tied_weight_are_refused(tmp_path):
+    model = VideoPredictor(config("square"))
+    model.save(tmp_path)
+    written, header = load_tensors(tmp_path / WEIGHTS_FILE)
+    save_tensors(tmp_path / WEIGHTS_FILE, written | {"stack.layers.0.decoder": torch.zeros(7)}, header)
+    with pytest.raises(ValueError, match=r"weight stack\.layers\.0\.decoder must be \(24, 36\) .*; got \(7,\)"):
+        VideoPredictor.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,13 @@ class Ties(NamedTuple):
     blocks: int
 
 
+def places(ties: Ties) -> Tensor:
+    """Return the places of tied numbers in the flat weight, ``[classes, blocks, turns]`` int64."""
+    count = ties.first.shape[1]
+    further = torch.arange(0, count * ties.blocks, count, device=ties.first.device)
+    return ties.first[:, None] + further[:, None]
+
+
 def find_ties(axes: Sequence[Axis], symmetry: Symmetry) -> Ties:
     """Return which numbers of a weight are tied.
 
@@ -129,6 +136,24 @@ class TiedWeights(nn.Module):
         """Whether any weights are tied."""
         return bool(self._blocks)
 
+    def repeated(self) -> tuple[str, ...]:
+        """Return the names of the weights that are tied."""
+        return tuple(self._blocks)
+
+    def once(self, name: str, weight: Tensor) -> Tensor | None:
+        """Return one of each set of tied numbers, ``[numbers]``; None if some of them are not equal."""
+        tied = weight.detach().reshape(-1)[places(self._ties(name))]
+        return tied[..., 0].flatten() if bool((tied == tied[..., :1]).all()) else None
+
+    def whole(self, name: str, numbers: Tensor) -> Tensor:
+        """Return the flat weight whose numbers `once` returned; ``numbers`` itself if there are not as many."""
+        index = places(self._ties(name))
+        if numbers.shape != (index[..., 0].numel(),):
+            return numbers
+        flat = numbers.new_empty(int(index.max()) + 1)
+        flat[index] = numbers.view(*index.shape[:2], 1).expand(index.shape)
+        return flat
+
     def tie_weights(self, module: nn.Module) -> None:
         """Make tied weights equal again: a step of an optimiser may round turned copies in different ways."""
         for name in self._blocks:
@@ -142,7 +167,10 @@ class TiedWeights(nn.Module):
                 self._tie(name, gradient)
 
     def _tie(self, name: str, weight: Tensor) -> None:
-        tie(weight, Ties(self.get_buffer(_buffer(name)), self._blocks[name]))
+        tie(weight, self._ties(name))
+
+    def _ties(self, name: str) -> Ties:
+        return Ties(self.get_buffer(_buffer(name)), self._blocks[name])
 
 
 def _buffer(name: str) -> str:
@@ -177,9 +205,7 @@ def tie_on_cpu(flat: Tensor, ties: Ties) -> None:
 
 def tie_anywhere(flat: Tensor, ties: Ties) -> None:
     """Do what `tie` does with a flat weight on any device."""
-    count = ties.first.shape[1]
-    further = torch.arange(0, count * ties.blocks, count, device=flat.device)
-    index = ties.first[:, None] + further[:, None]  # [classes, blocks, turns]
+    index = places(ties)
     means = flat[index].mean(2, keepdim=True).expand_as(index)
     flat.index_copy_(0, index.flatten(), means.flatten())
 

@@ -1,12 +1,15 @@
-"""A model's folder: its settings as JSON, its weights as safetensors; nothing in it is executed."""
+"""A model's folder: its settings as JSON, its weights as safetensors; nothing in it is executed.
+
+Of weights that are tied to one another, the file holds each number once.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,20 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+@runtime_checkable
+class Repeats(Protocol):
+    """A part of a module that knows which of that module's weights hold the same number in several places."""
+
+    def repeated(self) -> tuple[str, ...]:
+        """Return the names of these weights."""
+
+    def once(self, name: str, weight: Tensor) -> Tensor | None:
+        """Return each number of a weight once, ``[numbers]``; None if numbers differ that should be equal."""
+
+    def whole(self, name: str, numbers: Tensor) -> Tensor:
+        """Return the weight, flat, whose numbers `once` returned; ``numbers`` itself if there are not as many."""
+
+
 def save_model(model: nn.Module, config: Config, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` to a folder, which is made if need be.
 
@@ -36,7 +53,20 @@ def save_model(model: nn.Module, config: Config, folder: Path) -> None:
 
 def save_weights(model: nn.Module, folder: Path) -> None:
     """Write ``model.safetensors`` alone, atomically."""
-    save_tensors(folder / WEIGHTS_FILE, model.state_dict(), {"format": FORMAT})
+    tensors = dict(model.state_dict())
+    for key, name, part in _repeated(model):
+        numbers = part.once(name, tensors[key])
+        if numbers is not None:
+            tensors[key] = numbers
+    save_tensors(folder / WEIGHTS_FILE, tensors, {"format": FORMAT})
+
+
+def _repeated(model: nn.Module) -> Iterator[tuple[str, str, Repeats]]:
+    """Yield each weight that holds numbers several times: its name in the model, that in its module, and the part."""
+    for path, part in model.named_modules():
+        if isinstance(part, Repeats):
+            for name in part.repeated():
+                yield f"{path.rpartition('.')[0]}.{name}".lstrip("."), name, part
 
 
 def model_kind(folder: Path) -> str | None:
@@ -84,6 +114,11 @@ def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[Config
             model = build(config)
     except OverflowError as error:
         raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error
+    expected = model.state_dict()
+    for key, name, part in _repeated(model):
+        if key in tensors and tensors[key].shape != expected[key].shape:
+            numbers = part.whole(name, tensors[key])
+            tensors[key] = numbers.view_as(expected[key]) if numbers.numel() == expected[key].numel() else numbers
     load_weights(model, tensors, str(weights))
     return model.eval()
 
@@ -99,7 +134,8 @@ class _Allowance(TorchFunctionMode):
     """Stops a model from being built before it takes much more memory, or time, than the weights of a file need.
 
     A size in settings may be anything, and building a model allocates it. The exact fit of the weights is checked
-    afterwards. The allowance is wide, so a model that is only a little off gets the better message of that check.
+    afterwards. The allowance is wide, so a model that is only a little off gets the better message of that check; and a
+    file may hold an eighth of the numbers of a model whose weights are tied.
     """
 
     _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
@@ -107,7 +143,7 @@ class _Allowance(TorchFunctionMode):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.tensors = 2 * len(tensors) + 100
-        self.elements = 4 * sum(tensor.numel() for tensor in tensors.values()) + 100_000
+        self.elements = 32 * sum(tensor.numel() for tensor in tensors.values()) + 100_000
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._FACTORIES:
