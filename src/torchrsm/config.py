@@ -44,6 +44,11 @@ class Config(BaseModel):
         """
         yield from ()
 
+    @property
+    def copies(self) -> int:
+        """In how many places a model with these settings may hold one number, which its file may hold once."""
+        return 1
+
     def replace(self, **changes: Any) -> Self:
         """Return settings with some of them changed, checked as a whole.
 

@@ -68,6 +68,11 @@ class ModelConfig(Config):
         if self.pad == 0 and (self.rectifier is None or not self.rectifier.learns):
             yield "pad_value", "pad is 0"
 
+    @property
+    def copies(self) -> int:
+        """See `Config.copies`."""
+        return len(turns(self.symmetry))
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.height is None) != (self.width is None):
@@ -80,7 +85,7 @@ class ModelConfig(Config):
                     raise ValueError(
                         f"{name} is for the first layer, which reads frames; layer {level} has {getattr(layer, name)}"
                     )
-        block = len(turns(self.symmetry))
+        block = self.copies
         for level, layer in enumerate(self.layers if block > 1 else (), 1):
             if layer.groups % block or layer.cells_per_group > 1:
                 raise ValueError(

@@ -252,6 +252,12 @@ def test_a_file_of_whole_weights_is_read(tmp_path):
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
+def test_settings_may_ask_for_as_many_more_numbers_as_there_are_turns():
+    assert [config(symmetry).copies for symmetry in ("none", "mirror", "square")] == [1, 2, 8]
+    assert [FramesUNetConfig(height=SIZE, width=SIZE, symmetry=s).copies for s in ("none", "mirror")] == [1, 2]
+    assert preset("simvp").model.copies == 1
+
+
 def test_too_few_numbers_of_a_tied_weight_are_refused(tmp_path):
     model = VideoPredictor(config("square"))
     model.save(tmp_path)

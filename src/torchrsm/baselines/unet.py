@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, SequenceModel
 from torchrsm.rectifiers.contract import InputSizes
 from torchrsm.rectifiers.unet import UNetConfig, UNetGenerator
-from torchrsm.rsm.symmetry import Symmetry
+from torchrsm.rsm.symmetry import Symmetry, turns
 
 _BORDER = 0.5  # value of the border, neither black nor white
 
@@ -45,6 +45,11 @@ class FramesUNetConfig(BaselineConfig):
     def _can_be_turned(self) -> Self:
         self.network.check_symmetry(self.symmetry)
         return self
+
+    @property
+    def copies(self) -> int:
+        """See `Config.copies`."""
+        return len(turns(self.symmetry))
 
     @property
     def network(self) -> UNetConfig:

@@ -145,14 +145,14 @@ class TiedWeights(nn.Module):
         tied = weight.detach().reshape(-1)[places(self._ties(name))]
         return tied[..., 0].flatten() if bool((tied == tied[..., :1]).all()) else None
 
-    def whole(self, name: str, numbers: Tensor) -> Tensor:
-        """Return the flat weight whose numbers `once` returned; ``numbers`` itself if there are not as many."""
+    def whole(self, name: str, numbers: Tensor, like: Tensor) -> Tensor:
+        """Return a weight, shaped like ``like``, whose numbers `once` returned; other ``numbers`` as they are."""
         index = places(self._ties(name))
         if numbers.shape != (index[..., 0].numel(),):
             return numbers
-        flat = numbers.new_empty(int(index.max()) + 1)
+        flat = numbers.new_empty(like.numel())
         flat[index] = numbers.view(*index.shape[:2], 1).expand(index.shape)
-        return flat
+        return flat.view_as(like)
 
     def tie_weights(self, module: nn.Module) -> None:
         """Make tied weights equal again: a step of an optimiser may round turned copies in different ways."""

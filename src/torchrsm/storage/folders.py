@@ -36,8 +36,8 @@ class Repeats(Protocol):
     def once(self, name: str, weight: Tensor) -> Tensor | None:
         """Return each number of a weight once, ``[numbers]``; None if numbers differ that should be equal."""
 
-    def whole(self, name: str, numbers: Tensor) -> Tensor:
-        """Return the weight, flat, whose numbers `once` returned; ``numbers`` itself if there are not as many."""
+    def whole(self, name: str, numbers: Tensor, like: Tensor) -> Tensor:
+        """Return a weight, shaped like ``like``, whose numbers `once` returned; other ``numbers`` as they are."""
 
 
 def save_model(model: nn.Module, config: Config, folder: Path) -> None:
@@ -110,15 +110,14 @@ def load_model(folder: Path, config_type: type[ConfigT], build: Callable[[Config
         raise ValueError(f"{weights} must have the format {FORMAT}; got {header.get('format')}")
     try:
         # New weights are drawn only to be overwritten, so the draw must leave the generator as it was.
-        with _Allowance(tensors), torch.random.fork_rng(devices=()):
+        with _Allowance(tensors, config.copies), torch.random.fork_rng(devices=()):
             model = build(config)
     except OverflowError as error:
         raise ValueError(f"{settings}: sizes must fit the weights in {WEIGHTS_FILE}; {error}") from error
     expected = model.state_dict()
     for key, name, part in _repeated(model):
-        if key in tensors and tensors[key].shape != expected[key].shape:
-            numbers = part.whole(name, tensors[key])
-            tensors[key] = numbers.view_as(expected[key]) if numbers.numel() == expected[key].numel() else numbers
+        if key in tensors:
+            tensors[key] = part.whole(name, tensors[key], expected[key])
     load_weights(model, tensors, str(weights))
     return model.eval()
 
@@ -134,16 +133,19 @@ class _Allowance(TorchFunctionMode):
     """Stops a model from being built before it takes much more memory, or time, than the weights of a file need.
 
     A size in settings may be anything, and building a model allocates it. The exact fit of the weights is checked
-    afterwards. The allowance is wide, so a model that is only a little off gets the better message of that check; and a
-    file may hold an eighth of the numbers of a model whose weights are tied.
+    afterwards. The allowance is wide, so a model that is only a little off gets the better message of that check.
+
+    Args:
+        tensors: of the file.
+        copies: how many places of the model may hold one number of the file.
     """
 
     _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], copies: int) -> None:
         super().__init__()
         self.tensors = 2 * len(tensors) + 100
-        self.elements = 32 * sum(tensor.numel() for tensor in tensors.values()) + 100_000
+        self.elements = 4 * copies * sum(tensor.numel() for tensor in tensors.values()) + 100_000
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._FACTORIES:
