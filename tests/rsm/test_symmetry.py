@@ -13,7 +13,7 @@ from torchrsm.learning.windows import SequenceLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.unet import UNetConfig
-from torchrsm.rsm.symmetry import Axis, find_ties, tie, tie_anywhere, turns
+from torchrsm.rsm.symmetry import Axis, find_ties, give, give_anywhere, take, take_anywhere, tie, turns
 from torchrsm.runs.presets import preset
 from torchrsm.storage.folders import FORMAT, WEIGHTS_FILE
 from torchrsm.storage.tensors import load_tensors, save_tensors
@@ -205,13 +205,85 @@ def test_places_are_tied_where_there_are_no_cells():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tying_takes_the_mean(dtype):
     weight = here(torch.arange(8, dtype=dtype).view(4, 2))
-    ties = find_ties((Axis(4, "window"), Axis(2, "cells")), "mirror")
-    ties = ties._replace(first=here(ties.first))
-    anywhere = weight.clone()
-    tie(weight, ties)
-    tie_anywhere(anywhere.view(-1), ties)
-    assert torch.equal(anywhere, weight)
+    tie(weight, ties_here((Axis(4, "window"), Axis(2, "cells")), "mirror"))
     assert weight.tolist() == [[1.5, 1.5], [1.5, 1.5], [5.5, 5.5], [5.5, 5.5]]
+
+
+def ties_here(axes, symmetry):
+    ties = find_ties(axes, symmetry)
+    return ties._replace(first=here(ties.first))
+
+
+AXES = [
+    (Axis(9, "window"), Axis(8, "cells"), Axis(16, "cells")),
+    (Axis(16, "cells"), Axis(4, "window"), Axis(2, "fixed")),
+    (Axis(9, "window"),),
+]
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_numbers_are_taken_once_and_given_to_all_places(axes):
+    ties, classes = ties_here(axes, "square"), classes_of(axes, "square")
+    generator = torch.Generator().manual_seed(0)
+    shape = math.prod(axis.size for axis in axes)
+    weight, gradient = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    mean = torch.empty_like(gradient)
+    for tied in map(list, classes):
+        weight[tied], mean[tied] = weight[tied[0]].clone(), gradient[tied].mean()
+    for take_these, give_these in ((take, give), (take_anywhere, give_anywhere)):
+        numbers, means = (here(torch.empty(len(classes), dtype=torch.float64)) for _ in range(2))
+        take_these(here(weight), numbers, here(gradient), means, ties)
+        for values, expected in ((numbers, weight), (means, mean)):
+            given = here(torch.zeros_like(expected))
+            give_these(values, given, ties)
+            torch.testing.assert_close(given.cpu(), expected)
+
+
+def test_a_weight_that_is_no_row_after_row_is_tied():
+    axes = (Axis(9, "window"), Axis(8, "cells"))
+    weight = here(torch.randn(8, 9, generator=torch.Generator().manual_seed(0)))
+    straight, turned = weight.t().contiguous(), weight.t()
+    for either in (straight, turned):
+        tie(either, ties_here(axes, "square"))
+    assert torch.equal(straight, turned)
+
+
+def test_classes_of_the_same_rows_follow_each_other():
+    axes = (Axis(9, "window"), Axis(16, "cells"), Axis(24, "cells"))
+    rows = [tuple(sorted(set(tied))) for tied in (find_ties(axes, "square").first // 24).tolist()]
+    changes = sum(a != b for a, b in itertools.pairwise(rows))
+    assert changes + 1 == len(set(rows)) == 9 * 16 // 8
+
+
+def test_an_optimiser_knows_tied_numbers_once():
+    made = learner("square")
+    below, above = made.optimisers[:2]
+    for optimiser, layer in zip((below, above), made.model.stack.layers, strict=True):
+        known = sum(weight.numel() for group in optimiser.param_groups for weight in group["params"])
+        weights = dict(layer.named_parameters())
+        tied = sum(weights[name].numel() for name in layer.tied.repeated())
+        assert known == tied // 8 + sum(weight.numel() for weight in weights.values()) - tied
+        assert tied > 100
+
+
+def test_a_step_is_that_of_the_mean_gradient():
+    made = learner("square")
+    layers = made.model.stack.layers
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    for weight in weights:
+        weight.grad = here(torch.randn(weight.shape, generator=generator))
+    expected = copy.deepcopy(layers)
+    for layer, other, rate in zip(layers, expected, made._learning.learning_rates, strict=True):
+        for weight, like in zip(layer.parameters(), other.parameters(), strict=True):
+            like.grad = weight.grad.clone()
+        other.tied.tie_gradients(other)
+        torch.optim.Adam(other.parameters(), rate, betas=(0.9, 0.99)).step()
+    with torch.no_grad():
+        made._learning.step(made.model.predict_raw(made.state.layers))
+    for layer, other in zip(layers, expected, strict=True):
+        for (name, weight), like in zip(layer.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(weight, like, atol=1e-6, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("symmetry", ["none", "mirror", "square"])

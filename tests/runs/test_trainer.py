@@ -282,9 +282,9 @@ def test_truncated_and_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint.safetensors is truncated"):
         Trainer(tiny_run(steps=2), tmp_path / "run", resume=True)
     save_tensors(path, {"a": torch.ones(1)}, {"format": "other"})
-    with pytest.raises(ValueError, match="must have the format torchrsm-run-2; got other"):
+    with pytest.raises(ValueError, match="must have the format torchrsm-run-3; got other"):
         Trainer(tiny_run(steps=2), tmp_path / "run", resume=True)
-    save_tensors(path, {"a": torch.ones(1)}, {"format": "torchrsm-run-2"})
+    save_tensors(path, {"a": torch.ones(1)}, {"format": "torchrsm-run-3"})
     with pytest.raises(ValueError, match=r"weight .* is missing"):
         Trainer(tiny_run(steps=2), tmp_path / "run", resume=True)
 

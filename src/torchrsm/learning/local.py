@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -54,9 +54,11 @@ class LocalLearning:
         self.learning_rates = rates
         self.weights = [list(layer.parameters()) for layer in layers]
         self._on_cpu = all(weight.device.type == "cpu" for weight in model.stack.parameters())
-        self.optimisers = [
-            adam(own, rate, config.betas, config.epsilon) for own, rate in zip(self.weights, rates, strict=True)
+        self._steps = [
+            _LayerSteps(layer, partial(adam, learning_rate=rate, betas=config.betas, epsilon=config.epsilon))
+            for layer, rate in zip(layers, rates, strict=True)
         ]
+        self.optimisers = [steps.optimiser for steps in self._steps]
 
     def set_progress(self, progress: float) -> None:
         """Set the learning rates in force at this ``progress`` through the stack's part of the run, in 0..1."""
@@ -81,12 +83,11 @@ class LocalLearning:
             prediction: what the losses compared with the frame.
             wins: what `wins` counted, over all processes; None for those of the prediction.
         """
-        steps = [partial(_step, *pair) for pair in zip(self.model.stack.layers, self.optimisers, strict=True)]
         if self._on_cpu:
-            kernels.side_by_side(steps)
+            kernels.side_by_side([steps.step for steps in self._steps])
         else:  # other threads have other CUDA streams, where nothing is recorded
-            for step in steps:
-                step()
+            for steps in self._steps:
+                steps.step()
         counted = self.wins(prediction) if wins is None else wins
         for (layer, _), count in zip(self._boosted(prediction), counted, strict=True):
             layer.update_duty(count)
@@ -96,6 +97,31 @@ class LocalLearning:
         return [(layer, part) for layer, part in pairs if layer.config.boost > 0]
 
 
-def _step(layer: RSMLayer, optimiser: torch.optim.Optimizer) -> None:
-    layer.tied.tie_gradients(layer)
-    optimiser.step()
+class _LayerSteps:
+    """The optimiser of a layer. It holds one number of each tied set, so a step does not pay for the copies.
+
+    Args:
+        layer: its weights change.
+        make: returns the optimiser of the weights that it is given.
+    """
+
+    def __init__(self, layer: RSMLayer, make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
+        self._layer = layer
+        weights = dict(layer.named_parameters())
+        self._tied: dict[str, Tensor] = {}
+        for name in layer.tied.repeated():
+            self._tied[name] = layer.tied.numbers(name, weights[name].detach())
+            self._tied[name].grad = torch.empty_like(self._tied[name])
+        self.optimiser = make([self._tied.get(name, weight) for name, weight in weights.items()])
+
+    def step(self) -> None:
+        """Take one step along the gradients of the weights."""
+        tied = self._layer.tied
+        for name, numbers in self._tied.items():
+            weight = self._layer.get_parameter(name)
+            assert weight.grad is not None
+            assert numbers.grad is not None
+            tied.take(name, weight, numbers, weight.grad, numbers.grad)
+        self.optimiser.step()
+        for name, numbers in self._tied.items():
+            tied.give(name, numbers, self._layer.get_parameter(name))

@@ -3,7 +3,8 @@
 Cells come in blocks of as many as there are turns. The cells of a block look for one thing in all its turned copies:
 turning what a layer sees exchanges the cells of each block, and nothing else changes. The weights stay whole, so no
 engine knows of this. What is tied is how they begin and how they learn: a weight and its turned copies are equal at the
-start, and each gets the mean of their gradients. See Taco Cohen, Max Welling, ICML 2016, arXiv 1602.07576.
+start, and each gets the mean of their gradients. An optimiser needs to know one of them only. See Taco Cohen, Max
+Welling, ICML 2016, arXiv 1602.07576.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Ties(NamedTuple):
     """Which numbers of a weight are tied.
 
     Attributes:
-        first: ``[classes, turns]`` int32, the places of tied numbers in the flat weight.
+        first: ``[classes, turns]`` int32, the places of tied numbers in the flat weight. Classes that lie in the same rows
+            of the weight follow each other, so that these rows stay in a cache.
         blocks: how many times these classes are there; each time they lie ``turns`` places further on.
     """
 
@@ -71,6 +73,11 @@ def places(ties: Ties) -> Tensor:
     count = ties.first.shape[1]
     further = torch.arange(0, count * ties.blocks, count, device=ties.first.device)
     return ties.first[:, None] + further[:, None]
+
+
+def in_file(ties: Ties) -> Ties:
+    """Return ties in the order in which a file holds their numbers: that of the places of the first ones."""
+    return ties._replace(first=ties.first[ties.first[:, 0].argsort()])
 
 
 def find_ties(axes: Sequence[Axis], symmetry: Symmetry) -> Ties:
@@ -103,6 +110,7 @@ def find_ties(axes: Sequence[Axis], symmetry: Symmetry) -> Ties:
     classes = np.stack(copies, 1).astype(np.int32)
     if followed is None:
         classes = classes[classes.min(1) == np.arange(len(classes))]
+    classes = classes[np.argsort(classes.min(1) // axes[-1].size, kind="stable")]
     return Ties(torch.from_numpy(classes), axes[-1].size // block if repeats else 1)
 
 
@@ -142,12 +150,12 @@ class TiedWeights(nn.Module):
 
     def once(self, name: str, weight: Tensor) -> Tensor | None:
         """Return one of each set of tied numbers, ``[numbers]``; None if some of them are not equal."""
-        tied = weight.detach().reshape(-1)[places(self._ties(name))]
+        tied = weight.detach().reshape(-1)[places(in_file(self._ties(name)))]
         return tied[..., 0].flatten() if bool((tied == tied[..., :1]).all()) else None
 
     def whole(self, name: str, numbers: Tensor, like: Tensor) -> Tensor:
         """Return a weight, shaped like ``like``, whose numbers `once` returned; other ``numbers`` as they are."""
-        index = places(self._ties(name))
+        index = places(in_file(self._ties(name)))
         if numbers.shape != (index[..., 0].numel(),):
             return numbers
         flat = numbers.new_empty(like.numel())
@@ -165,6 +173,22 @@ class TiedWeights(nn.Module):
             gradient = module.get_parameter(name).grad
             if gradient is not None:
                 self._tie(name, gradient)
+
+    def numbers(self, name: str, weight: Tensor) -> Tensor:
+        """Return a new tensor for what `take` writes, ``[numbers]``."""
+        ties = self._ties(name)
+        return torch.empty(len(ties.first) * ties.blocks, dtype=weight.dtype, device=weight.device)
+
+    def take(self, name: str, weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor) -> None:
+        """Write one of each set of tied numbers of a weight to ``numbers``, and the mean of their gradients to ``means``.
+
+        `give` writes numbers back. Their order is that of the ties, which is not that of `once`.
+        """
+        take(weight, numbers, gradient, means, self._ties(name))
+
+    def give(self, name: str, numbers: Tensor, weight: Tensor) -> None:
+        """Write ``numbers``, in the order of `take`, to all their places in a weight."""
+        give(numbers, weight, self._ties(name))
 
     def _tie(self, name: str, weight: Tensor) -> None:
         tie(weight, self._ties(name))
@@ -191,36 +215,87 @@ def tie(weight: Tensor, ties: Ties) -> None:
         weight: with its axes in the order in which they were given to `find_ties`.
         ties: what that returned, on the same device.
     """
+    means = weight.new_empty(len(ties.first) * ties.blocks)
+    take(weight, torch.empty_like(means), weight, means, ties)
+    give(means, weight, ties)
+
+
+@torch.no_grad()
+def take(weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor, ties: Ties) -> None:
+    """Write one of each set of tied numbers, and the mean of their gradients.
+
+    Args:
+        weight: with its axes in the order in which they were given to `find_ties`.
+        numbers: ``[numbers]``, here the first of each set in ``weight`` is written.
+        gradient: of the weight.
+        means: ``[numbers]``, here the mean of each set in ``gradient`` is written.
+        ties: what `find_ties` returned, on the same device.
+    """
+    here = take_on_cpu if weight.device.type == "cpu" else take_anywhere
+    here(weight.detach().reshape(-1), numbers, gradient.detach().reshape(-1), means, ties)
+
+
+@torch.no_grad()
+def give(numbers: Tensor, weight: Tensor, ties: Ties) -> None:
+    """Write numbers, in the order of `take`, to all their places in a weight."""
     flat = weight.detach().reshape(-1)  # a copy if the weight is not contiguous
-    tie_here = tie_on_cpu if flat.device.type == "cpu" else tie_anywhere
-    tie_here(flat, ties)
+    here = give_on_cpu if flat.device.type == "cpu" else give_anywhere
+    here(numbers, flat, ties)
     if not weight.is_contiguous():
         weight.copy_(flat.view(weight.shape))
 
 
-def tie_on_cpu(flat: Tensor, ties: Ties) -> None:
-    """Do what `tie` does with a flat weight on the CPU."""
-    _tie(flat.numpy(), ties.first.numpy(), ties.blocks)
+def take_on_cpu(weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor, ties: Ties) -> None:
+    """Do what `take` does with a flat weight on the CPU."""
+    arrays = [tensor.detach().numpy() for tensor in (weight, numbers, gradient, means, ties.first)]
+    _take(*arrays, ties.blocks)
 
 
-def tie_anywhere(flat: Tensor, ties: Ties) -> None:
-    """Do what `tie` does with a flat weight on any device."""
+def give_on_cpu(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
+    """Do what `give` does with a flat weight on the CPU."""
+    _give(numbers.detach().numpy(), flat.numpy(), ties.first.numpy(), ties.blocks)
+
+
+def take_anywhere(weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor, ties: Ties) -> None:
+    """Do what `take` does with a flat weight on any device."""
     index = places(ties)
-    means = flat[index].mean(2, keepdim=True).expand_as(index)
-    flat.index_copy_(0, index.flatten(), means.flatten())
+    numbers.copy_(weight[index[..., 0]].flatten())
+    means.copy_(gradient[index].mean(2).flatten())
+
+
+def give_anywhere(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
+    """Do what `give` does with a flat weight on any device."""
+    index = places(ties)
+    flat.index_copy_(0, index.flatten(), numbers.view(*index.shape[:2], 1).expand_as(index).flatten())
 
 
 @compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _tie(flat: NDArray[np.floating], first: NDArray[np.int32], blocks: int) -> None:
+def _take(
+    weight: NDArray[np.floating],
+    numbers: NDArray[np.floating],
+    gradient: NDArray[np.floating],
+    means: NDArray[np.floating],
+    first: NDArray[np.int32],
+    blocks: int,
+) -> None:
     classes, count = first.shape
     for i in range(classes):
-        for further in range(0, blocks * count, count):
-            total = flat[first[i, 0] + further]
+        for block in range(blocks):
+            further = block * count
+            total = gradient[first[i, 0] + further]
             for j in range(1, count):
-                total += flat[first[i, j] + further]
-            total /= count
+                total += gradient[first[i, j] + further]
+            means[i * blocks + block] = total / count
+            numbers[i * blocks + block] = weight[first[i, 0] + further]
+
+
+@compiled(nogil=True)
+def _give(numbers: NDArray[np.floating], flat: NDArray[np.floating], first: NDArray[np.int32], blocks: int) -> None:
+    classes, count = first.shape
+    for i in range(classes):
+        for block in range(blocks):
             for j in range(count):
-                flat[first[i, j] + further] = total
+                flat[first[i, j] + block * count] = numbers[i * blocks + block]
 
 
 def _after(second: Turn, first: Turn) -> Turn:

@@ -13,7 +13,7 @@ from torchrsm.storage.tensors import load_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
-FORMAT = "torchrsm-run-2"
+FORMAT = "torchrsm-run-3"
 
 RANDOM = {"cpu": "random", "cuda": "random.cuda", "mps": "random.mps", "xpu": "random.xpu"}
 """The tensor that holds the state of a device's generator of random numbers, by the type of the device."""

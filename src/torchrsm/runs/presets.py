@@ -152,7 +152,7 @@ def balls() -> RunConfig:
         "groups": 256,
         "active_groups": 12,
         "kernel_size": 8,
-        "recurrent_kernel_size": 3,
+        "recurrent_kernel_size": 5,
         "input_frames": 1,
         "changes": "last",
         "loss": "cross_entropy",
