@@ -13,7 +13,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo train serve test browser types compiled versions clean
+.PHONY: help install demo train serve test browser types compiled covered versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,13 +63,16 @@ compiled: export PYTHONDONTWRITEBYTECODE :=
 compiled: $(STAMP)
 	@$(BIN)/pytest --collect-only --quiet >/dev/null 2>&1 || true
 
+# Some tests wait for processes or pages; the check of types, which goes on beside them, has the core meanwhile.
+covered: compiled
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
+
 test: export PYTHONDONTWRITEBYTECODE :=
 test: ## check style and types, run the tests with their coverage
 	@$(MAKE) --no-print-directory --jobs 2 $(STAMP) browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory --jobs 2 types compiled
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
+	@$(MAKE) --no-print-directory --jobs 2 types covered
 
 versions: ## try the oldest and the newest Python and packages that pyproject.toml allows (TRY=--help lists the options)
 	$(PYTHON) benchmarks/versions.py $(TRY)

@@ -17,11 +17,13 @@ import test_kill_and_resume as law  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=500)
-    law.KILLS = parser.parse_args().kills
-    with tempfile.TemporaryDirectory() as folder:
-        law.test_random_kills_change_nothing(Path(folder))
-    print(f"{law.KILLS} kills, every resumed run bit-identical to the undisturbed one")
+    parser.add_argument("--kills", type=int, default=500, help="of each phase")
+    kills = parser.parse_args().kills
+    for learns in law.KILLS:
+        law.KILLS[learns] = kills
+        with tempfile.TemporaryDirectory() as folder:
+            law.test_random_kills_change_nothing(Path(folder), learns)
+        print(f"{learns}: {kills} kills, every resumed run bit-identical to the undisturbed one", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -99,6 +100,20 @@ def test_the_engine_benchmark_counts_and_times(monkeypatch, capsys, tmp_path) ->
     assert 0.2 * below < result["forward_multiply_adds_per_frame"] <= below + above
     assert result["fused_frames_per_second"] > 0
     assert "median ratio" in capsys.readouterr().out
+
+
+def test_a_run_is_killed_as_often_in_each_phase(monkeypatch, capsys) -> None:
+    module = benchmark("kills")
+    monkeypatch.setattr(module.law, "KILLS", dict(module.law.KILLS))
+    law = create_autospec(module.law.test_random_kills_change_nothing)
+    law.side_effect = lambda folder, learns: print(folder.exists(), module.law.KILLS[learns])
+    monkeypatch.setattr(module.law, "test_random_kills_change_nothing", law)
+    monkeypatch.setattr("sys.argv", ["kills", "--kills", "3"])
+    module.main()
+    assert [call.args[1] for call in law.call_args_list] == ["stack", "stack and rectifier"]
+    first, said, *_ = capsys.readouterr().out.splitlines()
+    assert first == "True 3"
+    assert said == "stack: 3 kills, every resumed run bit-identical to the undisturbed one"
 
 
 @pytest.mark.no_cover

@@ -59,8 +59,8 @@ class Ties(NamedTuple):
     """Which numbers of a weight are tied.
 
     Attributes:
-        first: ``[classes, turns]`` int32, the places of tied numbers in the flat weight. Classes that lie in the same rows
-            of the weight follow each other, so that these rows stay in a cache.
+        first: ``[classes, turns]`` int32, the places of tied numbers in the flat weight. Classes that lie in the same
+            rows of the weight follow each other, so that these rows stay in a cache.
         blocks: how many times these classes are there; each time they lie ``turns`` places further on.
     """
 
@@ -180,7 +180,7 @@ class TiedWeights(nn.Module):
         return torch.empty(len(ties.first) * ties.blocks, dtype=weight.dtype, device=weight.device)
 
     def take(self, name: str, weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor) -> None:
-        """Write one of each set of tied numbers of a weight to ``numbers``, and the mean of their gradients to ``means``.
+        """Write one of each set of tied numbers to ``numbers``, and the mean of their gradients to ``means``.
 
         `give` writes numbers back. Their order is that of the ties, which is not that of `once`.
         """
