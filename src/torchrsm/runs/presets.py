@@ -157,12 +157,15 @@ def balls() -> RunConfig:
         "changes": "last",
         "loss": "cross_entropy",
     }
+    # Dreams come late, when the rates are low: earlier, the motion loss is met by frames that flicker.
+    late = {"share": 0.35, "loop_from": 0.75, "motion_weight": 0.008, "adversarial_weight": 0.0}
+    rectifying = {f"rectifying.{name}": value for name, value in late.items()}
     return balls_window().replace(
         name="balls",
         **{f"model.layers.0.{name}": value for name, value in below.items()},
         **{"model.symmetry": "square", "model.rectifier": UNetConfig(sees_frames=False)},
         **{"learning.betas": (0.9, 0.99), "learning.streams_per_update": 8, "training.minutes": 30},
-        **_RECTIFIER_AFTER_THE_STACK | {"rectifying.share": 0.35, "rectifying.motion_weight": 0.006},
+        **_RECTIFIER_AFTER_THE_STACK | rectifying,
     )
 
 
