@@ -170,10 +170,7 @@ def balls() -> RunConfig:
 
 
 def balls_large() -> RunConfig:
-    """Return `balls` with twice the cells and winners in layer 1, for a GPU or for hours of two cores.
-
-    Layer 2 is that of `balls`, so that the weights stay below 16 MiB.
-    """
+    """Return `balls` with twice the cells and winners in layer 1, for a GPU or for hours of two cores."""
     return balls().replace(name="balls-large", **_WIDE, **{"training.minutes": 300})
 
 
@@ -200,11 +197,9 @@ def balls_wide() -> RunConfig:
 def balls_any() -> RunConfig:
     """Return `balls` that learns from many worlds: 2 to 6 balls of any size and speed, frames of 24 to 64 pixels.
 
-    An adversary reads frames of one size, and a dream is held to the motion of the other streams, which here are of
-    other worlds. So there is neither.
+    A dream is held to the motion of the other streams, which here are of other worlds. So there is no motion loss.
     """
-    alone = {"rectifying.adversarial_weight": 0.0, "rectifying.motion_weight": 0.0}
-    return balls().replace(name="balls-any", stream=VariedBallsConfig(), **alone)
+    return balls().replace(name="balls-any", stream=VariedBallsConfig(), **{"rectifying.motion_weight": 0.0})
 
 
 def paper_rectifier() -> RunConfig:
