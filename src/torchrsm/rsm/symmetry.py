@@ -247,8 +247,8 @@ def give(numbers: Tensor, weight: Tensor, ties: Ties) -> None:
 
 def take_on_cpu(weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor, ties: Ties) -> None:
     """Do what `take` does with a flat weight on the CPU."""
-    arrays = [tensor.detach().numpy() for tensor in (weight, numbers, gradient, means, ties.first)]
-    _take(*arrays, ties.blocks)
+    values = numbers.detach().numpy()  # of a parameter, which has a gradient
+    _take(weight.numpy(), values, gradient.numpy(), means.numpy(), ties.first.numpy(), ties.blocks)
 
 
 def give_on_cpu(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
