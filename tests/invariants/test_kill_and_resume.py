@@ -14,7 +14,7 @@ from torchrsm.runs.settings import RUN_FILE
 from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE
 from torchrsm.storage.tensors import load_tensors
 
-KILLS = {"stack": 8, "stack and rectifier": 4}  # `benchmarks/kills.py` makes more
+KILLS = {"stack": 12, "stack and rectifier": 6}  # `benchmarks/kills.py` makes more
 STEPS = {"stack": 100, "stack and rectifier": 60}
 
 

@@ -16,7 +16,8 @@ def look_at_no_values(monkeypatch):
     """
     instead = {
         predictor.restart: lambda state, fresh, starts: where(starts, fresh, state),
-        symmetry.take_on_cpu: symmetry.take_anywhere,
+        symmetry.take_firsts_on_cpu: symmetry.take_firsts_anywhere,
+        symmetry.take_means_on_cpu: symmetry.take_means_anywhere,
         symmetry.give_on_cpu: symmetry.give_anywhere,
         predictor.check_frame: lambda frame, like: frame,
         lstm.emptied: lambda memory, start: where(~start, memory, lstm.Memory(*(part * 0 for part in memory))),

@@ -284,7 +284,7 @@ def configurations(draw):
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("name", [name for name in FAST if name in ("fused", "cuda")])
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(configurations(), st.integers(0, 2**16))
 def test_equals_the_reference_for_any_configuration(name, case, seed):
     fast, reference = FAST[name](), choose_engine("reference", CPU)

@@ -13,7 +13,18 @@ from torchrsm.learning.windows import SequenceLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.unet import UNetConfig
-from torchrsm.rsm.symmetry import Axis, find_ties, give, give_anywhere, take, take_anywhere, tie, turns
+from torchrsm.rsm.symmetry import (
+    Axis,
+    find_ties,
+    give,
+    give_anywhere,
+    take_firsts,
+    take_firsts_anywhere,
+    take_means,
+    take_means_anywhere,
+    tie,
+    turns,
+)
 from torchrsm.runs.presets import preset
 from torchrsm.storage.folders import FORMAT, WEIGHTS_FILE
 from torchrsm.storage.tensors import load_tensors, save_tensors
@@ -177,14 +188,14 @@ def classes_of(axes, symmetry):
     return [{place + block * len(one) for place in one} for one in first.tolist() for block in range(blocks)]
 
 
-@pytest.mark.parametrize(
-    "axes",
-    [
-        (Axis(9, "window"), Axis(3, "fixed"), Axis(16, "cells")),
-        (Axis(16, "cells"), Axis(4, "window"), Axis(2, "fixed")),
-        (Axis(8, "cells"), Axis(9, "window"), Axis(24, "cells")),
-    ],
-)
+AXES = [
+    (Axis(9, "window"), Axis(3, "fixed"), Axis(16, "cells")),
+    (Axis(16, "cells"), Axis(4, "window"), Axis(2, "fixed")),
+    (Axis(8, "cells"), Axis(9, "window"), Axis(24, "cells")),
+]
+
+
+@pytest.mark.parametrize("axes", AXES)
 def test_every_number_is_tied_to_as_many_as_there_are_turns(axes):
     classes = classes_of(axes, "square")
     assert sorted(place for tied in classes for place in tied) == list(range(math.prod(axis.size for axis in axes)))
@@ -214,14 +225,7 @@ def ties_here(axes, symmetry):
     return ties._replace(first=here(ties.first))
 
 
-AXES = [
-    (Axis(9, "window"), Axis(8, "cells"), Axis(16, "cells")),
-    (Axis(16, "cells"), Axis(4, "window"), Axis(2, "fixed")),
-    (Axis(9, "window"),),
-]
-
-
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("axes", [*AXES, (Axis(9, "window"),)])
 def test_numbers_are_taken_once_and_given_to_all_places(axes):
     ties, classes = ties_here(axes, "square"), classes_of(axes, "square")
     generator = torch.Generator().manual_seed(0)
@@ -230,9 +234,12 @@ def test_numbers_are_taken_once_and_given_to_all_places(axes):
     mean = torch.empty_like(gradient)
     for tied in map(list, classes):
         weight[tied], mean[tied] = weight[tied[0]].clone(), gradient[tied].mean()
-    for take_these, give_these in ((take, give), (take_anywhere, give_anywhere)):
+    assert ties.sets == len(classes)
+    ways = (take_firsts, take_means, give), (take_firsts_anywhere, take_means_anywhere, give_anywhere)
+    for take_these, take_their_means, give_these in ways:
         numbers, means = (here(torch.empty(len(classes), dtype=torch.float64)) for _ in range(2))
-        take_these(here(weight), numbers, here(gradient), means, ties)
+        take_these(here(weight), numbers, ties)
+        take_their_means(here(gradient), means, ties)
         for values, expected in ((numbers, weight), (means, mean)):
             given = here(torch.zeros_like(expected))
             give_these(values, given, ties)

@@ -110,7 +110,7 @@ class _LayerSteps:
         weights = dict(layer.named_parameters())
         self._tied: dict[str, Tensor] = {}
         for name in layer.tied.repeated():
-            self._tied[name] = layer.tied.numbers(name, weights[name].detach())
+            self._tied[name] = layer.tied.numbers(name, weights[name])
             self._tied[name].grad = torch.empty_like(self._tied[name])
         self.optimiser = make([self._tied.get(name, weight) for name, weight in weights.items()])
 

@@ -67,6 +67,11 @@ class Ties(NamedTuple):
     first: Tensor
     blocks: int
 
+    @property
+    def sets(self) -> int:
+        """How many sets of tied numbers there are."""
+        return len(self.first) * self.blocks
+
 
 def places(ties: Ties) -> Tensor:
     """Return the places of tied numbers in the flat weight, ``[classes, blocks, turns]`` int64."""
@@ -155,12 +160,12 @@ class TiedWeights(nn.Module):
 
     def whole(self, name: str, numbers: Tensor, like: Tensor) -> Tensor:
         """Return a weight, shaped like ``like``, whose numbers `once` returned; other ``numbers`` as they are."""
-        index = places(in_file(self._ties(name)))
-        if numbers.shape != (index[..., 0].numel(),):
+        ties = in_file(self._ties(name))
+        if numbers.shape != (ties.sets,):
             return numbers
-        flat = numbers.new_empty(like.numel())
-        flat[index] = numbers.view(*index.shape[:2], 1).expand(index.shape)
-        return flat.view_as(like)
+        weight = numbers.new_empty(like.shape)
+        give(numbers, weight, ties)
+        return weight
 
     def tie_weights(self, module: nn.Module) -> None:
         """Make tied weights equal again: a step of an optimiser may round turned copies in different ways."""
@@ -175,16 +180,17 @@ class TiedWeights(nn.Module):
                 self._tie(name, gradient)
 
     def numbers(self, name: str, weight: Tensor) -> Tensor:
-        """Return a new tensor for what `take` writes, ``[numbers]``."""
-        ties = self._ties(name)
-        return torch.empty(len(ties.first) * ties.blocks, dtype=weight.dtype, device=weight.device)
+        """Return a new tensor for one of each set of tied numbers of a weight, ``[sets]``; see `take`."""
+        return torch.empty(self._ties(name).sets, dtype=weight.dtype, device=weight.device)
 
     def take(self, name: str, weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor) -> None:
-        """Write one of each set of tied numbers to ``numbers``, and the mean of their gradients to ``means``.
+        """Write one of each set of tied numbers to ``numbers``, and the mean gradient of each set to ``means``.
 
-        `give` writes numbers back. Their order is that of the ties, which is not that of `once`.
+        Both are ``[sets]``, in the order of the ties, which is not that of `once`. `give` writes numbers back.
         """
-        take(weight, numbers, gradient, means, self._ties(name))
+        ties = self._ties(name)
+        take_firsts(weight, numbers, ties)
+        take_means(gradient, means, ties)
 
     def give(self, name: str, numbers: Tensor, weight: Tensor) -> None:
         """Write ``numbers``, in the order of `take`, to all their places in a weight."""
@@ -215,52 +221,64 @@ def tie(weight: Tensor, ties: Ties) -> None:
         weight: with its axes in the order in which they were given to `find_ties`.
         ties: what that returned, on the same device.
     """
-    means = weight.new_empty(len(ties.first) * ties.blocks)
-    take(weight, torch.empty_like(means), weight, means, ties)
+    means = weight.new_empty(ties.sets)
+    take_means(weight, means, ties)
     give(means, weight, ties)
 
 
 @torch.no_grad()
-def take(weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor, ties: Ties) -> None:
-    """Write one of each set of tied numbers, and the mean of their gradients.
+def take_firsts(weight: Tensor, numbers: Tensor, ties: Ties) -> None:
+    """Write the first of each set of tied numbers of a weight to ``numbers``, ``[sets]``; see `take_means`."""
+    here = take_firsts_on_cpu if weight.device.type == "cpu" else take_firsts_anywhere
+    here(weight.detach().reshape(-1), numbers.detach(), ties)
+
+
+@torch.no_grad()
+def take_means(gradient: Tensor, means: Tensor, ties: Ties) -> None:
+    """Write the mean of each set of tied numbers to ``means``, ``[sets]``.
 
     Args:
-        weight: with its axes in the order in which they were given to `find_ties`.
-        numbers: ``[numbers]``, here the first of each set in ``weight`` is written.
-        gradient: of the weight.
-        means: ``[numbers]``, here the mean of each set in ``gradient`` is written.
+        gradient: of a weight, or the weight, with its axes in the order in which they were given to `find_ties`.
+        means: is overwritten.
         ties: what `find_ties` returned, on the same device.
     """
-    here = take_on_cpu if weight.device.type == "cpu" else take_anywhere
-    here(weight.detach().reshape(-1), numbers, gradient.detach().reshape(-1), means, ties)
+    here = take_means_on_cpu if gradient.device.type == "cpu" else take_means_anywhere
+    here(gradient.detach().reshape(-1), means, ties)
 
 
 @torch.no_grad()
 def give(numbers: Tensor, weight: Tensor, ties: Ties) -> None:
-    """Write numbers, in the order of `take`, to all their places in a weight."""
+    """Write one number for each set, ``[sets]``, to all its places in a weight."""
     flat = weight.detach().reshape(-1)  # a copy if the weight is not contiguous
     here = give_on_cpu if flat.device.type == "cpu" else give_anywhere
-    here(numbers, flat, ties)
+    here(numbers.detach(), flat, ties)
     if not weight.is_contiguous():
         weight.copy_(flat.view(weight.shape))
 
 
-def take_on_cpu(weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor, ties: Ties) -> None:
-    """Do what `take` does with a flat weight on the CPU."""
-    values = numbers.detach().numpy()  # of a parameter, which has a gradient
-    _take(weight.numpy(), values, gradient.numpy(), means.numpy(), ties.first.numpy(), ties.blocks)
+def take_firsts_on_cpu(flat: Tensor, numbers: Tensor, ties: Ties) -> None:
+    """Do what `take_firsts` does with a flat weight on the CPU."""
+    _take_firsts(flat.numpy(), numbers.numpy(), ties.first.numpy(), ties.blocks)
+
+
+def take_means_on_cpu(flat: Tensor, means: Tensor, ties: Ties) -> None:
+    """Do what `take_means` does with a flat gradient on the CPU."""
+    _take_means(flat.numpy(), means.numpy(), ties.first.numpy(), ties.blocks)
 
 
 def give_on_cpu(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
     """Do what `give` does with a flat weight on the CPU."""
-    _give(numbers.detach().numpy(), flat.numpy(), ties.first.numpy(), ties.blocks)
+    _give(numbers.numpy(), flat.numpy(), ties.first.numpy(), ties.blocks)
 
 
-def take_anywhere(weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor, ties: Ties) -> None:
-    """Do what `take` does with a flat weight on any device."""
-    index = places(ties)
-    numbers.copy_(weight[index[..., 0]].flatten())
-    means.copy_(gradient[index].mean(2).flatten())
+def take_firsts_anywhere(flat: Tensor, numbers: Tensor, ties: Ties) -> None:
+    """Do what `take_firsts` does with a flat weight on any device."""
+    numbers.copy_(flat[places(ties)[..., 0].flatten()])
+
+
+def take_means_anywhere(flat: Tensor, means: Tensor, ties: Ties) -> None:
+    """Do what `take_means` does with a flat gradient on any device."""
+    means.copy_(flat[places(ties)].mean(2).flatten())
 
 
 def give_anywhere(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
@@ -269,24 +287,26 @@ def give_anywhere(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
     flat.index_copy_(0, index.flatten(), numbers.view(*index.shape[:2], 1).expand_as(index).flatten())
 
 
-@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _take(
-    weight: NDArray[np.floating],
-    numbers: NDArray[np.floating],
-    gradient: NDArray[np.floating],
-    means: NDArray[np.floating],
-    first: NDArray[np.int32],
-    blocks: int,
+@compiled(nogil=True)
+def _take_firsts(
+    flat: NDArray[np.floating], numbers: NDArray[np.floating], first: NDArray[np.int32], blocks: int
 ) -> None:
     classes, count = first.shape
     for i in range(classes):
         for block in range(blocks):
+            numbers[i * blocks + block] = flat[first[i, 0] + block * count]
+
+
+@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _take_means(flat: NDArray[np.floating], means: NDArray[np.floating], first: NDArray[np.int32], blocks: int) -> None:
+    classes, count = first.shape
+    for i in range(classes):
+        for block in range(blocks):
             further = block * count
-            total = gradient[first[i, 0] + further]
+            total = flat[first[i, 0] + further]
             for j in range(1, count):
-                total += gradient[first[i, j] + further]
+                total += flat[first[i, j] + further]
             means[i * blocks + block] = total / count
-            numbers[i * blocks + block] = weight[first[i, 0] + further]
 
 
 @compiled(nogil=True)
