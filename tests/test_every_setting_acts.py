@@ -201,6 +201,7 @@ RSM = [
     ("compact", DREAMS, "rectifying.loop_error", 1e-3),
     ("compact", DREAMS, "rectifying.loop_steps", 2),
     ("compact", DREAMS, "rectifying.motion_weight", 1.0),
+    ("compact", DREAMS | {"rectifying.motion_weight": 1.0}, "rectifying.motion_blur", 0.5),
     ("compact", {}, "training.seed", 1),
 ]
 
@@ -350,6 +351,8 @@ REFUSED = [
     ("compact", {}, "rectifying.loop_error", 0.25, "loop_share is 0"),
     ("compact", {}, "rectifying.loop_steps", 5, "loop_share is 0"),
     ("compact", {}, "rectifying.motion_weight", 0.25, "loop_share is 0"),
+    ("compact", {}, "rectifying.motion_blur", 0.25, "loop_share is 0"),
+    ("compact", DREAMS, "rectifying.motion_blur", 0.25, "motion_weight is 0"),
     ("compact", {}, "rectifying.loop_share", 0.1, "only a share above 0.5 / training.batch_size = 0.125"),
     ("compact", {"rectifying": {"share": 0.0}}, "rectifying.learning_rate", 0.25, "rectifying.share is 0"),
     ("convlstm", {"learning.optimiser": "sgd"}, "learning.square_decay", 0.5, "the optimiser is sgd"),

@@ -6,11 +6,12 @@ import torch
 from device_under_test import here
 from lessons import follow
 from pydantic import ValidationError
+from scipy.ndimage import gaussian_filter
 
 from torchrsm.learning.local import LearningConfig, LocalLearning
 from torchrsm.learning.muon import Muon
 from torchrsm.learning.ranks import Ranks
-from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig, motion_loss
+from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig, motion, motion_loss
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
 from torchrsm.rectifiers.compact import CompactConfig
@@ -249,13 +250,23 @@ def test_the_stack_hears_nothing_of_a_rectifier_s_losses():
     assert len(moved(model.rectifier, {k: torch.zeros_like(v) for k, v in copies(model.rectifier).items()})) > 5
 
 
+def moved_by_scipy(frame, last, blur):
+    """Return the motion of one stream, ``[c, h, w]``."""
+    changed = (frame - last).double().cpu().numpy()
+    if blur:
+        reach = int(np.ceil(3 * blur))
+        changed = gaussian_filter(changed, (0, blur, blur), mode="constant", radius=(0, reach, reach))
+    return np.sqrt((changed**2).sum())
+
+
 def softplus(x):
     return np.logaddexp(0, x)
 
 
 def test_a_step_s_losses_are_their_formulas():
     """Both frames are seen through the same noise, and the discriminator judges what was generated before the step."""
-    learning = begin(motion_weight=0.5, noise_deviation=0.3, real_label=0.8, adversarial_weight=0.1)
+    motion_settings = {"motion_weight": 0.5, "motion_blur": 0.7}
+    learning = begin(**motion_settings, noise_deviation=0.3, real_label=0.8, adversarial_weight=0.1)
     prediction, frame = some_prediction(learning.model)
     last, learn, alone = here(torch.rand(STREAMS, 1, 8, 8)), [True, True, True, False], [0, 0, 2, 0]
     settings = {"learn": learn, "alone": alone, "last": last}
@@ -276,13 +287,12 @@ def test_a_step_s_losses_are_their_formulas():
         return (np.where(both > 0, both, 0.2 * both) @ d["unit.weight"].T + d["unit.bias"])[:, 0]
 
     real, generated = logits(y), logits(x)
-    own = ((rectified[2] - last[2]).double().cpu().numpy() ** 2).sum()
-    world = ((frame - last).double().cpu().numpy()[:2] ** 2).sum() / 2
+    own, *world = (moved_by_scipy(now[n], last[n], 0.7) for now, n in ((rectified, 2), (frame, 0), (frame, 1)))
     expected = (
         ((x - y) ** 2).mean(),
         softplus(-generated).mean(),
         (0.8 * softplus(-real) + 0.2 * softplus(real)).mean() + softplus(generated).mean(),
-        (own / world - 1) ** 2,
+        (own / np.mean(world) - 1) ** 2,
     )
     assert ((rectified[2] - frame[2]) ** 2).sum() > 2
     assert [loss.item() for loss in got.losses] == pytest.approx(expected, rel=1e-4)
@@ -433,26 +443,55 @@ def test_a_dream_far_from_what_comes_has_no_target(loop_error, follows):
     assert result.losses[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_motion_is_that_of_numpy():
+@pytest.mark.parametrize("blur", [0.0, 0.4, 2.0])
+def test_motion_is_that_of_scipy(blur):
     generator = torch.Generator().manual_seed(0)
-    rectified, last = (here(torch.rand(3, 2, 4, 5, generator=generator)) for _ in range(2))
-    motion, dreams = here(torch.tensor(6.5)), here(torch.tensor([True, False, True]))
-    own = ((rectified.double().cpu().numpy() - last.double().cpu().numpy()) ** 2).reshape(3, -1).sum(1)
-    expected = ((own[[0, 2]] / 6.5 - 1) ** 2).mean()
-    assert motion_loss(rectified, last, motion, dreams).item() == pytest.approx(expected, rel=1e-5)
-    first = here(torch.tensor([True, False, False]))
-    assert motion_loss(rectified, last, here(torch.tensor(own[0])), first).item() == pytest.approx(0, abs=1e-9)
-    assert motion_loss(rectified, last, motion, ~dreams & dreams) == 0  # nobody dreams
-    assert motion_loss(rectified, last, here(torch.tensor(0.0)), dreams) == 0  # a still world asks for nothing
-    # What stands still is as wrong as what moves sqrt(2) times as far.
-    assert motion_loss(last, last, motion, dreams) == 1
+    frames, last = (here(torch.rand(3, 2, 9, 7, generator=generator)) for _ in range(2))
+    expected = [moved_by_scipy(now, before, blur) for now, before in zip(frames, last, strict=True)]
+    assert motion(frames, last, blur).tolist() == pytest.approx(expected, rel=1e-5)
+    assert motion(frames, frames, blur).tolist() == [0, 0, 0]
 
 
-def test_motion_s_gradient_makes_a_slow_dream_move_more():
+def test_motion_grows_with_the_distance_and_not_with_flicker():
+    rows, columns = torch.meshgrid(torch.arange(30.0), torch.arange(30.0), indexing="ij")
+
+    def ball(x, edge=0.5):
+        distance = ((columns - x).square() + (rows - 15).square()).sqrt()
+        return here(torch.sigmoid((3.5 - distance) / edge)[None, None])
+
+    sharp, blurred = ([motion(ball(12 + way), ball(12), blur).item() for way in (1, 2, 3)] for blur in (0.0, 2.0))
+    assert blurred[1:] == pytest.approx([2 * blurred[0], 3 * blurred[0]], rel=0.07)
+    assert sharp[2] < 2.6 * sharp[0]
+    # Edges that get sharper look like motion, less so where frames are blurred.
+    assert motion(ball(12, 0.3), ball(12, 0.6), 2.0) < 0.3 * blurred[0]
+    assert motion(ball(12, 0.3), ball(12, 0.6), 0.0) > 0.5 * sharp[0]
+
+
+def test_the_motion_loss_is_that_of_numpy():
+    own, world = here(torch.tensor([3.0, 8.0, 6.0])), here(torch.tensor(4.0))
+    dreams = here(torch.tensor([True, False, True]))
+    expected = ((3 / 4 - 1) ** 2 + (6 / 4 - 1) ** 2) / 2
+    assert motion_loss(own, world, dreams).item() == pytest.approx(expected, rel=1e-6)
+    assert motion_loss(own, here(torch.tensor(3.0)), here(torch.tensor([True, False, False]))) == 0
+    assert motion_loss(own, world, ~dreams & dreams) == 0  # nobody dreams
+    assert motion_loss(own, here(torch.tensor(0.0)), dreams) == 0  # a still world asks for nothing
+    # What stands still is as wrong as what moves twice as far.
+    assert motion_loss(0 * own, world, dreams) == motion_loss(0 * own + 8, world, dreams) == 1
+
+
+@pytest.mark.parametrize("blur", [0.0, 2.0])
+def test_motion_s_gradient_makes_a_slow_dream_move_more(blur):
     rectified = here(torch.full((1, 1, 2, 2), 0.1)).requires_grad_()
     still, dreams = here(torch.zeros(1, 1, 2, 2)), here(torch.tensor([True]))
-    motion_loss(rectified, still, here(torch.tensor(1.0)), dreams).backward()
+    motion_loss(motion(rectified, still, blur), here(torch.tensor(1.0)), dreams).backward()
     assert (rectified.grad < 0).all()
+
+
+def test_a_dream_that_stands_still_has_a_finite_gradient():
+    rectified = here(torch.full((1, 1, 2, 2), 0.1)).requires_grad_()
+    dreams = here(torch.tensor([True]))
+    motion_loss(motion(rectified, rectified.detach(), 2.0), here(torch.tensor(1.0)), dreams).backward()
+    assert rectified.grad.isfinite().all()
 
 
 def test_a_still_world_changes_no_weight():

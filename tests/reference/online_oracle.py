@@ -21,6 +21,19 @@ def rate(config, progress):
     return config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * rest)) / 2
 
 
+def moved(changed, blur):
+    """Return the length of a change ``[c, h, w]`` seen through a Gaussian, whose weights are cut at three deviations."""
+    if blur > 0:
+        reach = math.ceil(3 * blur)
+        weight = {n: math.exp(-0.5 * (n / blur) ** 2) for n in range(-reach, reach + 1)}
+        rows, columns = (
+            changed.new_tensor([[weight.get(i - j, 0.0) / sum(weight.values()) for j in range(n)] for i in range(n)])
+            for n in changed.shape[1:]
+        )
+        changed = rows @ changed @ columns.t()
+    return (changed**2).sum() ** 0.5
+
+
 class Adam:
     """Diederik Kingma, Jimmy Ba, 2015, for one tensor after the other."""
 
@@ -158,9 +171,9 @@ class PlainOnline:
             adversarial = F.softplus(-self.judge(mine + noise, condition)).mean()
         motion = torch.zeros((), device=frames.device)
         if awake and dreams:
-            world = torch.stack([((frames[i] - last[i]) ** 2).sum() for i in awake]).mean()
+            world = torch.stack([moved(frames[i] - last[i], config.motion_blur) for i in awake]).mean()
             if world > 0:
-                own = torch.stack([((made[i] - last[i]) ** 2).sum() for i in dreams])
+                own = torch.stack([moved(made[i] - last[i], config.motion_blur) for i in dreams])
                 motion = ((own / world - 1) ** 2).mean()
         total = error + config.adversarial_weight * adversarial + config.motion_weight * motion
         self.step_rectifier(total, progress)

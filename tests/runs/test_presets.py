@@ -148,6 +148,7 @@ def test_paper_is_what_was_published():
         "loop_error": 2.0,
         "loop_steps": 1,
         "motion_weight": 0,
+        "motion_blur": 2.0,
     }
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchrsm.learning.optimisers import adam, forget_gradients, set_rate, with_muon
 from torchrsm.learning.ranks import Ranks
@@ -47,6 +48,7 @@ class RectifyingConfig(ScheduleConfig):
             is no target any more.
         loop_steps: most steps of such a dream; then the stream hears the frames that come again.
         motion_weight: weight of the error of a dream's motion, see `motion_loss`.
+        motion_blur: pixels, the deviation of a Gaussian; motion is seen through this blur, see `motion`. 0 for none.
     """
 
     share: float = Field(default=0.5, ge=0, le=1)
@@ -63,6 +65,7 @@ class RectifyingConfig(ScheduleConfig):
     loop_error: float = Field(default=2.0, gt=0)
     loop_steps: int = Field(default=1, gt=0)
     motion_weight: float = Field(default=0.0, ge=0)
+    motion_blur: float = Field(default=2.0, ge=0)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """List settings of the schedule, the discriminator or dreams where there are none."""
@@ -71,8 +74,10 @@ class RectifyingConfig(ScheduleConfig):
             for name in ("discriminator_learning_rate", "real_label", "noise_deviation"):
                 yield name, "adversarial_weight is 0"
         if self.loop_share == 0:
-            for name in ("loop_from", "loop_error", "loop_steps", "motion_weight"):
+            for name in ("loop_from", "loop_error", "loop_steps", "motion_weight", "motion_blur"):
                 yield name, "loop_share is 0"
+        elif self.motion_weight == 0:
+            yield "motion_blur", "motion_weight is 0"
 
     @model_validator(mode="after")
     def _leaves_no_gap(self) -> Self:
@@ -98,22 +103,45 @@ class Rectified(NamedTuple):
     losses: Tensor
 
 
-def motion_loss(rectified: Tensor, last: Tensor, motion: Tensor, dreams: Tensor) -> Tensor:
-    """Return how far dreams are from moving as much as the world does, a scalar.
+def motion(frames: Tensor, last: Tensor, blur: float) -> Tensor:
+    """Return how far what is bright has moved from one frame to the next: the length of their difference, ``[b]``.
 
-    An average of futures moves less than any of them, so dreams slow down. A dream that has left the frames that came
-    cannot be compared with them. But the same amount should change from frame to frame: the sum of the squared
-    differences. The loss is the mean of ``(own / motion - 1)^2``.
+    The blur makes it grow with the distance, as long as that is not much more than the blur. In sharp frames it also grows
+    where edges get sharper or flicker.
 
     Args:
-        rectified: ``[b, c, h, w]``.
-        last: the frames heard before them, ``[b, c, h, w]``.
-        motion: the world's, a scalar. If it is 0, the world stands still or is unknown, and the loss is 0.
+        frames: ``[b, c, h, w]``.
+        last: the frames before them, ``[b, c, h, w]``.
+        blur: pixels, the deviation of the Gaussian through which both are seen; 0 for none.
+    """
+    return torch.linalg.vector_norm(_blurred(frames - last, blur), dim=(1, 2, 3))
+
+
+def _blurred(frames: Tensor, deviation: float) -> Tensor:
+    """Return frames ``[b, c, h, w]`` blurred by a Gaussian, cut at three deviations; there is nothing outside them."""
+    if deviation == 0:
+        return frames
+    reach = math.ceil(3 * deviation)
+    offsets = torch.arange(-reach, reach + 1, device=frames.device, dtype=frames.dtype)
+    weights = torch.softmax(-0.5 * (offsets / deviation).square(), 0)
+    planes = frames.flatten(0, 1)[:, None]
+    planes = F.conv2d(planes, weights.view(1, 1, -1, 1), padding=(reach, 0))
+    return F.conv2d(planes, weights.view(1, 1, 1, -1), padding=(0, reach)).view_as(frames)
+
+
+def motion_loss(own: Tensor, world: Tensor, dreams: Tensor) -> Tensor:
+    """Return how far dreams are from moving as much as the world does, a scalar: the mean of ``(own / world - 1)^2``.
+
+    An average of futures moves less than any of them, so dreams slow down. A dream that has left the frames that came
+    cannot be compared with them. But it should move as far from frame to frame.
+
+    Args:
+        own: `motion` of each stream, ``[b]``.
+        world: the world's, a scalar. If it is 0, the world stands still or is unknown, and the loss is 0.
         dreams: ``[b]`` bool, the streams that dream. If there are none, the loss is 0.
     """
-    own = (rectified - last).square().sum((1, 2, 3))
-    moves = motion > 0
-    loss = mean_over((own / torch.where(moves, motion, 1.0) - 1).square(), dreams)
+    moves = world > 0
+    loss = mean_over((own / torch.where(moves, world, 1.0) - 1).square(), dreams)
     return torch.where(moves, loss, 0.0)
 
 
@@ -194,7 +222,7 @@ class RectifierLearning:
         rectified = made[-1].detach()
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
         follows = awake | (dreams & (frame_squared_error_on_device(rectified, frame) <= config.loop_error))
-        moved = torch.where(awake, (frame - last).square().sum((1, 2, 3)), 0.0).sum()
+        moved = torch.where(awake, motion(frame, last, config.motion_blur), 0.0).sum()
         counts = torch.stack((follows.sum(), dreams.sum(), awake.sum())).to(frame.dtype)
         every = torch.cat((counts, moved[None]))
         self._ranks.sum([every])  # from here on: over the streams of all processes
@@ -207,8 +235,9 @@ class RectifierLearning:
             losses.append(adversarial_loss(self.discriminator(made[-1] + noise, condition), follows) * shares[0])
             total = total + config.adversarial_weight * losses[-1]
         if config.motion_weight:
-            motion = motion_loss(made[-1], last, every[3] / every[2].clamp(min=1), dreams) * shares[1]
-            total = total + config.motion_weight * motion
+            own, world = motion(made[-1], last, config.motion_blur), every[3] / every[2].clamp(min=1)
+            too_slow_or_fast = motion_loss(own, world, dreams) * shares[1]
+            total = total + config.motion_weight * too_slow_or_fast
         forget_gradients(self._own)
         total.backward()
         if self.discriminator is not None:
@@ -217,7 +246,7 @@ class RectifierLearning:
             losses.append(discriminator_loss(real, generated, follows, config.real_label) * shares[0])
             losses[-1].backward()
         if config.motion_weight:
-            losses.append(motion)
+            losses.append(too_slow_or_fast)
         return Rectified(rectified, torch.stack([loss.detach() for loss in losses]))
 
     @property

@@ -53,7 +53,7 @@ def adapted(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
 
 def without_dreams(rectifying: RectifyingConfig) -> RectifyingConfig:
     """Return how a rectifier learns from the frames that come alone."""
-    dreams = ("loop_share", "loop_from", "loop_error", "loop_steps", "motion_weight")
+    dreams = ("loop_share", "loop_from", "loop_error", "loop_steps", "motion_weight", "motion_blur")
     return rectifying.replace(**{name: RectifyingConfig.model_fields[name].default for name in dreams})
 
 

@@ -123,7 +123,7 @@ def balls_window() -> RunConfig:
             loop_from=0.85,
             loop_steps=60,
             loop_error=2.0,
-            motion_weight=0.002,
+            motion_weight=0.008,
         ),
         training=TrainingConfig(minutes=15, batch_size=16),
     )
@@ -135,7 +135,7 @@ _RECTIFIER_AFTER_THE_STACK: dict[str, Any] = {
     "rectifying.gradient_norm": 0.02,
     "rectifying.loop_share": 0.25,
     "rectifying.loop_from": 0.5,
-    "rectifying.motion_weight": 0.004,
+    "rectifying.motion_weight": 0.016,
 }
 
 _WIDE: dict[str, Any] = {"model.layers.0.groups": 512, "model.layers.0.active_groups": 24}
@@ -157,8 +157,8 @@ def balls() -> RunConfig:
         "changes": "last",
         "loss": "cross_entropy",
     }
-    # Dreams come late, when the rates are low: earlier, the motion loss is met by frames that flicker.
-    late = {"share": 0.35, "loop_from": 0.75, "motion_weight": 0.008, "adversarial_weight": 0.0}
+    # Dreams come late, when the rates are low: earlier, the balls get lost in them.
+    late = {"share": 0.35, "loop_from": 0.75, "motion_weight": 0.02, "adversarial_weight": 0.0}
     rectifying = {f"rectifying.{name}": value for name, value in late.items()}
     return balls_window().replace(
         name="balls",
