@@ -49,6 +49,7 @@ def small(kind):
 SMALL_RECTIFIERS = {
     "compact": {"width": 4, "blocks": 1},
     "unet": {"features": 4, "width": 4, "blocks": 1},
+    "local": {"stages": 2, "width": 4, "hidden_layers": 1},
     "paper": {},
     "sharpening": {},
 }
@@ -173,6 +174,10 @@ RSM = [
     ("unet", {}, "model.rectifier.changes", "last"),
     ("unet", {}, "model.rectifier.sees_cells", False),
     ("unet", {}, "model.rectifier.sees_frames", False),
+    ("local", {}, "model.rectifier.stages", 3),
+    ("local", {}, "model.rectifier.width", 6),
+    ("local", {}, "model.rectifier.hidden_layers", 2),
+    ("local", {}, "model.rectifier.sees_cells", False),
     ("sharpening", {}, "model.rectifier.gain", 3.0),
     ("sharpening", {}, "model.rectifier.level", 0.4),
     ("compact", {}, "learning.schedule", "cosine"),

@@ -274,7 +274,7 @@ def test_refuses_bad_settings_in_a_folder(folder, text, message):
         (lambda c: c["layers"][1].update(activation="exec"), r"layers\.1\.activation must be .*; got 'exec'"),
         (
             lambda c: c.update(rectifier={"kind": "magic"}),
-            "rectifier: kind must be one of compact, unet, paper, s.*; got 'magic'",
+            "rectifier: kind must be one of compact, unet, local, paper, s.*; got 'magic'",
         ),
         (lambda c: c.update(rectifier={"width": 4}), "rectifier: kind must be one of .*; got none"),
         (lambda c: c.update(rectifier={"kind": "compact", "depth": 4}), r"rectifier\.depth: unknown setting"),

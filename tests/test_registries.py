@@ -142,7 +142,9 @@ def test_a_system(tmp_path, monkeypatch):
 def test_a_kind_that_is_not_registered_is_named(tmp_path):
     settings = tiny_run(steps=1).model_dump()
     settings["model"]["rectifier"] = {"kind": "two-stages"}
-    with pytest.raises(ValueError, match="kind must be one of compact, unet, paper, sharpening; got 'two-stages'"):
+    with pytest.raises(
+        ValueError, match="kind must be one of compact, unet, local, paper, sharpening; got 'two-stages'"
+    ):
         RunConfig.model_validate(settings)
     for given, message in (
         ({"width": 3}, "kind must be one of compact, .*; got none"),

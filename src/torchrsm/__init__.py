@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the same names as in the table below, for type checkers and
     from torchrsm.model import ModelConfig, Prediction, VideoPredictor
     from torchrsm.predictor import Predictor, restart, rollout
     from torchrsm.rectifiers.compact import CompactConfig
+    from torchrsm.rectifiers.local import LocalConfig
     from torchrsm.rectifiers.paper import PaperConfig
     from torchrsm.rectifiers.sharpening import SharpeningConfig
     from torchrsm.rectifiers.unet import UNetConfig
@@ -50,6 +51,7 @@ __all__ = [
     "Evaluator",
     "LayerConfig",
     "LearningConfig",
+    "LocalConfig",
     "LocalLearning",
     "ModelConfig",
     "MovingMNISTConfig",
@@ -117,6 +119,7 @@ _NAMES = {  # of each module
         "rollout",
     ),
     "torchrsm.rectifiers.compact": ("CompactConfig",),
+    "torchrsm.rectifiers.local": ("LocalConfig",),
     "torchrsm.rectifiers.paper": ("PaperConfig",),
     "torchrsm.rectifiers.sharpening": ("SharpeningConfig",),
     "torchrsm.rectifiers.unet": ("UNetConfig",),

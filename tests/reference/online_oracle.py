@@ -22,7 +22,7 @@ def rate(config, progress):
 
 
 def moved(changed, blur):
-    """Return the length of a change ``[c, h, w]`` seen through a Gaussian, whose weights are cut at three deviations."""
+    """Return the length of a change ``[c, h, w]`` seen through a Gaussian that is cut at three deviations."""
     if blur > 0:
         reach = math.ceil(3 * blur)
         weight = {n: math.exp(-0.5 * (n / blur) ** 2) for n in range(-reach, reach + 1)}

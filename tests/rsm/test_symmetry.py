@@ -12,6 +12,7 @@ from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.windows import SequenceLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.local import LocalConfig
 from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.rsm.symmetry import (
     Axis,
@@ -76,7 +77,8 @@ def after_updates(symmetry, count=20, **changes):
     for step, batch in enumerate(uneven(count)):
         made.begin(made.phase(step / count), 1)
         made.teach([batch], step / count)
-    assert made.model.rectifier.tail.weight.abs().max() > 1e-3  # it began at 0, where any rectifier keeps a symmetry
+    tails = [weight for name, weight in made.model.rectifier.named_parameters() if name.endswith("tail.weight")]
+    assert all(weight.abs().max() > 1e-3 for weight in tails)  # they began at 0, where any rectifier keeps a symmetry
     return made.model.double().eval()
 
 
@@ -132,6 +134,19 @@ def unets():
         )
         for sees_frames in (True, False)
     }
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_local_stages_keep_the_symmetry(local_stages, name):
+    frames = here(torch.rand(4, 1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double())
+    turn = SQUARE[name]
+    turned = predictions(local_stages, turn(frames).contiguous())
+    torch.testing.assert_close(turned, turn(predictions(local_stages, frames)), atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def local_stages():
+    return after_updates("square", rectifier=LocalConfig(stages=2, width=16))
 
 
 @pytest.mark.parametrize("name", SQUARE)

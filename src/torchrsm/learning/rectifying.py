@@ -106,8 +106,8 @@ class Rectified(NamedTuple):
 def motion(frames: Tensor, last: Tensor, blur: float) -> Tensor:
     """Return how far what is bright has moved from one frame to the next: the length of their difference, ``[b]``.
 
-    The blur makes it grow with the distance, as long as that is not much more than the blur. In sharp frames it also grows
-    where edges get sharper or flicker.
+    The blur makes it grow with the distance, as long as that is not much more than the blur. In sharp frames it also
+    grows where edges get sharper or flicker.
 
     Args:
         frames: ``[b, c, h, w]``.

@@ -8,6 +8,7 @@ from pydantic import SerializeAsAny
 
 from torchrsm.rectifiers.compact import CompactConfig, CompactGenerator
 from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig
+from torchrsm.rectifiers.local import LocalConfig, LocalStages
 from torchrsm.rectifiers.paper import PaperConfig, PaperGenerator
 from torchrsm.rectifiers.sharpening import SharpeningConfig, SharpeningFilter
 from torchrsm.rectifiers.unet import UNetConfig, UNetGenerator
@@ -18,6 +19,7 @@ __all__ = ["RECTIFIERS", "AnyRectifierConfig", "InputSizes", "Rectifier", "Recti
 RECTIFIERS: dict[str, tuple[type[RectifierConfig], type[Rectifier]]] = {
     "compact": (CompactConfig, CompactGenerator),
     "unet": (UNetConfig, UNetGenerator),
+    "local": (LocalConfig, LocalStages),
     "paper": (PaperConfig, PaperGenerator),
     "sharpening": (SharpeningConfig, SharpeningFilter),
 }
