@@ -9,6 +9,12 @@ from torchrsm.streams.bouncing_balls import (
     simulate_balls,
 )
 from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
+from torchrsm.streams.chance_balls import (
+    KickedBalls,
+    TwoWayBalls,
+    kicked_ball_sequences,
+    two_way_ball_sequences,
+)
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.film_clock import Gap
 from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReader
@@ -35,12 +41,14 @@ __all__ = [
     "Gap",
     "ImageFolder",
     "ImageFolderReader",
+    "KickedBalls",
     "MovingMNIST",
     "NumberedFrame",
     "Pad",
     "Stream",
     "StreamBatch",
     "Turns",
+    "TwoWayBalls",
     "VariedBalls",
     "VideoFile",
     "VideoReader",
@@ -48,6 +56,7 @@ __all__ = [
     "bouncing_ball_sequences",
     "check_stream",
     "describe_frames",
+    "kicked_ball_sequences",
     "load_clips",
     "load_frames",
     "moving_mnist_sequences",
@@ -56,4 +65,5 @@ __all__ = [
     "open_frames",
     "render_balls",
     "simulate_balls",
+    "two_way_ball_sequences",
 ]

@@ -142,16 +142,20 @@ class BouncingBalls:
     def __next__(self) -> StreamBatch:
         numbers, times = self._numbers, self._times
         frames = torch.zeros(self.batch_size, *self.frame_shape, dtype=torch.float32)
-        _render(self._positions, self._radii, frames.numpy()[:, 0])
+        self._show(frames)
         starts = (times == 0) | (self._step == 0)
 
         self._step += 1
         self._numbers, self._times = self._elements(self._step)
-        _move(self._positions, self._velocities, self._radii)
+        self._advance(self._positions, self._velocities, self._radii, self._numbers, self._times)
         begins = np.flatnonzero(self._times == 0)
         if begins.size:
             self._positions[begins], self._velocities[begins], self._radii[begins] = self._place(self._numbers[begins])
         return StreamBatch(frames, torch.from_numpy(starts), torch.from_numpy(numbers))
+
+    def balls_now(self) -> tuple[Tensor, Tensor]:
+        """Return positions and velocities of the next batch, ``[batch, balls, 2]`` each; see `BallSequences`."""
+        return torch.from_numpy(self._positions.copy()), torch.from_numpy(self._velocities.copy())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position before the next batch: the settings and the number of batches played."""
@@ -189,6 +193,28 @@ class BouncingBalls:
         start, velocities = place_balls(self._seed, numbers, balls, self._radius, self._speed)
         return start, velocities, np.full(len(numbers), self._radius)
 
+    def _show(self, frames: Tensor) -> None:
+        """Draw the balls as they are now into black frames ``[n, 1, h, w]``."""
+        _render(self._positions, self._radii, frames.numpy()[:, 0])
+
+    def _advance(
+        self,
+        positions: FloatArray,
+        velocities: FloatArray,
+        radii: FloatArray,
+        numbers: NDArray[np.int64],
+        times: NDArray[np.int64],
+    ) -> None:
+        """Move the balls of sequences on by one frame, in place.
+
+        Args:
+            positions, velocities: ``[n, balls, 2]``, at the frame before.
+            radii: of the balls of each, ``[n]``.
+            numbers: of the sequences, ``[n]``.
+            times: of the frames to come, ``[n]``.
+        """
+        _move(positions, velocities, radii)
+
     def _elements(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         numbers, times = element_positions(step, self._batch_size, self._sequence_length, self._dephased)
         part = slice(self._elements_from, self._elements_from + self._elements_played)
@@ -202,7 +228,8 @@ class BouncingBalls:
         for time in range(int(self._times.max())):
             late = self._times > time
             positions, velocities = self._positions[late], self._velocities[late]
-            _move(positions, velocities, self._radii[late])
+            now = np.full(len(positions), time + 1)
+            self._advance(positions, velocities, self._radii[late], self._numbers[late], now)
             self._positions[late], self._velocities[late] = positions, velocities
 
 

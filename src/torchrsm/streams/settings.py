@@ -16,6 +16,7 @@ from torchrsm.config import Config
 from torchrsm.registry import chosen_from
 from torchrsm.streams.bouncing_balls import MAX_SPEED, BouncingBalls
 from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
+from torchrsm.streams.chance_balls import KickedBalls, TwoWayBalls
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.film_store import Clip
 from torchrsm.streams.layouts import require_layout
@@ -60,6 +61,32 @@ class BouncingBallsConfig(StreamConfig):
     def span(self) -> dict[str, tuple[float, float] | str]:
         """Return each setting of the world."""
         return {name: (getattr(self, name),) * 2 for name in _OF_BALLS}
+
+
+class KickedBallsConfig(BouncingBallsConfig):
+    """Bouncing balls that are kicked at random; see `torchrsm.streams.KickedBalls`."""
+
+    subject = "balls that are kicked"
+    kind: Annotated[Literal["kicked-balls"], tyro.conf.Suppress] = "kicked-balls"  # type: ignore[assignment]
+    kick_rate: float = Field(default=0.05, ge=0, le=1)
+    kick_size: float = Field(default=1.0, gt=0)
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return each setting of the world."""
+        return super().span() | {name: (getattr(self, name),) * 2 for name in ("kick_rate", "kick_size")}
+
+
+class TwoWayBallsConfig(BouncingBallsConfig):
+    """A ball that turns left or right at a mark; see `torchrsm.streams.TwoWayBalls`."""
+
+    subject = "balls that turn at a mark"
+    kind: Annotated[Literal["two-way-balls"], tyro.conf.Suppress] = "two-way-balls"  # type: ignore[assignment]
+    balls: int = Field(default=1, gt=0)
+    left_share: float = Field(default=0.5, ge=0, le=1)
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return each setting of the world."""
+        return super().span() | {"left_share": (self.left_share,) * 2}
 
 
 PUBLISHED_BALLS = BouncingBallsConfig()
@@ -199,6 +226,14 @@ def _varied_balls(config: VariedBallsConfig, batch_size: int, seed: int) -> Stre
     return streams[0] if len(streams) == 1 else Turns(streams)
 
 
+def _kicked_balls(config: KickedBallsConfig, batch_size: int, seed: int) -> Stream:
+    return KickedBalls(batch_size, seed=seed, **config.model_dump(exclude={"kind"}))
+
+
+def _two_way_balls(config: TwoWayBallsConfig, batch_size: int, seed: int) -> Stream:
+    return TwoWayBalls(batch_size, seed=seed, **config.model_dump(exclude={"kind"}))
+
+
 def _digits(config: MovingMNISTConfig, batch_size: int, seed: int) -> Stream:
     return MovingMNIST(batch_size, seed=seed, split="train", **config.model_dump(exclude={"kind"}))
 
@@ -210,6 +245,8 @@ def _video(config: VideoConfig, batch_size: int, seed: int) -> Stream:
 STREAMS: dict[str, tuple[type[StreamConfig], Callable[[Any, int, int], Stream]]] = {
     "balls": (BouncingBallsConfig, _balls),
     "varied-balls": (VariedBallsConfig, _varied_balls),
+    "kicked-balls": (KickedBallsConfig, _kicked_balls),
+    "two-way-balls": (TwoWayBallsConfig, _two_way_balls),
     "digits": (MovingMNISTConfig, _digits),
     "video": (VideoConfig, _video),
 }

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from torchrsm.streams.bouncing_balls import bouncing_ball_sequences
+from torchrsm.streams.chance_balls import kicked_ball_sequences, two_way_ball_sequences
 from torchrsm.streams.moving_mnist import moving_mnist_sequences
 from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
     BouncingBallsConfig,
+    KickedBallsConfig,
     MovingMNISTConfig,
     OfBalls,
     StreamConfig,
+    TwoWayBallsConfig,
     VideoConfig,
     learned_frames,
     open_videos,
@@ -106,6 +109,16 @@ def _other_balls(config: OfBalls, split: Split, sequences: int) -> Tensor:
     return bouncing_ball_frames(split, sequences)
 
 
+def _other_kicked_balls(config: KickedBallsConfig, split: Split, sequences: int) -> Tensor:
+    settings = config.model_dump(exclude={"kind"})
+    return kicked_ball_sequences(sequences, seed=split_seed(split, sequences), **settings).frames
+
+
+def _other_two_way_balls(config: TwoWayBallsConfig, split: Split, sequences: int) -> Tensor:
+    settings = config.model_dump(exclude={"kind"})
+    return two_way_ball_sequences(sequences, seed=split_seed(split, sequences), **settings).frames
+
+
 def _other_digits(config: MovingMNISTConfig, split: Split, sequences: int) -> Tensor:
     return moving_mnist_sequences(
         sequences,
@@ -138,6 +151,8 @@ def _end_of_videos(config: VideoConfig, split: Split, sequences: int) -> Tensor:
 HELD_OUT: dict[str, Callable[[Any, Split, int], Tensor]] = {
     "balls": _other_balls,
     "varied-balls": _other_balls,
+    "kicked-balls": _other_kicked_balls,
+    "two-way-balls": _other_two_way_balls,
     "digits": _other_digits,
     "video": _end_of_videos,
 }
