@@ -40,6 +40,7 @@ from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.precision import products, products_in
 from torchrsm.rectifiers import AnyRectifierConfig
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.contract import mean_squared_error
 from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rectifiers.unet import UNetConfig
 from torchrsm.rsm import kernels
@@ -577,7 +578,8 @@ def counted_rectifier(config: AnyRectifierConfig, model: ModelConfig, pixels: in
             cells = [layer.cells for layer in prediction.layers]
             with _counting(counter, found):
                 made = rectifier.stages(prediction.raw, cells, prediction.seen)
-                losses = rectifier.losses(made, prediction.raw, torch.ones(batch, dtype=torch.bool))
+                learn = torch.ones(batch, dtype=torch.bool)
+                losses = rectifier.losses(made, prediction.raw, learn, mean_squared_error)
                 total = sum(losses[1:], losses[0])
             with _counting(counter, found):
                 total.backward()

@@ -14,7 +14,7 @@ ORDER = (
     ("private_folder",),
     ("compiling", "config", "devices", "precision", "registry", "state"),
     ("predictor", "streams", "storage", "rsm"),
-    ("rectifiers", "scoring"),
+    ("rectifiers", "sampling", "scoring"),
     ("model", "baselines", "media"),
     ("learning", "exporting", "interventions"),
     ("systems",),

@@ -117,9 +117,9 @@ class Recorder(nn.Module):
     def sees(self):
         return self.rectifier.sees
 
-    def forward(self, raw, cells, seen):
+    def forward(self, raw, cells, seen, noise=None):
         self.shown.append(cells)
-        return self.rectifier(raw, cells, seen)
+        return self.rectifier(raw, cells, seen, noise)
 
 
 def shown(among, seed=0):

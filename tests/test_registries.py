@@ -16,7 +16,7 @@ from torchrsm.baselines import BASELINES
 from torchrsm.baselines.sequence_model import BaselineConfig, Predicted, SequenceModel
 from torchrsm.learning.windows import SequenceLearningConfig
 from torchrsm.rectifiers import RECTIFIERS, InputSizes
-from torchrsm.rectifiers.contract import Rectifier, RectifierConfig, WeightGroup, kernels_of
+from torchrsm.rectifiers.contract import Rectifier, RectifierConfig, WeightGroup, kernels_of, mean_squared_error
 from torchrsm.rsm.kernels import ENGINES, EngineEntry
 from torchrsm.rsm.kernels.reference import ReferenceEngine
 from torchrsm.runs.settings import load_run_config
@@ -35,7 +35,7 @@ class TwoStagesConfig(RectifierConfig):
 class TwoStages(Rectifier):
     """Each stage is a convolution that learns the frame from what the one before it made, detached."""
 
-    loss_names = ("first stage", "second stage")
+    stage_names = ("of the first stage", "of the second stage")
 
     def __init__(self, config, sizes):
         super().__init__()
@@ -43,10 +43,10 @@ class TwoStages(Rectifier):
         self.first = nn.Conv2d(sizes.channels, sizes.channels, config.width, padding="same")
         self.second = nn.Conv2d(sizes.channels, sizes.channels, config.width, padding="same")
 
-    def forward(self, raw, cells, seen):
-        return self.stages(raw, cells, seen)[-1]
+    def forward(self, raw, cells, seen, noise=None):
+        return self.stages(raw, cells, seen, noise)[-1]
 
-    def stages(self, raw, cells, seen):
+    def stages(self, raw, cells, seen, noise=None):
         first = self.first(raw).sigmoid()
         return first, self.second(first.detach()).sigmoid()
 
@@ -62,7 +62,8 @@ def test_a_rectifier(tmp_path, monkeypatch):
     trainer, seen = Trainer(run, tmp_path / "run"), []
     before = {name: weight.clone() for name, weight in trainer.model.rectifier.state_dict().items()}
     model = trainer.run(seen.append)
-    names = ("first stage", "second stage", "adversarial loss", "discriminator's loss", "motion loss")
+    own = ("squared error of the first stage", "squared error of the second stage")
+    names = (*own, "adversarial loss", "discriminator's loss", "motion loss")
     assert seen[-1].loss_names == tuple(f"rectifier/{name}" for name in names)
     assert not any(torch.equal(weight, before[name]) for name, weight in model.rectifier.state_dict().items())
     assert load_run_config(tmp_path / "run") == run
@@ -76,7 +77,7 @@ def test_stages_learn_from_their_own_loss_alone():
     """The gradient of each stage is that of its own loss: no graph leads from one to the other."""
     rectifier = TwoStages(TwoStagesConfig(), InputSizes(channels=1, layer_cells=(4,), seen_channels=1))
     raw, frame = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    losses = rectifier.losses(rectifier.stages(raw, (), raw), frame, torch.tensor([True, True]))
+    losses = rectifier.losses(rectifier.stages(raw, (), raw), frame, torch.tensor([True, True]), mean_squared_error)
     for number, own in enumerate(rectifier.weight_groups()):
         for other, loss in enumerate(losses):
             found = torch.autograd.grad(loss, own.weights, retain_graph=True, allow_unused=True)
@@ -197,7 +198,10 @@ def flicker(config, batch_size, seed):
 def test_a_stream(tmp_path, monkeypatch):
     settings = tiny_run(steps=12, batch_size=4).model_dump()
     settings["stream"] = {"kind": "flicker", "period": 3}
-    with pytest.raises(ValueError, match="kind must be one of balls, varied-balls, digits, video; got 'flicker'"):
+    with pytest.raises(
+        ValueError,
+        match="kind must be one of balls, varied-balls, kicked-balls, two-way-balls, digits, video; got 'flicker'",
+    ):
         RunConfig.model_validate(settings)
     monkeypatch.setitem(STREAMS, "flicker", (FlickerConfig, flicker))
     run = RunConfig.model_validate(settings)

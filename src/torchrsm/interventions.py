@@ -88,10 +88,13 @@ class _Shuffling(Rectifier):
     def sees(self) -> tuple[Sees, ...]:
         return self.rectifier.sees
 
-    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor) -> Tensor:
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int] | None:
+        return self.rectifier.noise_shape(height, width)
+
+    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor, noise: Tensor | None = None) -> Tensor:
         shuffle = self._among_locations if self._among == "locations" else self._among_cells
         shuffled = [shuffle(level, layer) for level, layer in enumerate(cells)]
-        frame: Tensor = self.rectifier(raw, shuffled, seen)
+        frame: Tensor = self.rectifier(raw, shuffled, seen, noise)
         return frame
 
     def _among_locations(self, level: int, cells: Cells) -> Cells:

@@ -20,6 +20,7 @@ from torchrsm.rsm.kernels import EngineName
 from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState
 from torchrsm.rsm.stack import RSMStack
 from torchrsm.rsm.symmetry import Symmetry, turns
+from torchrsm.sampling import Sampled
 from torchrsm.storage.folders import load_model, save_model, save_weights
 from torchrsm.storage.shipped import find_model
 
@@ -115,12 +116,14 @@ class Prediction(NamedTuple):
         layers: what each layer predicts; it carries the graphs for `VideoPredictor.losses`.
         seen: ``[b, c', h', w']``, what the stack read before it predicted, with the border: the last ``input_frames``
             frames, the latest first, and behind them their trace, if there is one.
+        samples: ``[samples, b, c, h, w]``, draws of what may come; None unless they were asked for.
     """
 
     frame: Tensor
     raw: Tensor
     layers: tuple[LayerPrediction, ...]
     seen: Tensor
+    samples: Tensor | None = None
 
 
 class VideoPredictor(nn.Module):
@@ -171,11 +174,28 @@ class VideoPredictor(nn.Module):
             raise ValueError(f"this model reads frames of {config.height} x {config.width}; got {height} x {width}")
         return self.stack.initial_state(batch, Grid(height + 2 * config.pad, width + 2 * config.pad))
 
-    def predict(self, state: tuple[LayerState, ...]) -> Prediction:
-        """Predict the next frame of each stream from all that the state has seen."""
+    def predict(
+        self, state: tuple[LayerState, ...], samples: int = 0, generator: torch.Generator | None = None
+    ) -> Prediction:
+        """Predict the next frame of each stream from all that the state has seen.
+
+        Args:
+            state: what the streams have seen.
+            samples: how many frames that may come to draw, too, >= 0.
+            generator: of the random numbers for that, on the device of the model; None for torch's own.
+
+        Raises:
+            ValueError: ``samples`` is below 0, or the rectifier takes no noise and cannot draw.
+        """
+        if samples < 0:
+            raise ValueError(f"samples must be >= 0; got {samples}")
         prediction = self.predict_raw(state)
         with torch.no_grad():
-            return prediction._replace(frame=self.rectify(prediction))
+            prediction = prediction._replace(frame=self.rectify(prediction))
+        if samples:
+            drawn = torch.stack([self.draw(prediction, generator) for _ in range(samples)])
+            prediction = prediction._replace(samples=drawn)
+        return prediction
 
     def predict_raw(self, state: tuple[LayerState, ...]) -> Prediction:
         """Predict as `predict` does, without the rectifier: ``frame`` is ``raw``, cut to 0..1."""
@@ -190,32 +210,62 @@ class VideoPredictor(nn.Module):
         assert isinstance(seen, Tensor)
         return Prediction(frame, raw, layers, seen.permute(0, 3, 1, 2))
 
-    def rectify(self, prediction: Prediction) -> Tensor:
+    def rectify(self, prediction: Prediction, noise: Tensor | None = None) -> Tensor:
         """Return the rectified frame ``[b, c, h, w]`` of a prediction, with the graph of the rectifier alone.
 
         Without a rectifier it is ``prediction.frame``.
+
+        Args:
+            prediction: of this model.
+            noise: see `Rectifier.forward`; None for none.
         """
         if self.rectifier is None:
             return prediction.frame
         cells = [layer.cells for layer in prediction.layers]
         with layers_of(prediction.raw.device):
-            frame: Tensor = self.rectifier(prediction.raw, cells, prediction.seen)
+            frame: Tensor = self.rectifier(prediction.raw, cells, prediction.seen, noise)
         return frame
 
-    def rollout(self, state: tuple[LayerState, ...], steps: int) -> tuple[Tensor, tuple[LayerState, ...]]:
+    @property
+    def draws_futures(self) -> bool:
+        """Whether its rectifier takes noise, so that it can draw one of several futures."""
+        return self.rectifier is not None and self.rectifier.noise_shape(1, 1) is not None
+
+    @torch.no_grad()
+    def draw(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """Return one of the frames that may come, ``[b, c, h, w]``; another one at each call.
+
+        Args:
+            prediction: of this model.
+            generator: of random numbers, on the device of the model; None for torch's own.
+
+        Raises:
+            ValueError: the rectifier takes no noise.
+        """
+        raw = prediction.raw
+        shape = None if self.rectifier is None else self.rectifier.noise_shape(*raw.shape[2:])
+        if shape is None:
+            raise ValueError("rectifier must take noise (noise_channels > 0) to draw a future; got one that takes none")
+        return self.rectify(prediction, torch.randn(len(raw), *shape, generator=generator, device=raw.device))
+
+    def rollout(
+        self, state: tuple[LayerState, ...], steps: int, sample: bool = False, seed: int = 0
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Imagine what comes next: predict, and take each prediction for the frame that came.
 
         Args:
             state: what the streams have seen, for instance after `observe` on the frames that prime the dream.
             steps: how many frames to imagine, >= 1.
+            sample: draw one of the frames that may come at each step.
+            seed: of these draws; the same seed imagines the same future again.
 
         Returns:
             The frames, ``[b, steps, c, h, w]`` in 0..1, and the state after them, from which a rollout can go on.
 
         Raises:
-            ValueError: ``steps`` is below 1.
+            ValueError: ``steps`` is below 1, or the rectifier takes no noise and cannot draw.
         """
-        return rollout(self, state, steps)
+        return rollout(Sampled(self, seed), state, steps) if sample else rollout(self, state, steps)
 
     def losses(self, prediction: Prediction, frame: Tensor, learn: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the error of each layer, a scalar each, on graphs that share nothing.

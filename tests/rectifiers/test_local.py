@@ -9,6 +9,7 @@ from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers import InputSizes
+from torchrsm.rectifiers.contract import mean_squared_error
 from torchrsm.rectifiers.local import LocalConfig, LocalStages
 from torchrsm.rsm.functional import Cells, to_dense
 from torchrsm.rsm.layer import LayerConfig
@@ -108,9 +109,9 @@ def test_a_stage_s_loss_reaches_its_own_weights_alone():
     rectifier = stirred(row())
     raw, frame = torch.rand(2, 1, 12, 12), torch.rand(2, 1, 12, 12)
     made = rectifier.stages(raw, cells_for(raw.shape, 2))
-    losses = rectifier.losses(made, frame, torch.tensor([True, True]))
+    losses = rectifier.losses(made, frame, torch.tensor([True, True]), mean_squared_error)
     groups = rectifier.weight_groups()
-    assert len(losses) == len(groups) == len(rectifier.loss_names) == 3
+    assert len(losses) == len(groups) == len(rectifier.stage_names) == 3
     for number, own in enumerate(groups):
         for other, loss in enumerate(losses):
             found = torch.autograd.grad(loss, own.weights, retain_graph=True, allow_unused=True)
@@ -152,8 +153,8 @@ def test_another_loss_of_a_stage_moves_no_other_stage():
         rectifier, frame = learning.rectifier, here(torch.rand(4, 1, 8, 8))
         losses_of = rectifier.losses
 
-        def weighed(made, frame, learn, losses_of=losses_of, factor=factor):
-            below, middle, above = losses_of(made, frame, learn)
+        def weighed(made, frame, learn, score, losses_of=losses_of, factor=factor):
+            below, middle, above = losses_of(made, frame, learn, score)
             return below, middle * factor, above
 
         rectifier.losses = weighed

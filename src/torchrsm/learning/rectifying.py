@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchrsm.learning.energy import windowed_energy_score
 from torchrsm.learning.optimisers import adam, forget_gradients, set_rate, with_muon
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.precision import layers_of
-from torchrsm.rectifiers.contract import WeightGroup, mean_over
+from torchrsm.rectifiers.contract import WeightGroup, mean_over, mean_squared_error
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
+from torchrsm.rsm.functional import Cells
 from torchrsm.rsm.symmetry import tied_parts
 from torchrsm.scoring.metrics import frame_squared_error_on_device
 
@@ -28,6 +30,10 @@ class RectifyingConfig(ScheduleConfig):
     """How the rectifier learns, and which share of the run is its own.
 
     Attributes:
+        loss: of a frame that a stage makes. With ``squared_error`` it is an average where the future is not certain.
+            With ``energy_score`` the rectifier has noise, makes two draws and learns to draw one future, see
+            `torchrsm.learning.energy`.
+        energy_window: pixels, the side of the windows in which the energy score compares frames.
         share: of the run's budget in which the rectifier learns, the last of it.
         stack_share: of the budget in which the stack learns, the first of it; None, as published, until the rectifier
             begins. Where the two overlap both learn from each frame, each from its own error; with 1 for both shares,
@@ -51,6 +57,8 @@ class RectifyingConfig(ScheduleConfig):
         motion_blur: pixels, the deviation of a Gaussian; motion is seen through this blur, see `motion`. 0 for none.
     """
 
+    loss: Literal["squared_error", "energy_score"] = "squared_error"
+    energy_window: int = Field(default=10, gt=0)
     share: float = Field(default=0.5, ge=0, le=1)
     stack_share: float | None = Field(default=None, gt=0, le=1)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -70,6 +78,8 @@ class RectifyingConfig(ScheduleConfig):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """List settings of the schedule, the discriminator or dreams where there are none."""
         yield from super().without_effect()
+        if self.loss != "energy_score":
+            yield "energy_window", "loss is squared_error"
         if self.adversarial_weight == 0:
             for name in ("discriminator_learning_rate", "real_label", "noise_deviation"):
                 yield name, "adversarial_weight is 0"
@@ -80,7 +90,11 @@ class RectifyingConfig(ScheduleConfig):
             yield "motion_blur", "motion_weight is 0"
 
     @model_validator(mode="after")
-    def _leaves_no_gap(self) -> Self:
+    def _fits_together(self) -> Self:
+        if self.loss == "energy_score" and self.adversarial_weight:
+            raise ValueError(
+                f"adversarial_weight must be 0 where loss is energy_score; got {self.adversarial_weight:g}"
+            )
         if self.share == 1 and self.stack_share is None:
             raise ValueError("stack_share must be > 0 where share is 1, or the stack would never learn; got None")
         if self.stack_share is not None and self.stack_share < 1 - self.share:
@@ -183,10 +197,12 @@ class RectifierLearning:
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """The rectifier's own, one a stage, then the terms that have a weight."""
+        """One a stage of the rectifier, then the terms that have a weight."""
+        loss = self.config.loss.replace("_", " ")
+        own = (f"{loss} {stage}".strip() for stage in self.rectifier.stage_names)
         adversarial = ("adversarial loss", "discriminator's loss") if self.config.adversarial_weight else ()
         motion = ("motion loss",) if self.config.motion_weight else ()
-        return (*self.rectifier.loss_names, *adversarial, *motion)
+        return (*own, *adversarial, *motion)
 
     @property
     def optimisers(self) -> list[torch.optim.Optimizer]:
@@ -216,10 +232,9 @@ class RectifierLearning:
                 teaches nothing.
         """
         config = self.config
-        cells = [layer.cells for layer in prediction.layers]
-        with layers_of(frame.device):
-            made = self.rectifier.stages(prediction.raw, cells, prediction.seen)
-        rectified = made[-1].detach()
+        made = self._draws(prediction)
+        first = made[-1][: len(frame)]  # the one draw, or the first of two
+        rectified = first.detach()
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
         follows = awake | (dreams & (frame_squared_error_on_device(rectified, frame) <= config.loop_error))
         moved = torch.where(awake, motion(frame, last, config.motion_blur), 0.0).sum()
@@ -227,15 +242,15 @@ class RectifierLearning:
         every = torch.cat((counts, moved[None]))
         self._ranks.sum([every])  # from here on: over the streams of all processes
         shares = counts / every[:3].clamp(min=1)
-        losses = [loss * shares[0] for loss in self.rectifier.losses(made, frame, follows)]
+        losses = [loss * shares[0] for loss in self.rectifier.losses(made, frame, follows, self._score)]
         total = sum(losses[1:], losses[0])
         if self.discriminator is not None:
             noise = config.noise_deviation * torch.randn_like(frame)
             condition = prediction.raw
-            losses.append(adversarial_loss(self.discriminator(made[-1] + noise, condition), follows) * shares[0])
+            losses.append(adversarial_loss(self.discriminator(first + noise, condition), follows) * shares[0])
             total = total + config.adversarial_weight * losses[-1]
         if config.motion_weight:
-            own, world = motion(made[-1], last, config.motion_blur), every[3] / every[2].clamp(min=1)
+            own, world = motion(first, last, config.motion_blur), every[3] / every[2].clamp(min=1)
             too_slow_or_fast = motion_loss(own, world, dreams) * shares[1]
             total = total + config.motion_weight * too_slow_or_fast
         forget_gradients(self._own)
@@ -248,6 +263,25 @@ class RectifierLearning:
         if config.motion_weight:
             losses.append(too_slow_or_fast)
         return Rectified(rectified, torch.stack([loss.detach() for loss in losses]))
+
+    def _draws(self, prediction: Prediction) -> tuple[Tensor, ...]:
+        """Return what the stages make of a prediction, ``[b, c, h, w]``; with the energy score two draws, ``[2 b]``."""
+        raw, seen, cells = prediction.raw, prediction.seen, [layer.cells for layer in prediction.layers]
+        noise = None
+        if self.config.loss == "energy_score":
+            shape = self.rectifier.noise_shape(*raw.shape[2:])
+            assert shape is not None  # a run checks that
+            raw, seen = torch.cat((raw, raw)), torch.cat((seen, seen))
+            cells = [Cells(*(torch.cat((part, part)) for part in layer)) for layer in cells]
+            noise = torch.randn(len(raw), *shape, device=raw.device)
+        with layers_of(raw.device):
+            return self.rectifier.stages(raw, cells, seen, noise)
+
+    def _score(self, made: Tensor, frame: Tensor) -> Tensor:
+        """Return how far the frames that a stage makes are from those that came, ``[b]``."""
+        if self.config.loss == "energy_score":
+            return windowed_energy_score(*made.chunk(2), frame, self.config.energy_window)
+        return mean_squared_error(made, frame)
 
     @property
     def weights(self) -> list[nn.Parameter]:

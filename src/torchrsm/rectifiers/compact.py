@@ -88,13 +88,15 @@ class CompactGenerator(Rectifier):
         """The prediction and, if its settings say so, the winners."""
         return ("prediction", "cells") if self.config.sees_cells else ("prediction",)
 
-    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Return the rectified frame.
 
         Args:
             raw: prediction of the stack, ``[b, c, h, w]`` in 0..1.
             cells: the winners of each layer that made it.
-            seen: not looked at.
+            seen, noise: not looked at.
 
         Returns:
             ``[b, c, h, w]`` in 0..1.

@@ -7,7 +7,7 @@ output of another detaches it. Most rectifiers have one stage and define `Rectif
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -60,6 +60,10 @@ class InputSizes(NamedTuple):
     symmetry: Symmetry = "none"
 
 
+Score = Callable[[Tensor, Tensor], Tensor]
+"""From frames that a stage makes, ``[b, c, h, w]`` or several draws of each, and those that came to numbers ``[b]``."""
+
+
 class WeightGroup(NamedTuple):
     """The weights that one loss changes.
 
@@ -76,15 +80,19 @@ class WeightGroup(NamedTuple):
 class Rectifier(nn.Module):
     """Base of all rectifiers; made from its settings and `InputSizes`."""
 
-    loss_names: ClassVar[tuple[str, ...]] = ("squared error",)
-    """A name for the loss of each stage."""
+    stage_names: ClassVar[tuple[str, ...]] = ("",)
+    """A name for each stage, which stands behind that of its loss; the only one needs none."""
 
     @property
     def sees(self) -> tuple[Sees, ...]:
         """What `forward` looks at."""
         return ("prediction",)
 
-    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor) -> Tensor:
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """Return channels, rows and columns of the noise for a frame of this size; None if it takes no noise."""
+        return None
+
+    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the rectified frame ``[b, c, h, w]`` in 0..1.
 
         Args:
@@ -92,26 +100,36 @@ class Rectifier(nn.Module):
             cells: the winners of each layer that made it.
             seen: the frames that the stack has read, ``[b, c', h', w']`` with their border; the last one first, those
                 before it and the trace behind.
+            noise: standard normal, ``[b, *noise_shape]``: another one draws another frame. None for none, which is
+                noise of 0.
         """
         raise NotImplementedError
 
-    def stages(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor) -> tuple[Tensor, ...]:
+    def stages(
+        self, raw: Tensor, cells: Sequence[Cells], seen: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return what each stage makes, ``[b, ...]``, on graphs that share nothing; the last is the rectified frame."""
-        return (self(raw, cells, seen),)
+        return (self(raw, cells, seen, noise),)
 
-    def losses(self, made: tuple[Tensor, ...], frame: Tensor, learn: Tensor) -> tuple[Tensor, ...]:
-        """Return one scalar for each stage: of a stage that makes a frame, its mean squared error.
+    def losses(self, made: tuple[Tensor, ...], frame: Tensor, learn: Tensor, score: Score) -> tuple[Tensor, ...]:
+        """Return one scalar for each stage: of a stage that makes a frame, its mean score.
 
         Args:
             made: what `stages` returned.
             frame: the frame that came, ``[b, c, h, w]``.
             learn: ``[b]`` bool, false for streams that teach nothing. The loss is 0 if none teaches.
+            score: how far a stage's frames are from those that came.
         """
-        return tuple(mean_over((one - frame).square().flatten(1).mean(1), learn) for one in made)
+        return tuple(mean_over(score(one, frame), learn) for one in made)
 
     def weight_groups(self) -> tuple[WeightGroup, ...]:
         """Return the weights that each loss changes; no weight is in two groups."""
         return (WeightGroup(list(self.parameters()), kernels_of(self)),)
+
+
+def mean_squared_error(made: Tensor, frame: Tensor) -> Tensor:
+    """Return the mean squared error of each frame ``[b, c, h, w]``, ``[b]``; a `Score`."""
+    return (made - frame).square().flatten(1).mean(1)
 
 
 def mean_over(values: Tensor, chosen: Tensor) -> Tensor:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrsm.rectifiers.contract import InputSizes, Rectifier, RectifierConfig, Sees, WeightGroup, kernels_of
-from torchrsm.rectifiers.parts import CellWeights, bordered, convolution, from_zero, inside
+from torchrsm.rectifiers.parts import (
+    CellWeights,
+    NoiseWeights,
+    bordered,
+    check_noise_channels,
+    convolution,
+    from_zero,
+    half,
+    inside,
+)
 from torchrsm.rsm.functional import Cells, safe_logit
 from torchrsm.rsm.symmetry import Axis, Symmetry, TiedWeights, turns
 
@@ -25,6 +34,9 @@ class LocalConfig(RectifierConfig):
         hidden_layers: hidden maps of a stage, one after the other. With 1 no gradient crosses any hidden layer; with
             more it crosses those of the same stage. It never crosses a stage.
         sees_cells: let each stage read the winners of every layer of the stack, too.
+        noise_channels: of the noise by which the row draws one of several futures, at half the resolution; each stage
+            reads the same noise. 0 for none.
+        noise_side: rows and columns of that map for which one value of the noise stands.
     """
 
     kind: Literal["local"] = "local"
@@ -32,12 +44,20 @@ class LocalConfig(RectifierConfig):
     width: int = Field(default=48, gt=0)
     hidden_layers: int = Field(default=2, gt=0)
     sees_cells: bool = True
+    noise_channels: int = Field(default=0, ge=0)
+    noise_side: int = Field(default=4, gt=0)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List the setting of noise where there is none."""
+        if self.noise_channels == 0:
+            yield "noise_side", "noise_channels is 0"
 
     def check_symmetry(self, symmetry: Symmetry) -> None:
         """See `RectifierConfig.check_symmetry`."""
         block = len(turns(symmetry))
         if self.width % block:
             raise ValueError(f"symmetry {symmetry!r} needs a width of {block} or a multiple of it; got {self.width}")
+        check_noise_channels(self.noise_channels, symmetry)
 
 
 class _Stage(nn.Module):
@@ -57,6 +77,7 @@ class _Stage(nn.Module):
         self.read = convolution(4 * sizes.channels, width)
         self.below = None if first else convolution(width, width)
         self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width, sizes.symmetry)
+        self.noise = NoiseWeights(config.noise_channels, config.noise_side, width, sizes.symmetry)
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for _ in range(config.hidden_layers))
         self.hidden = nn.ModuleList(convolution(width, width) for _ in range(config.hidden_layers - 1))
         self.tail = from_zero(convolution(width, 4 * sizes.channels))
@@ -67,7 +88,7 @@ class _Stage(nn.Module):
         own, kernel, folded = Axis(width, "cells"), Axis(9, "window"), (Axis(channels, "fixed"), Axis(4, "window"))
         for name, weight in self.named_parameters():
             part = name.partition(".")[0]
-            if part == "cells":
+            if part in ("cells", "noise"):
                 yield name, (Axis(len(weight), "cells"), own)
             elif name.endswith("bias") or part == "norms":
                 yield name, folded if part == "tail" else (own,)
@@ -77,15 +98,18 @@ class _Stage(nn.Module):
                     {"read": (own, *folded, kernel), "tail": (*folded, own, kernel)}.get(part, (own, own, kernel)),
                 )
 
-    def forward(self, folded: Tensor, cells: Sequence[Cells], below: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, folded: Tensor, cells: Sequence[Cells], below: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the change, folded two by two into channels, and the last hidden map.
 
         Args:
             folded: the prediction so far with its border, -1..1, folded likewise, ``[b, 4 c, h, w]``.
             cells: the winners of each layer of the stack.
             below: the hidden map of the stage below, ``[b, width, h, w]``; None for the first stage.
+            noise: see `Rectifier.forward`.
         """
-        x = self.cells.added_to(self.read(folded), cells)
+        x = self.noise.added_to(self.cells.added_to(self.read(folded), cells), noise)
         if self.below is not None:
             x = x + self.below(below)
         first, *others = self.norms
@@ -121,31 +145,41 @@ class LocalStages(Rectifier):
         return ("prediction", "cells") if self.config.sees_cells else ("prediction",)
 
     @property
-    def loss_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The squared error of each stage, the lowest first."""
-        return tuple(f"squared error of stage {number}" for number in range(1, self.config.stages + 1))
+    def stage_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The number of each stage, from 1."""
+        return tuple(f"of stage {number}" for number in range(1, self.config.stages + 1))
 
-    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None) -> Tensor:
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """See `Rectifier.noise_shape`."""
+        first: _Stage = self.row[0]  # type: ignore[assignment]
+        return first.noise.shape(half(height, self.pad), half(width, self.pad))
+
+    def forward(
+        self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Return the rectified frame, that of the last stage.
 
         Args:
             raw: prediction of the stack, ``[b, c, h, w]`` in 0..1.
             cells: the winners of each layer that made it.
             seen: not looked at.
+            noise: see `Rectifier.forward`.
 
         Returns:
             ``[b, c, h, w]`` in 0..1.
         """
-        return self.stages(raw, cells, seen)[-1]
+        return self.stages(raw, cells, seen, noise)[-1]
 
-    def stages(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None) -> tuple[Tensor, ...]:
+    def stages(
+        self, raw: Tensor, cells: Sequence[Cells], seen: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the frame ``[b, c, h, w]`` that each stage makes; see `Rectifier.stages`."""
         made: list[Tensor] = []
         frame, below = raw, None
         for stage in self.row:
             padded = 2 * bordered(frame.detach(), self.pad, self.pad_value) - 1
             folded = F.pixel_unshuffle(padded, 2).contiguous(memory_format=torch.channels_last)
-            change, hidden = stage(folded, cells, below)
+            change, hidden = stage(folded, cells, below, noise)
             frame = torch.sigmoid(safe_logit(frame.detach()) + inside(F.pixel_shuffle(change, 2), self.pad, raw))
             below = hidden.detach()
             made.append(frame)

@@ -44,7 +44,9 @@ class PaperGenerator(Rectifier):
             for before, after, stride in ((256, 128, 2), (128, 64, 1), (64, channels, 1))
         )
 
-    def forward(self, raw: Tensor, cells: Sequence[Cells] = (), seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, raw: Tensor, cells: Sequence[Cells] = (), seen: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Return the rectified frame ``[b, c, h, w]`` in 0..1 of a prediction of that shape."""
         x = bordered(raw, self.pad, self.pad_value)
         for layer in self.encoder:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrsm.rsm.functional import Cells
-from torchrsm.rsm.symmetry import Symmetry
+from torchrsm.rsm.symmetry import Symmetry, turns
 
 LEAKY_SLOPE = 0.2  # of the published networks: the default of the library that they were written in
 
@@ -23,6 +23,11 @@ def bordered(raw: Tensor, pad: int, value: float) -> Tensor:
     """Put the border that the stack reads around a prediction, and one line more where its size is odd."""
     height, width = raw.shape[-2:]
     return F.pad(raw, (pad, pad + width % 2, pad, pad + height % 2), value=value)
+
+
+def half(size: int, pad: int) -> int:
+    """Return the rows, or columns, at half the resolution of a frame with the border that `bordered` puts around it."""
+    return -(-(size + 2 * pad) // 2)
 
 
 def inside(padded: Tensor, pad: int, raw: Tensor) -> Tensor:
@@ -80,6 +85,43 @@ class CellWeights(nn.ParameterList):
         for weight, layer in zip(self, cells, strict=bool(self)):
             x = x + _project_cells(weight, layer, x.shape[-2:], self._enlarge)
         return x
+
+
+def check_noise_channels(channels: int, symmetry: Symmetry) -> None:
+    """Raise a ValueError unless channels of noise come in blocks, as the cells of a stack with this symmetry do."""
+    block = len(turns(symmetry))
+    if channels % block:
+        raise ValueError(f"symmetry {symmetry!r} needs noise_channels of {block} or a multiple of it; got {channels}")
+
+
+class NoiseWeights(nn.ParameterList):
+    """The weights with which noise is added to a map, ``[channels, width]``; none where there is no noise.
+
+    A value of the noise covers a square of the map, so that what it decides is decided for a place as a whole.
+
+    Args:
+        channels: of the noise.
+        side: of such a square.
+        width: channels of the map.
+        symmetry: of the stack, see `CellWeights`.
+    """
+
+    def __init__(self, channels: int, side: int, width: int, symmetry: Symmetry = "none") -> None:
+        super().__init__([nn.Parameter(_CELL_DEVIATION * torch.randn(channels, width))] if channels else [])
+        self._channels, self._side = channels, side
+        self._enlarge = "nearest" if symmetry == "none" else "nearest-exact"
+
+    def shape(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """Return channels, rows and columns of the noise for a map of this size; None if there is none."""
+        return (self._channels, -(-height // self._side), -(-width // self._side)) if self._channels else None
+
+    def added_to(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        """Return a map ``[b, width, h, w]`` with noise ``[b, channels, rows, columns]`` added; None changes nothing."""
+        if noise is None:
+            return x
+        (weight,) = self
+        projected = torch.einsum("bnhw,nc->bchw", noise, weight)
+        return x + F.interpolate(projected, size=x.shape[-2:], mode=self._enlarge)
 
 
 def _project_cells(weight: Tensor, cells: Cells, size: Sequence[int], enlarge: str) -> Tensor:

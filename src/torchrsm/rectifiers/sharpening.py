@@ -47,6 +47,8 @@ class SharpeningFilter(Rectifier):
         self.config = config
         self.register_buffer("level", torch.logit(torch.tensor(config.level)), persistent=False)
 
-    def forward(self, raw: Tensor, cells: Sequence[Cells] = (), seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, raw: Tensor, cells: Sequence[Cells] = (), seen: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Return the sharpened ``[b, c, h, w]`` in 0..1."""
         return torch.sigmoid(self.config.gain * (safe_logit(raw) - self.level) + self.level)

@@ -15,10 +15,13 @@ from torchrsm.rectifiers.parts import (
     LEAKY_SLOPE,
     CellWeights,
     Convolution,
+    NoiseWeights,
     TransposedConvolution,
     bordered,
+    check_noise_channels,
     convolution,
     from_zero,
+    half,
     inside,
 )
 from torchrsm.rsm.functional import Cells, safe_logit
@@ -37,6 +40,8 @@ class UNetConfig(RectifierConfig):
         sees_cells: read the winners of every layer, too.
         sees_frames: read the frames that the stack has read, too. Without them the rectifier has no memory of any kind:
             all that it knows it hears from the stack.
+        noise_channels: of the noise by which it draws one of several futures, at half the resolution; 0 for none.
+        noise_side: rows and columns of that map for which one value of the noise stands.
     """
 
     kind: Literal["unet"] = "unet"
@@ -46,6 +51,13 @@ class UNetConfig(RectifierConfig):
     changes: Literal["raw", "last"] = "raw"
     sees_cells: bool = True
     sees_frames: bool = True
+    noise_channels: int = Field(default=0, ge=0)
+    noise_side: int = Field(default=4, gt=0)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List the setting of noise where there is none."""
+        if self.noise_channels == 0:
+            yield "noise_side", "noise_channels is 0"
 
     @model_validator(mode="after")
     def _sees_what_it_changes(self) -> Self:
@@ -62,6 +74,7 @@ class UNetConfig(RectifierConfig):
                     f"symmetry {symmetry!r} needs {name}, which are normalised in two halves, of {2 * block} or a "
                     f"multiple of it; got {getattr(self, name)}"
                 )
+        check_noise_channels(self.noise_channels, symmetry)
 
     def for_still_pictures(self) -> Self:
         """Return settings that change the last frame instead of the stack's prediction, where frames are seen."""
@@ -109,6 +122,7 @@ class UNetGenerator(Rectifier):
         self.read = _Normed(sizes.channels + sizes.seen_channels * config.sees_frames, features)
         self.down = _Normed(features, width, 2, even=even)
         self.cells = CellWeights(sizes.layer_cells if config.sees_cells else (), width, sizes.symmetry)
+        self.noise = NoiseWeights(config.noise_channels, config.noise_side, width, sizes.symmetry)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.GroupNorm(1, width),
@@ -126,8 +140,9 @@ class UNetGenerator(Rectifier):
 
     def _axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
         """Yield the weights that a symmetry ties, and what their axes count."""
-        for number, weight in enumerate(self.cells):
-            yield f"cells.{number}", (Axis(len(weight), "cells"), Axis(weight.shape[1], "cells"))
+        for name, weights in (("cells", self.cells), ("noise", self.noise)):
+            for number, weight in enumerate(weights):
+                yield f"{name}.{number}", (Axis(len(weight), "cells"), Axis(weight.shape[1], "cells"))
         for name, weight in self.named_parameters():
             if weight.dim() == 4:
                 frames = {"read.convolution.weight": 1, "tail.weight": 0}.get(name)  # the axis of a frame's channels
@@ -143,13 +158,18 @@ class UNetGenerator(Rectifier):
         frames: tuple[Sees, ...] = ("frames",) if self.config.sees_frames else ()
         return ("prediction", *cells, *frames)
 
-    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor) -> Tensor:
+    def noise_shape(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """See `Rectifier.noise_shape`."""
+        return self.noise.shape(half(height, self.pad), half(width, self.pad))
+
+    def forward(self, raw: Tensor, cells: Sequence[Cells], seen: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the rectified frame.
 
         Args:
             raw: prediction of the stack, ``[b, c, h, w]`` in 0..1.
             cells: the winners of each layer that made it.
             seen: what the stack has read, ``[b, c', h', w']``, with its border: see `torchrsm.model.Prediction`.
+            noise: see `Rectifier.forward`.
 
         Returns:
             ``[b, c, h, w]`` in 0..1.
@@ -162,7 +182,7 @@ class UNetGenerator(Rectifier):
             read.append(seen)
         both = 2 * torch.cat(read, 1) - 1  # so the zeros around a convolution differ from black pixels
         first = self.read(both.contiguous(memory_format=torch.channels_last))
-        x = self.cells.added_to(self.down(first), cells)
+        x = self.noise.added_to(self.cells.added_to(self.down(first), cells), noise)
         for block in self.blocks:
             x = x + block(x)
         change = inside(self.tail(self.draw(torch.cat((self.up(x), first), 1))), self.pad, raw)

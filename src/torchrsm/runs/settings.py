@@ -181,6 +181,12 @@ class RunConfig(Config):
                 f"rectifying must be given {'with this' if learns else 'only with a'} rectifier that learns; "
                 f"got {'none' if self.rectifying is None else 'settings'} with the rectifier {kind!r}"
             )
+        noise = getattr(rectifier, "noise_channels", 0)
+        if self.rectifying is not None and (noise > 0) != (self.rectifying.loss == "energy_score"):
+            raise ValueError(
+                "rectifying.loss must be energy_score if and only if model.rectifier.noise_channels is above 0; "
+                f"got {self.rectifying.loss} and {noise}"
+            )
         if self.stack_from is not None and not learns:
             raise ValueError(f"stack_from needs a rectifier that learns, nothing else would; got {self.stack_from!r}")
         return self
