@@ -10,8 +10,9 @@ then the system's own weights, cut in the test. ``--rows`` names some of them. A
     scores/ROW-seed-N.json   its next-frame scores and dreams (`torchrsm.scoring.evaluation`)
 
 Nothing is done twice: the same call goes on where one was interrupted. After each row all that the folder holds goes to
-benchmarks/results/ablation.json, from which benchmarks/results_table.py makes the table. Choices are made on validation
-sequences, scores are of the test sequences.
+benchmarks/results/ablation.json, from which benchmarks/results_table.py makes the table. What that file holds of other
+rows and seeds stays, so several machines can share the work. Choices are made on validation sequences, scores are of
+the test sequences.
 """
 
 from __future__ import annotations
@@ -236,6 +237,7 @@ class Ablation:
             "dream_steps": DREAM_STEPS,
         }
         self._take_folder()
+        self.others = self._other_results()
 
     def _take_folder(self) -> None:
         """Make the folder, or see that it is of the same ablation."""
@@ -247,6 +249,19 @@ class Ablation:
         for part in ("runs", "scores"):
             (self.out / part).mkdir(parents=True, exist_ok=True)
         write_json(file, self.settings)
+
+    def _other_results(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Return what the results hold already, by row and seed."""
+        if not self.json.is_file():
+            return {}
+        before = json.loads(self.json.read_text())
+        for name, now in self.settings.items():
+            if before.get(name) != now:
+                raise SystemExit(
+                    f"{self.json} holds an ablation with {name} = {before.get(name)}, this one has {now}; "
+                    "name another file with --json"
+                )
+        return {(row["name"], seed["seed"]): seed for row in before["rows"] for seed in row["seeds"]}
 
     def run(self) -> None:
         """Do what is not done yet, and write the results after each row."""
@@ -294,21 +309,20 @@ class Ablation:
         return self.out / "scores" / f"{row.name}-seed-{seed}.json"
 
     def write(self) -> None:
-        """Write the results of all that the folder holds so far."""
+        """Write the results of all that the folder holds so far, and those of other rows and seeds."""
         rows, sha256 = [], ""
         for row in self.rows:
-            seeds = []
-            files = [
-                (int(file.stem.rpartition("-")[2]), file) for file in self.out.glob(f"scores/{row.name}-seed-*.json")
-            ]
-            for seed, file in sorted(files):
+            seeds = {seed: result for (name, seed), result in self.others.items() if name == row.name}
+            for file in self.out.glob(f"scores/{row.name}-seed-*.json"):
+                seed = int(file.stem.rpartition("-")[2])
                 scores = NextFrameScores.model_validate_json(file.read_bytes())
                 sha256 = scores.frames_sha256
-                seeds.append(seed_result(seed, scores))
+                seeds[seed] = seed_result(seed, scores)
             if seeds:
                 sees, learns = row.described
                 entry = {"name": row.name, "label": row.label, "cut": bool(row.cut)}
-                rows.append(entry | {"sees": sees, "learns": learns, "seeds": seeds})
+                of_row = [seeds[seed] for seed in sorted(seeds)]
+                rows.append(entry | {"sees": sees, "learns": learns, "seeds": of_row})
         write_json(self.json, self.settings | {"frames_sha256": sha256, "rows": rows})
 
 

@@ -53,6 +53,9 @@ ROWS = [
     ("RSM, the published first layer alone, raw (`paper-fast-1l`)", "paper-fast-1l.json", RECTIFIED, "-"),
 ]
 
+# Every part for minutes, over several seeds; and the shipped model, cut in the test.
+ABLATIONS = ("ablation.json", "ablation-shipped.json")
+
 WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-traffic.json", "world-bikes.json")
 
 
@@ -80,7 +83,7 @@ def number(value: float | None) -> str:
 def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
     parts = (
-        *(_bench(), _systems(), _errors(), _ablation(), _online(), _dreams()),
+        *(_bench(), _systems(), _errors(), *map(_ablation, ABLATIONS), _online(), _dreams()),
         *(_worlds_of_balls(), _worlds(), _film_memory(), _speed()),
     )
     return "\n\n".join(part for part in parts if part)
@@ -365,9 +368,9 @@ def _errors() -> str:
     return "\n".join(lines)
 
 
-def _ablation() -> str:
+def _ablation(file: str) -> str:
     """What of a system carries its result: rows of equal time, and what its own weights do without a part of them."""
-    result = read("ablation.json")
+    result = read(file)
     if not result:
         return ""
     system, rows = result["system"], result["rows"]

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,13 +284,23 @@ def test_the_ablation_trains_and_scores_each_row_once(ablation, monkeypatch, tmp
 
     pages = benchmark("results_table")
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
-    table = pages._ablation().splitlines()
+    table = pages._ablation("ablation.json").splitlines()
     row = next(line for line in table if line.startswith("| recurrent weights set to 0 | "))
     times = errors["memory-zeroed"][0] / errors["system"][0]
     assert row.split(" | ")[1:3] == [f"{errors['memory-zeroed'][0]:.3f}", f"{times:.2f}"]
     stack = next(line for line in table if line.startswith("| the stack alone, raw | "))
     assert re.search(r"\| [\d.]+ \([\d.]+ to [\d.]+, 2\) \| ", stack)
     assert sum(line.startswith("| ") for line in table) == 6 + 2
+
+
+def test_an_ablation_keeps_what_others_have_done_and_refuses_another_one(ablation, tmp_path) -> None:
+    first = ablation("--rows", "stack", "--seeds", "0")
+    shutil.rmtree(ablation.out)
+    both = ablation("--rows", "system", "--seeds", "1")
+    assert [row["name"] for row in both["rows"]] == ["stack", "system"]
+    assert both["rows"][0] == first["rows"][0]
+    with pytest.raises(SystemExit, match=r"ablation.json holds an ablation with sequences = 2, this one has 3; name"):
+        ablation("--rows", "system", "--seeds", "1", "--sequences", "3", "--out", str(tmp_path / "other"))
 
 
 def test_an_interrupted_ablation_goes_on_where_it_was(ablation, monkeypatch) -> None:

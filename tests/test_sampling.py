@@ -100,7 +100,8 @@ def test_a_dream_by_draws_is_fed_back():
 def test_a_sampled_model_is_scored_as_any_other(model):
     frames = torch.rand(3, 6, 1, 10, 7, generator=torch.Generator().manual_seed(0))
     scores = [
-        Evaluator(frames, similarity=False).evaluate(Sampled(model, seed)).frame_squared_error.all_predictable.mean for seed in (0, 0, 1)
+        Evaluator(frames, similarity=False).evaluate(Sampled(model, seed)).frame_squared_error.all_predictable.mean
+        for seed in (0, 0, 1)
     ]
     assert scores[0] == scores[1] != scores[2]
 
