@@ -17,8 +17,9 @@ from torchrsm.cli.evaluate import world_geometry
 from torchrsm.runs.settings import RUN_FILE, RunConfig, save_run_config
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WORLD
+from torchrsm.streams import kicked_ball_sequences, two_way_ball_sequences
 from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VariedBallsConfig
-from torchrsm.streams.splits import frames_sha256
+from torchrsm.streams.splits import TEST_SEED, frames_sha256
 
 
 @pytest.mark.parametrize("kind", ["run", "model"])
@@ -255,3 +256,20 @@ def test_a_world_goes_with_fixed_sequences_of_balls(frames, refused, tmp_path):
     refused(
         "evaluate", tmp_path / "digits", "--world.balls", 2, says=["world is for models of bouncing balls", "digits"]
     )
+
+
+@pytest.mark.parametrize("world", ["kicked-balls", "two-way-balls"])
+def test_a_model_of_an_uncertain_world_is_scored_on_that_world(tmp_path, capsys, refused, world):
+    flags = ["--steps", "2", "--batch-size", "4", "--system", "balls-compact"]
+    small = ["--stream.resolution", "12", "--stream.sequence-length", "60", "--model.rectifier.width", "4"]
+    assert main(["train", world, "--out", str(tmp_path / "run"), *flags, *small]) == 0
+    options = ["--sequences", "2", "--rollout-steps", "3", "--json", str(tmp_path / "scores.json")]
+    assert main(["evaluate", str(tmp_path / "run"), *options]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    sequences = {"kicked-balls": kicked_ball_sequences, "two-way-balls": two_way_ball_sequences}[world]
+    frames = sequences(2, seed=TEST_SEED, resolution=12, sequence_length=60).frames
+    assert scores["frames_sha256"] == frames_sha256(frames)
+    balls = {"kicked-balls": 3, "two-way-balls": 1}[world]
+    assert scores["rollout"]["physics"]["geometry"]["balls"] == balls
+    assert "has not seen" not in capsys.readouterr().out
+    refused("evaluate", tmp_path / "run", "--world.balls", 2, says=["world is for models of bouncing balls", world])

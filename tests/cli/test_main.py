@@ -18,6 +18,7 @@ from torchrsm.storage.tensors import load_tensors, save_tensors
 from torchrsm.streams import moving_mnist
 
 PRESET_NAMES = ", ".join(PRESETS)
+WORLD_NAMES = "video, digits, kicked-balls, two-way-balls"
 COMMANDS = "command must be one of train, predict, watch, serve, evaluate, bench, dream, presets, info"
 
 
@@ -66,8 +67,11 @@ def test_every_command_has_help(capsys, command, flags):
     [
         ((), [f"{COMMANDS}; got none"]),
         (("fly",), [f"{COMMANDS}; got fly"]),
-        (("train",), [f"needs a preset first, one of {PRESET_NAMES}, or video or digits; got none"]),
-        (("train", "--out", "run"), [f"needs a preset first, one of {PRESET_NAMES}, or video or digits; got --out"]),
+        (("train",), [f"needs a preset first, one of {PRESET_NAMES}, or one of {WORLD_NAMES}; got none"]),
+        (
+            ("train", "--out", "run"),
+            [f"needs a preset first, one of {PRESET_NAMES}, or one of {WORLD_NAMES}; got --out"],
+        ),
         (("train", "ball", "--out", "run"), [f"preset must be one of {PRESET_NAMES}; got 'ball'"]),
         (("presets", "all"), ["presets: unknown: all"]),
         (("dream",), ["dream: missing"]),

@@ -32,7 +32,16 @@ from torchrsm.streams import (
     load_frames,
 )
 from torchrsm.streams.bouncing_balls import BOX, SPEED
-from torchrsm.streams.settings import PUBLISHED_BALLS, BouncingBallsConfig, OfBalls, StreamConfig, VideoConfig, unseen
+from torchrsm.streams.settings import (
+    PUBLISHED_BALLS,
+    BallWorldConfig,
+    BouncingBallsConfig,
+    MovingMNISTConfig,
+    OfBalls,
+    StreamConfig,
+    VideoConfig,
+    unseen,
+)
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, bouncing_ball_frames, held_out_frames
 from torchrsm.systems import load
 
@@ -121,7 +130,8 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
         print(as_read(given or film or "", frames.shape))
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model, mapped=ranks.map)
-    rollout = _rollout(command, predictor, frames, ranks)
+    world = stream if isinstance(stream, BallWorldConfig) and not isinstance(stream, OfBalls) else command.world
+    rollout = _rollout(command, world, predictor, frames, ranks)
     if ranks.rank > 0:
         return
     scores = scores.model_copy(update={"training": training, "rollout": rollout})
@@ -151,10 +161,10 @@ def _stream(name_or_folder: str) -> StreamConfig:
 def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
     """Return what the model never learned from."""
     of_balls = isinstance(stream, OfBalls)
+    if isinstance(stream, VideoConfig | MovingMNISTConfig) and command.rollout_steps:
+        raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
     if not of_balls and command.world != PUBLISHED_BALLS:
         raise ValueError(f"world is for models of bouncing balls; got a model of {stream.kind}")
-    if not of_balls and command.rollout_steps:
-        raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
     if isinstance(stream, VideoConfig) and command.sequences is not None:
         raise ValueError(f"sequences chooses among fixed sequences, which a video has not; got {command.sequences}")
     split, sequences = command.split or "test", command.sequences or SEQUENCES
@@ -164,11 +174,11 @@ def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
 
 
 def _rollout(
-    command: EvaluateCommand, predictor: Predictor[Any, Any], frames: Tensor, ranks: Ranks
+    command: EvaluateCommand, world: BallWorldConfig, predictor: Predictor[Any, Any], frames: Tensor, ranks: Ranks
 ) -> RolloutScores | None:
     if not command.rollout_steps:
         return None
-    prime, world = command.prime or PRIME, command.world
+    prime = command.prime or PRIME
     simulator = None
     if world == PUBLISHED_BALLS:
         simulator = simulator_tracked_error(command.split or "test", command.sequences or SEQUENCES, prime=prime)
@@ -183,7 +193,7 @@ def _rollout(
     )
 
 
-def world_geometry(world: BouncingBallsConfig) -> WorldGeometry:
+def world_geometry(world: BallWorldConfig) -> WorldGeometry:
     """Return a world in pixels."""
     side = world.resolution
     radius, speed = world.radius * side / BOX, SPEED * world.speed * side / BOX

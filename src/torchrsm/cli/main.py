@@ -47,6 +47,8 @@ usage: torchrsm COMMAND ...
                          train one on your own video; the end of it is held out
   train digits --out DIR [--system PRESET] [settings]
                          train one on moving digits
+  train kicked-balls|two-way-balls --out DIR [--system PRESET] [settings]
+                         train one on balls whose future is not certain
   train --resume --out DIR [--minutes M | --steps N]
                          go on with a run, for longer than it was begun for if you wish
   predict MODEL FILE --out FILM.mp4 [--frames N] [--clip N] [--json FILE]

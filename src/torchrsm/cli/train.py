@@ -1,4 +1,4 @@
-"""``train``: learn from bouncing balls, from a video or from digits."""
+"""``train``: learn from bouncing balls, from a video, from digits or from balls whose future is not certain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ from torchrsm.runs.presets import PRESETS, preset
 from torchrsm.runs.record import Record
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.runs.trainer import Trainer
-from torchrsm.streams.settings import MovingMNISTConfig, StreamConfig, VideoConfig, frame_shape, open_videos
+from torchrsm.streams.settings import (
+    KickedBallsConfig,
+    MovingMNISTConfig,
+    StreamConfig,
+    TwoWayBallsConfig,
+    VideoConfig,
+    frame_shape,
+    open_videos,
+)
 
 
 class _TrainCommand(Config):
@@ -94,13 +102,14 @@ def _parsed(arguments: list[str]) -> tuple[str, TrainCommand | TrainBaselineComm
     name = arguments[0] if arguments else ""
     if "--resume" in arguments and not {"-h", "--help"} & set(arguments):
         return _parsed_to_resume(arguments)
-    if name in ("video", "digits"):
+    if name in _WORLDS:
         return name, _parse_world(name, arguments[1:])
     if not name or name.startswith("-"):
         if name in ("-h", "--help"):
             _parse_train(preset("balls"), ["--help"], "train PRESET")
         raise ValueError(
-            f"train needs a preset first, one of {', '.join(PRESETS)}, or video or digits; got {name or 'none'}"
+            f"train needs a preset first, one of {', '.join(PRESETS)}, or one of {', '.join(_WORLDS)}; "
+            f"got {name or 'none'}"
         )
     return name, _parse_train(preset(name), arguments[1:], f"train {name}")
 
@@ -114,7 +123,7 @@ def _parsed_to_resume(arguments: list[str]) -> tuple[str, TrainCommand | TrainBa
     name, *rest = arguments
     if name.startswith("-"):
         rest = arguments
-    elif name in ("video", "digits"):
+    elif name in _WORLDS:
         rest, system = taken(rest, "--system", begun.name)
         film = None
         if name == "video" and rest and not rest[0].startswith("-"):
@@ -139,19 +148,33 @@ def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str,
 
 
 def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaselineCommand:
-    """Parse the flags of a run that learns from a video or from digits, its settings made to fit the frames."""
-    rest, system = taken(arguments, "--system", "balls-window")
-    stream: StreamConfig = MovingMNISTConfig()
+    """Parse the flags of a run that learns from another world, its settings made to fit the frames."""
+    make, usual = _WORLDS[world]
+    rest, system = taken(arguments, "--system", usual)
+    stream = make()
     name = f"train {world}"
     if world == "video":
         film, rest = _film(rest)
-        stream = VideoConfig(path=film or "-")
+        stream = _film_of(film)
         name = f"train video {film}" if film else name
     run = preset(system)
     if run.model.channels != 1:
         raise ValueError(f"system must be a preset for one channel; got {system!r}")
     command = _parse_train(adapted(run, stream), rest, name)
     return command.replace(run=_fitted(command.run, system))
+
+
+def _film_of(path: str | None = None) -> VideoConfig:
+    return VideoConfig(path=path or "-")
+
+
+# What can be learned from by name, its settings, and the system that learns from it unless another is named.
+_WORLDS: dict[str, tuple[Callable[[], StreamConfig], str]] = {
+    "video": (_film_of, "balls-window"),
+    "digits": (MovingMNISTConfig, "balls-window"),
+    "kicked-balls": (KickedBallsConfig, "balls"),
+    "two-way-balls": (TwoWayBallsConfig, "balls"),
+}
 
 
 def _film(arguments: list[str]) -> tuple[str | None, list[str]]:

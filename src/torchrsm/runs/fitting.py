@@ -11,7 +11,7 @@ from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.runs.presets import balls_window_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
-from torchrsm.streams.settings import OfBalls, StreamConfig, VideoConfig
+from torchrsm.streams.settings import BallWorldConfig, OfBalls, StreamConfig, VideoConfig
 
 _PASSAGES = 4  # through a video, which are learned from side by side
 _NEARBY = 16  # pixels: systems halve frames at most four times, or fold patches of them
@@ -39,7 +39,7 @@ def adapted(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
     the stack's prediction, since most of a picture may stand still. Of a video a batch is four passages: its frames are
     few, so that many small updates tell more than few large ones.
     """
-    if isinstance(run, BaselineRunConfig) or isinstance(stream, OfBalls):
+    if isinstance(run, BaselineRunConfig) or isinstance(stream, OfBalls | BallWorldConfig):
         return run.replace(stream=stream)
     changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0, "model.symmetry": "none"}
     if run.model.rectifier is not None:

@@ -24,7 +24,7 @@ _BLURRED = (0.1, 0.9)  # a pixel between these is neither dark nor bright
 def energy_score(samples: Tensor, frame: Tensor) -> Tensor:
     """Return ``E|x - y| - E|x - x'| / 2`` of draws x and what came y, ``[...]`` float64; the lower, the better.
 
-    The norm is that of whole frames. The mean over pairs of draws leaves out those of one with itself, so it is unbiased.
+    The norm is that of whole frames. The mean over pairs leaves out those of a draw with itself, so it is unbiased.
 
     Args:
         samples: ``[m, ..., c, h, w]``, m draws of each prediction, m >= 2.

@@ -47,11 +47,9 @@ class StreamConfig(Config):
         return {}
 
 
-class BouncingBallsConfig(StreamConfig):
-    """Bouncing balls; see `torchrsm.streams.BouncingBalls`."""
+class BallWorldConfig(StreamConfig):
+    """Base of the settings of worlds of balls that are the same in each sequence."""
 
-    subject = "bouncing balls"
-    kind: Annotated[Literal["balls"], tyro.conf.Suppress] = "balls"
     balls: int = Field(default=3, gt=0)
     radius: float = Field(default=1.2, gt=0, lt=5)
     resolution: int = Field(default=30, ge=4)
@@ -63,11 +61,18 @@ class BouncingBallsConfig(StreamConfig):
         return {name: (getattr(self, name),) * 2 for name in _OF_BALLS}
 
 
-class KickedBallsConfig(BouncingBallsConfig):
+class BouncingBallsConfig(BallWorldConfig):
+    """Bouncing balls; see `torchrsm.streams.BouncingBalls`."""
+
+    subject = "bouncing balls"
+    kind: Annotated[Literal["balls"], tyro.conf.Suppress] = "balls"
+
+
+class KickedBallsConfig(BallWorldConfig):
     """Bouncing balls that are kicked at random; see `torchrsm.streams.KickedBalls`."""
 
     subject = "balls that are kicked"
-    kind: Annotated[Literal["kicked-balls"], tyro.conf.Suppress] = "kicked-balls"  # type: ignore[assignment]
+    kind: Annotated[Literal["kicked-balls"], tyro.conf.Suppress] = "kicked-balls"
     kick_rate: float = Field(default=0.05, ge=0, le=1)
     kick_size: float = Field(default=1.0, gt=0)
 
@@ -76,11 +81,11 @@ class KickedBallsConfig(BouncingBallsConfig):
         return super().span() | {name: (getattr(self, name),) * 2 for name in ("kick_rate", "kick_size")}
 
 
-class TwoWayBallsConfig(BouncingBallsConfig):
+class TwoWayBallsConfig(BallWorldConfig):
     """A ball that turns left or right at a mark; see `torchrsm.streams.TwoWayBalls`."""
 
     subject = "balls that turn at a mark"
-    kind: Annotated[Literal["two-way-balls"], tyro.conf.Suppress] = "two-way-balls"  # type: ignore[assignment]
+    kind: Annotated[Literal["two-way-balls"], tyro.conf.Suppress] = "two-way-balls"
     balls: int = Field(default=1, gt=0)
     left_share: float = Field(default=0.5, ge=0, le=1)
 
