@@ -3,22 +3,16 @@
     python benchmarks/ablation.py --minutes 5 --seeds 0,1,2 --out runs/ablation [--system balls] [--rows NAME,...]
 
 The rows are the system's stack alone, with other rectifiers, without its parts, and the last frames without any stack;
-then the system's own weights, cut in the test. ``--rows`` names some of them. A folder of results::
+then the system's own weights, cut in the test. ``--rows`` names some of them.
 
-    settings.json            what makes its numbers comparable
-    runs/ROW-seed-N/         a training run each (`torchrsm.runs.trainer`)
-    scores/ROW-seed-N.json   its next-frame scores and dreams (`torchrsm.scoring.evaluation`)
-
-Nothing is done twice: the same call goes on where one was interrupted. After each row all that the folder holds goes to
-benchmarks/results/ablation.json, from which benchmarks/results_table.py makes the table. What that file holds of other
-rows and seeds stays, so several machines can share the work. Choices are made on validation sequences, scores are of
-the test sequences.
+The same call goes on where one was interrupted; benchmarks/seeded.py says what the folder holds. After each row all of
+that goes to benchmarks/results/ablation.json, from which benchmarks/results_table.py makes the table. Choices are made
+on validation sequences, scores are of the test sequences.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,11 +33,12 @@ from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import AnyRunConfig, RunConfig
 from torchrsm.scoring.evaluation import NextFrameScores
 from torchrsm.scoring.rollouts import evaluate_rollouts
-from torchrsm.storage.tensors import write_atomically
+from torchrsm.streams.splits import frames_sha256
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rectifiers import sharpened
 from results_table import RESULTS, run_described
+from seeded import SeededResults, names, numbers
 from trained import trained
 
 SHAPE = (1, 30, 30)  # of the test sequences' frames
@@ -213,8 +208,6 @@ class Ablation:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.out: Path = options.out
-        self.json: Path = options.json
         base = preset(options.system)
         if not isinstance(base, RunConfig):
             raise SystemExit(f"--system must be RSM; got {options.system!r}")
@@ -236,41 +229,16 @@ class Ablation:
             "dream_sequences": min(options.dreams, options.sequences),
             "dream_steps": DREAM_STEPS,
         }
-        self._take_folder()
-        self.others = self._other_results()
-
-    def _take_folder(self) -> None:
-        """Make the folder, or see that it is of the same ablation."""
-        file = self.out / "settings.json"
-        before = json.loads(file.read_text()) if file.is_file() else self.settings
-        for name, now in self.settings.items():
-            if before.get(name) != now:
-                raise SystemExit(f"{self.out} was begun with {name} = {before.get(name)}; it cannot go on with {now}")
-        for part in ("runs", "scores"):
-            (self.out / part).mkdir(parents=True, exist_ok=True)
-        write_json(file, self.settings)
-
-    def _other_results(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Return what the results hold already, by row and seed."""
-        if not self.json.is_file():
-            return {}
-        before = json.loads(self.json.read_text())
-        for name, now in self.settings.items():
-            if before.get(name) != now:
-                raise SystemExit(
-                    f"{self.json} holds an ablation with {name} = {before.get(name)}, this one has {now}; "
-                    "name another file with --json"
-                )
-        return {(row["name"], seed["seed"]): seed for row in before["rows"] for seed in row["seeds"]}
+        self.frames = bouncing_ball_frames("test", options.sequences)
+        self.results = SeededResults(options.out, options.json, self.settings)
 
     def run(self) -> None:
         """Do what is not done yet, and write the results after each row."""
         for seed in self.seeds:
             for row in self.chosen:
-                file = self.scores_file(row, seed)
-                if not file.is_file():
+                if not self.results.has(row.name, seed):
                     scores = self.score(row, seed)
-                    write_atomically(file, (scores.to_json() + "\n").encode())
+                    self.results.keep(row.name, seed, scores.to_json())
                     print(f"{row.name} seed {seed}: {scores.frame_squared_error.all_predictable}", flush=True)
                 self.write()
 
@@ -290,7 +258,7 @@ class Ablation:
         self, model: VideoPredictor | SequenceModel, name: str, training: dict[str, str | int | float] | None
     ) -> NextFrameScores:
         """Score a model on the test sequences; the first of them are dreamt on from."""
-        frames = bouncing_ball_frames("test", self.settings["sequences"])
+        frames = self.frames
         scores = Evaluator(frames, similarity=False).evaluate(model, model=name)
         dreamt = frames[: self.settings["dream_sequences"]]
         rollout = evaluate_rollouts(model, dreamt, prime=PRIME, steps=DREAM_STEPS)
@@ -300,34 +268,22 @@ class Ablation:
         """Train a row to the end of its time, from where it was left; return its folder."""
         budget = {"steps": None, "minutes": self.settings["minutes"], "threads": self.settings["threads"], "seed": seed}
         run = row.run.replace(training=row.run.training.replace(**budget))
-        folder = self.out / "runs" / f"{row.name}-seed-{seed}"
+        folder = self.results.run_folder(row.name, seed)
         trained(run, folder)
         return folder
 
-    def scores_file(self, row: Row, seed: int) -> Path:
-        """Return where the scores of a row are kept."""
-        return self.out / "scores" / f"{row.name}-seed-{seed}.json"
-
     def write(self) -> None:
-        """Write the results of all that the folder holds so far, and those of other rows and seeds."""
-        rows, sha256 = [], ""
+        """Write the results."""
+        entries = []
         for row in self.rows:
-            seeds = {seed: result for (name, seed), result in self.others.items() if name == row.name}
-            for file in self.out.glob(f"scores/{row.name}-seed-*.json"):
-                seed = int(file.stem.rpartition("-")[2])
-                scores = NextFrameScores.model_validate_json(file.read_bytes())
-                sha256 = scores.frames_sha256
-                seeds[seed] = seed_result(seed, scores)
-            if seeds:
-                sees, learns = row.described
-                entry = {"name": row.name, "label": row.label, "cut": bool(row.cut)}
-                of_row = [seeds[seed] for seed in sorted(seeds)]
-                rows.append(entry | {"sees": sees, "learns": learns, "seeds": of_row})
-        write_json(self.json, self.settings | {"frames_sha256": sha256, "rows": rows})
+            sees, learns = row.described
+            entries.append({"name": row.name, "label": row.label, "cut": bool(row.cut), "sees": sees, "learns": learns})
+        self.results.write(entries, seed_result, frames_sha256=frames_sha256(self.frames))
 
 
-def seed_result(seed: int, scores: NextFrameScores) -> dict[str, Any]:
+def seed_result(seed: int, written: str) -> dict[str, Any]:
     """Return what one training seed of a row scored: means and standard deviations over sequences."""
+    scores = NextFrameScores.model_validate_json(written)
     assert scores.rollout is not None
     error, raw, training = scores.frame_squared_error, scores.raw_frame_squared_error, scores.training or {}
     return {
@@ -342,20 +298,8 @@ def seed_result(seed: int, scores: NextFrameScores) -> dict[str, Any]:
     }
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
-
-
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the options of the command line."""
-
-    def names(text: str) -> list[str]:
-        return [part for part in text.split(",") if part]
-
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in names(text)]
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--system", default="balls", help="name of a preset; the rows are made from it")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, for each row and seed")

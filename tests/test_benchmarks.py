@@ -14,7 +14,7 @@ from unittest.mock import create_autospec
 import pytest
 import torch
 
-from torchrsm import PRESETS, VideoPredictor, bouncing_ball_frames, load, preset, shipped_models
+from torchrsm import PRESETS, Trainer, VideoPredictor, bouncing_ball_frames, load, preset, shipped_models
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rsm import kernels
@@ -299,7 +299,7 @@ def test_an_ablation_keeps_what_others_have_done_and_refuses_another_one(ablatio
     both = ablation("--rows", "system", "--seeds", "1")
     assert [row["name"] for row in both["rows"]] == ["stack", "system"]
     assert both["rows"][0] == first["rows"][0]
-    with pytest.raises(SystemExit, match=r"ablation.json holds an ablation with sequences = 2, this one has 3; name"):
+    with pytest.raises(SystemExit, match=r"ablation.json holds results with sequences = 2, these are with 3; name"):
         ablation("--rows", "system", "--seeds", "1", "--sequences", "3", "--out", str(tmp_path / "other"))
 
 
@@ -320,6 +320,50 @@ def test_an_interrupted_ablation_goes_on_where_it_was(ablation, monkeypatch) -> 
     ended = load_checkpoint(folder / CHECKPOINT_FILE)[1]
     assert ended["step"] > stopped["step"]
     assert ended["seconds"] == pytest.approx(0.02 * 60, abs=1)
+
+
+# --- Rectifiers -------------------------------------------------------------------------------------------------------
+
+
+def test_rectifiers_are_compared_on_one_stack(monkeypatch, tmp_path: Path) -> None:
+    small = preset("balls").replace(
+        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
+        **{"training.minutes": None, "training.steps": 4, "training.threads": 1},
+    )
+    stack = tmp_path / "stack"
+    Trainer(small, stack).run()
+    module = benchmark("rectifiers")
+    monkeypatch.setattr(module, "LONG_DREAM_STEPS", 4)
+    monkeypatch.setattr(module, "DREAM_STEPS", 3)
+    monkeypatch.setattr(module, "SAMPLES", 2)
+    for kind, settings in (("unet", {"features": 16, "width": 16, "blocks": 1}), ("local", {"stages": 2, "width": 16})):
+        monkeypatch.setitem(module.KINDS, kind, module.KINDS[kind] | settings)
+    learned = ["unet-gan-0.02", "local-squared-error-motion", "local-energy-score"]
+    options = ["--stack", str(stack), "--minutes", "0.004", "--sequences", "2", "--samples", "1", "--dreams", "1"]
+    options += ["--rows", ",".join(["none", *learned]), "--seeds", "0", "--out", str(tmp_path / "out")]
+    module.main([*options, "--json", str(tmp_path / "rectifiers.json")])
+    rows = {row["name"]: row["seeds"][0] for row in json.loads((tmp_path / "rectifiers.json").read_text())["rows"]}
+    assert list(rows) == ["none", *learned]
+    assert {path.name for path in (tmp_path / "out" / "runs").iterdir()} == {f"{name}-seed-0" for name in learned}
+    for name, row in rows.items():
+        draws = name.endswith("energy-score")
+        assert (row["calibration"] is not None) == (row["mean_error"] is not None) == draws
+        assert 0 < row["energy_score"] < 30
+        assert row["dream"]["steps"] == 3
+        assert row["long_dream"]["steps"] == 4
+    runs = {name: load_run_config(tmp_path / "out" / "runs" / f"{name}-seed-0") for name in learned}
+    assert [run.rectifying.loop_share > 0 for run in runs.values()] == [False, True, False]
+    assert runs["unet-gan-0.02"].rectifying.adversarial_weight == 0.02
+    stacks = [load(tmp_path / "out" / "runs" / f"{name}-seed-0").stack.state_dict() for name in learned]
+    for other in stacks:
+        assert all(torch.equal(weight, other[name]) for name, weight in load(stack).stack.state_dict().items())
+
+
+def test_rectifiers_need_a_stack(tmp_path: Path) -> None:
+    module = benchmark("rectifiers")
+    for stack, message in (("nowhere", "--stack: "), ("balls", "--rows must be of none, .*; got magic")):
+        with pytest.raises(SystemExit, match=message):
+            module.main(["--stack", stack, "--rows", "magic", "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("name", ["balls", "balls-wide", "balls-compact", "paper", "paper-1l"])
@@ -377,7 +421,7 @@ def test_a_folder_is_of_one_ablation(ablation) -> None:
 def test_without_an_ablation_there_is_no_table_of_it(monkeypatch, tmp_path: Path) -> None:
     module = benchmark("results_table")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    assert module._ablation() == ""
+    assert module._ablation("ablation.json") == ""
 
 
 # --- The check of a GPU -----------------------------------------------------------------------------------------------
