@@ -83,7 +83,7 @@ def number(value: float | None) -> str:
 def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
     parts = (
-        *(_bench(), _systems(), _errors(), *map(_ablation, ABLATIONS), _online(), _dreams()),
+        *(_bench(), _systems(), _errors(), *map(_ablation, ABLATIONS), _rectifiers(), _online(), _dreams()),
         *(_worlds_of_balls(), _worlds(), _film_memory(), _speed()),
     )
     return "\n\n".join(part for part in parts if part)
@@ -415,6 +415,60 @@ def _ablation_row(row: dict[str, Any], whole_system: dict[str, Any] | None) -> s
         f"{statistics.mean(seed['alive'] for seed in row['seeds']):.1%}",
         row["sees"],
         row["learns"],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _rectifiers() -> str:
+    """What teaches a rectifier, end to end or in local stages: next frames, draws, dreams."""
+    result = read("rectifiers.json")
+    if not result:
+        return ""
+    lines = [
+        f"Rectifiers on the stack of `{result['stack']}` (`benchmarks/rectifiers.py`), {result['minutes']:g} minutes of"
+        f" {cores(result['threads'])} each. Means over training seeds (of the error the least and the most, and how"
+        f" many, in brackets). Those taught by the energy score draw: the squared error is that of one draw, on"
+        f" {result['sequences']} test sequences; of {result['samples']} of these, the error of the mean of 16 draws,"
+        " the energy score of whole frames, lower is better (of a rectifier that does not draw the length of its"
+        " error), spread against error (1 where draws are distributed as what comes) and the share of pixels between"
+        f" 0.1 and 0.9 beside truth's. Then {result['dreams']} dreams of 150 steps and of 1,000: the energy of balls,"
+        " px² (world: 2.25), and the median lifetime.",
+        "",
+        "| rectifier | squared error | mean of 16 | energy score | spread | blurred | energy, 150 | lifetime"
+        " | energy, 1,000 | lifetime |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(_rectifier_row(row) for row in result["rows"]),
+    ]
+    return "\n".join(lines)
+
+
+def _rectifier_row(row: dict[str, Any]) -> str:
+    seeds = row["seeds"]
+
+    def mean(*path: str) -> float | None:
+        values = []
+        for seed in seeds:
+            value: Any = seed
+            for name in path:
+                value = value[name]
+            values.append(value)
+        known = [value for value in values if value is not None]
+        return statistics.mean(known) if known else None
+
+    errors = [seed["frame_squared_error"] for seed in seeds]
+    range_ = f" ({min(errors):.3f} to {max(errors):.3f}, {len(errors)})" if len(errors) > 1 else ""
+    blurred, truth = mean("blurred"), mean("blurred_truth")
+    cells = [
+        row["label"],
+        f"{statistics.mean(errors):.3f}{range_}",
+        number(mean("mean_error")),
+        number(mean("energy_score")),
+        number(mean("calibration")),
+        f"{blurred:.3f} / {truth:.3f}",
+        number(mean("dream", "energy")),
+        f"{mean('dream', 'lifetime'):g}",
+        number(mean("long_dream", "energy")),
+        f"{mean('long_dream', 'lifetime'):g}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -14,9 +14,13 @@ from PIL import Image
 from torchrsm import LayerConfig, ModelConfig, VideoPredictor, bouncing_ball_frames, load, preset
 from torchrsm.cli import main
 from torchrsm.cli.evaluate import world_geometry
+from torchrsm.rectifiers.local import LocalConfig
 from torchrsm.runs.settings import RUN_FILE, RunConfig, save_run_config
+from torchrsm.sampling import Sampled
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WORLD
+from torchrsm.scoring.rollouts import evaluate_rollouts
+from torchrsm.scoring.samples import evaluate_samples
 from torchrsm.streams import kicked_ball_sequences, two_way_ball_sequences
 from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VariedBallsConfig
 from torchrsm.streams.splits import TEST_SEED, frames_sha256
@@ -255,6 +259,58 @@ def test_a_world_goes_with_fixed_sequences_of_balls(frames, refused, tmp_path):
     (tmp_path / "digits" / RUN_FILE).write_bytes(save_run_config(run))
     refused(
         "evaluate", tmp_path / "digits", "--world.balls", 2, says=["world is for models of bouncing balls", "digits"]
+    )
+
+
+@pytest.fixture
+def drawing(tmp_path):
+    """The folder of a model that can draw."""
+    torch.manual_seed(0)
+    layers = (LayerConfig(groups=8, active_groups=2, output_bias="channel", activation="sigmoid"),)
+    rectifier = LocalConfig(stages=1, width=4, noise_channels=2)
+    model = VideoPredictor(ModelConfig(layers=layers, pad=1, rectifier=rectifier))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    model.save(tmp_path / "drawing")
+    return tmp_path / "drawing"
+
+
+def test_draws_are_scored_as_draws_and_dreamt(drawing, tmp_path, capsys):
+    json_file = tmp_path / "scores.json"
+    options = ["--sequences", "2", "--samples", "3", "--rollout-steps", "3", "--json", str(json_file)]
+    assert main(["evaluate", str(drawing), *options]) == 0
+    said = capsys.readouterr().out
+    assert "3 draws of each frame that may come" in said
+    assert "squared error of the mean of 3" in said
+    scores = NextFrameScores.model_validate_json(json_file.read_text())
+    model, frames = load(drawing), bouncing_ball_frames("test", 2)
+    assert scores.samples == evaluate_samples(model, frames, 3)
+    assert scores.rollout.physics == evaluate_rollouts(Sampled(model), frames, steps=3).physics
+
+
+def test_a_dream_by_draws(drawing, tmp_path):
+    dreams = {}
+    for name, flags in (
+        ("plain", []),
+        ("one", ["--sample", "1"]),
+        ("again", ["--sample", "1"]),
+        ("two", ["--sample", "2"]),
+    ):
+        file = tmp_path / f"{name}.npz"
+        assert main(["dream", str(drawing), "--out", str(file), "--prime", "4", "--steps", "3", *flags]) == 0
+        dreams[name] = np.load(file)["frames"]
+    assert np.array_equal(dreams["one"], dreams["again"])
+    assert not np.array_equal(dreams["one"], dreams["two"])
+    assert not np.array_equal(dreams["one"], dreams["plain"])
+
+
+def test_what_cannot_draw_is_refused(refused, tmp_path, drawing):
+    refused("evaluate", "copy-last", "--samples", 4, says=["samples must be 0 for a model", "got 4"])
+    refused("evaluate", drawing, "--samples", 1, says=["samples must be 0, or 2 or more", "got 1"])
+    out = tmp_path / "d.npz"
+    refused(
+        "dream", "copy-last", "--out", out, "--sample", 1, says=["sample needs a model whose rectifier takes noise"]
     )
 
 

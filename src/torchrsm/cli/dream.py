@@ -22,7 +22,9 @@ from torchrsm.learning.ranks import Ranks
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 from torchrsm.media.pictures import save_image, two_row_picture
 from torchrsm.model import VideoPredictor
+from torchrsm.predictor import Predictor
 from torchrsm.runs.settings import DeviceFlag
+from torchrsm.sampling import Sampled
 from torchrsm.scoring.physics import check_world
 from torchrsm.scoring.rollouts import judge_dreams
 from torchrsm.scoring.sequences import imagine, predict_sequences
@@ -56,6 +58,8 @@ class DreamCommand(Config):
         white: which value of a pixel is white, for pictures of more than 8 bits to prime on that do not tell.
         prime_from: a video to prime on, read at the size that the model has learned from.
         seed: of the bouncing balls; else the fixed test sequences.
+        sample: draw one of the futures that may come at each step, with a number as the seed of the draws: another one
+            dreams another future. For models whose rectifier takes noise.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
         frames_per_second: of the film; of a GIF 1 to 50.
         device: where the model computes, by its name (`torchrsm.devices.choose_device`).
@@ -71,6 +75,7 @@ class DreamCommand(Config):
     white: Annotated[float | None, Field(gt=0)] = None
     prime_from: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+    sample: Annotated[int | None, Field(ge=0, lt=2**63), tyro.conf.arg(metavar="SEED")] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = _FRAMES_PER_SECOND
     device: DeviceFlag = "cpu"
@@ -114,7 +119,12 @@ def dream(arguments: list[str], ranks: Ranks) -> None:
     if command.json_file is not None:
         check_world(frames)
     before, truth = frames[:, : command.prime], frames[:, command.prime : command.prime + command.steps]
-    dream = imagine(predictor, before, command.steps, mapped=ranks.map)
+    dreaming: Predictor[Any, Any] = predictor
+    if command.sample is not None:
+        if not isinstance(predictor, VideoPredictor) or not predictor.draws_futures:
+            raise ValueError(f"sample needs a model whose rectifier takes noise; got {command.model}")
+        dreaming = Sampled(predictor, command.sample)
+    dream = imagine(dreaming, before, command.steps, mapped=ranks.map)
     if ranks.rank > 0:
         return
     if command.out.suffix.lower() == ".npz":

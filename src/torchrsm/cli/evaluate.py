@@ -21,10 +21,12 @@ from torchrsm.predictor import Predictor
 from torchrsm.runs.film import found
 from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import RUN_FILE, DeviceFlag, learned_from, load_run_config
+from torchrsm.sampling import Sampled
 from torchrsm.scoring.evaluation import Evaluator
 from torchrsm.scoring.metrics import SIMILARITY_WINDOW
 from torchrsm.scoring.physics import WorldGeometry
 from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, simulator_tracked_error
+from torchrsm.scoring.samples import evaluate_samples
 from torchrsm.scoring.sequences import predict_sequences
 from torchrsm.storage.shipped import find_model
 from torchrsm.storage.tensors import write_atomically
@@ -66,6 +68,8 @@ class EvaluateCommand(Config):
         rollout_steps: steps of the dreams whose physics is judged too; 0 for none. Not with frames from a file, of
             whose world nothing is known.
         prime: true frames before a dream; None for 50.
+        samples: draws of each frame that may come, to be scored as draws; 0 for none. For models whose rectifier takes
+            noise. The dreams are then by draws, too.
         plot: write the dreams' physics by step (.png) here.
         device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
@@ -80,6 +84,7 @@ class EvaluateCommand(Config):
     strip: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     rollout_steps: Annotated[int, Field(ge=0)] = 0
     prime: Annotated[int | None, Field(ge=1, lt=FRAMES_IN_A_SEQUENCE)] = None
+    samples: Annotated[int, Field(ge=0)] = 0
     plot: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     device: DeviceFlag = "cpu"
 
@@ -104,6 +109,8 @@ class EvaluateCommand(Config):
                 raise ValueError(f"{name} must end in .png; got {str(path)!r}")
         if self.rollout_steps and self.frames is not None:
             raise ValueError(f"rollout_steps must be 0 with frames from a file; got {self.rollout_steps}")
+        if self.samples == 1:
+            raise ValueError("samples must be 0, or 2 or more, so that draws can be compared; got 1")
         for name, given in (("plot", self.plot), ("prime", self.prime)):
             if given is not None and not self.rollout_steps:
                 raise ValueError(f"{name} needs rollout_steps >= 1; got {self.rollout_steps} with {name} {given}")
@@ -119,7 +126,9 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     film = stream.path if isinstance(stream, VideoConfig) else None
     outputs = {"json": command.json_file, "strip": command.strip, "plot": command.plot}
     check_outputs(outputs, [command.model, command.frames, film])
-    predictor = load(command.model, device=command.device)
+    predictor: Any = load(command.model, device=command.device)
+    if command.samples and not getattr(predictor, "draws_futures", False):
+        raise ValueError(f"samples must be 0 for a model whose rectifier takes no noise; got {command.samples}")
     folder = Path(command.model)
     training = (
         None if command.model in WITHOUT_WEIGHTS and not folder.is_dir() else training_summary(find_model(folder))
@@ -130,11 +139,13 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
         print(as_read(given or film or "", frames.shape))
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
     scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model, mapped=ranks.map)
+    samples = evaluate_samples(predictor, frames, command.samples, mapped=ranks.map) if command.samples else None
     world = stream if isinstance(stream, BallWorldConfig) and not isinstance(stream, OfBalls) else command.world
-    rollout = _rollout(command, world, predictor, frames, ranks)
+    dreaming = Sampled(predictor) if command.samples else predictor
+    rollout = _rollout(command, world, dreaming, frames, ranks)
     if ranks.rank > 0:
         return
-    scores = scores.model_copy(update={"training": training, "rollout": rollout})
+    scores = scores.model_copy(update={"training": training, "rollout": rollout, "samples": samples})
     if command.json_file is not None:
         write_atomically(command.json_file, (scores.to_json() + "\n").encode())
     if command.strip is not None:

@@ -24,6 +24,7 @@ from torchrsm.predictor import Predictor
 from torchrsm.scoring import metrics
 from torchrsm.scoring.metrics import Summary
 from torchrsm.scoring.rollouts import RolloutScores
+from torchrsm.scoring.samples import SampleScores
 from torchrsm.scoring.sequences import Mapped, check_sequences, one_by_one, predict_sequences
 from torchrsm.streams.splits import frames_sha256
 
@@ -58,6 +59,7 @@ class NextFrameScores(BaseModel):
         frames_per_second: frames predicted and observed per second at that batch size; scoring is not counted.
         training: how the model was trained, where that is known.
         rollout: what `evaluate_rollouts` measured, if asked for.
+        samples: what `evaluate_samples` measured, if asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class NextFrameScores(BaseModel):
     frames_per_second: float
     training: dict[str, str | int | float] | None = None
     rollout: RolloutScores | None = None
+    samples: SampleScores | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +133,8 @@ class NextFrameScores(BaseModel):
             cells = "".join(f"{'-' if value is None else f'{value:.3f}':>9}" for value in self.by_frame[start:][:10])
             lines.append(f"{f'{start + 1}..{min(start + 10, last)}':<10}{cells}")
         lines += ["", f"{self.frames_per_second:,.0f} frames/s at batch size {self.batch_size}"]
+        if self.samples is not None:
+            lines += ["", self.samples.table()]
         if self.rollout is not None:
             lines += ["", self.rollout.table()]
         return "\n".join(lines)

@@ -119,6 +119,20 @@ class SampleScores(BaseModel):
     blurred: float
     blurred_truth: float
 
+    def table(self) -> str:
+        """Return the scores as a text table, every line at most 120 characters."""
+        rows = (
+            ("energy score", self.energy_score),
+            ("CRPS of a pixel", self.crps),
+            ("squared error of a draw", self.draw_error),
+            (f"squared error of the mean of {self.samples}", self.mean_error),
+            ("squared error of the stack", self.raw_error),
+            ("spread / error (calibrated: 1)", f"{self.calibration:.3f}"),
+            ("pixels in 0.1..0.9", f"{self.blurred:.3f} (truth {self.blurred_truth:.3f})"),
+        )
+        lines = [f"{self.samples} draws of each frame that may come, mean ± sd over sequences"]
+        return "\n".join([*lines, *(f"{name:<42}{value}" for name, value in rows)])
+
 
 def evaluate_samples(
     model: Predictor[Any, Any],
