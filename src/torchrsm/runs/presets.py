@@ -159,7 +159,8 @@ def balls() -> RunConfig:
     }
     # Dreams come late, when the rates are low: earlier, the balls get lost in them.
     late = {"share": 0.35, "loop_from": 0.75, "motion_weight": 0.02, "adversarial_weight": 0.0}
-    rectifying = {f"rectifying.{name}": value for name, value in late.items()}
+    rates = {"learning_rate": 8e-3, "matrix_learning_rate": 1e-2}
+    rectifying = {f"rectifying.{name}": value for name, value in (late | rates).items()}
     return balls_window().replace(
         name="balls",
         **{f"model.layers.0.{name}": value for name, value in below.items()},
