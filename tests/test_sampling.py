@@ -3,33 +3,26 @@
 import pytest
 import torch
 from device_under_test import here
+from drawing import DRAWS, small_model
 
 from torchrsm import Evaluator
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
-from torchrsm.model import ModelConfig, VideoPredictor
+from torchrsm.model import VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
-from torchrsm.rectifiers.local import LocalConfig
 from torchrsm.rectifiers.unet import UNetConfig
-from torchrsm.rsm.layer import LayerConfig
 from torchrsm.runs.presets import preset
 from torchrsm.sampling import Sampled
 
 RECTIFIERS = {
     "unet": UNetConfig(features=4, width=6, blocks=1, sees_frames=False, noise_channels=3, noise_side=2),
-    "local": LocalConfig(stages=2, width=6, noise_channels=3, noise_side=2),
+    "local": DRAWS,
 }
 SHAPE = (2, 1, 10, 7)
 
 
 def build(rectifier):
-    torch.manual_seed(0)
-    layers = (LayerConfig(groups=8, active_groups=2, output_bias="channel", activation="sigmoid"),)
-    model = VideoPredictor(ModelConfig(layers=layers, pad=1, rectifier=rectifier))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
-    return here(model).eval()
+    return here(small_model(rectifier))
 
 
 @pytest.fixture(params=RECTIFIERS)

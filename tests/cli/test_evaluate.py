@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import small_model
 from PIL import Image
 
 from torchrsm import LayerConfig, ModelConfig, VideoPredictor, bouncing_ball_frames, load, preset
 from torchrsm.cli import main
 from torchrsm.cli.evaluate import world_geometry
-from torchrsm.rectifiers.local import LocalConfig
 from torchrsm.runs.settings import RUN_FILE, RunConfig, save_run_config
 from torchrsm.sampling import Sampled
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
@@ -265,14 +265,7 @@ def test_a_world_goes_with_fixed_sequences_of_balls(frames, refused, tmp_path):
 @pytest.fixture
 def drawing(tmp_path):
     """The folder of a model that can draw."""
-    torch.manual_seed(0)
-    layers = (LayerConfig(groups=8, active_groups=2, output_bias="channel", activation="sigmoid"),)
-    rectifier = LocalConfig(stages=1, width=4, noise_channels=2)
-    model = VideoPredictor(ModelConfig(layers=layers, pad=1, rectifier=rectifier))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
-    model.save(tmp_path / "drawing")
+    small_model().save(tmp_path / "drawing")
     return tmp_path / "drawing"
 
 

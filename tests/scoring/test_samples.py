@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from device_under_test import here
+from drawing import small_model
 
-from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.unet import UNetConfig
-from torchrsm.rsm.layer import LayerConfig
 from torchrsm.scoring.samples import (
     continuous_ranked_probability_score,
     energy_score,
@@ -92,13 +91,7 @@ def test_draws_of_another_shape_are_refused():
 
 
 def build(rectifier):
-    torch.manual_seed(0)
-    layers = (LayerConfig(groups=8, active_groups=2, output_bias="channel", activation="sigmoid"),)
-    model = VideoPredictor(ModelConfig(layers=layers, pad=1, rectifier=rectifier))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
-    return here(model).eval()
+    return here(small_model(rectifier))
 
 
 def test_a_model_is_scored_by_what_it_draws():

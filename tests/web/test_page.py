@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from drawing import small_model
 from live_server import Running
 from playwright.sync_api import sync_playwright
 
@@ -124,6 +125,34 @@ def test_it_plays_steps_dreams_and_wakes(page):
     until(page, lambda data: float(data["error"] or 99) < 5)
 
 
+@pytest.fixture(scope="module")
+def drawing_server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "drawing"
+    small_model().save(folder)
+    running = Running(folder)
+    yield running
+    running.stop()
+
+
+def test_another_future_of_the_same_past(page, drawing_server):
+    page.goto(f"http://{drawing_server.address}/")
+    until(page, lambda data: int(data.get("step") or 0) >= 3)
+    playing(page)
+    another, caption = page.locator("#redraw"), page.locator("#panes").get_by_text("future")
+    assert not another.is_visible()
+    page.click("#dream")
+    another.wait_for()
+    caption.filter(has_text="future 1, step").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    another.click()
+    caption.filter(has_text="future 2, step").wait_for()
+    page.locator("body").click(position={"x": 3, "y": 3})
+    page.keyboard.press("n")
+    caption.filter(has_text="future 3, step").wait_for()
+    page.keyboard.press("d")
+    another.wait_for(state="hidden")
+
+
 def test_it_fits_the_screen(page):
     wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1]
@@ -216,7 +245,7 @@ def test_it_survives_a_server_that_starts_again(browser):
         until(page, lambda data: data["connection"] == "reconnecting")
         assert page.locator("#banner").is_visible()
         assert drawn(page, "#truth-0") > 1  # the last frame stays
-        server = Running(server.port)
+        server = Running(port=server.port)
         until(page, lambda data: data["connection"] == "open" and data["playing"] == "true", 30)
         assert page.locator("#banner").is_hidden()
     finally:

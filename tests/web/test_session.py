@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from drawing import small_model
 
-from torchrsm import NonFiniteError, VideoConfig, VideoPredictor, fit, physics, preset
+from torchrsm import (
+    NonFiniteError,
+    VideoConfig,
+    VideoPredictor,
+    fit,
+    physics,
+    preset,
+)
 from torchrsm.runs.settings import RUN_FILE, save_run_config
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.web import messages
@@ -161,6 +169,86 @@ def test_a_clip_is_a_film_of_what_was_shown(library, tmp_path, monkeypatch):
     assert message.header.type == "clip"
     (tmp_path / "clip.mp4").write_bytes(array(message, "film").tobytes())
     assert sum(1 for _ in VideoReader(tmp_path / "clip.mp4")) == 40
+
+
+# --- Several futures --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory):
+    """A library with a model that can draw."""
+    folder = tmp_path_factory.mktemp("models") / "drawing"
+    small_model().save(folder)
+    return Library([folder])
+
+
+def dreamt(session, steps=4):
+    return [(array(m, "truth"), array(m, "prediction:0")) for m in (session.advance() for _ in range(steps))]
+
+
+def test_another_future_begins_at_the_same_past(drawing):
+    session = configured(drawing, "drawing", "copy-last")
+    for _ in range(5):
+        session.advance()
+    assert session.state().draws
+    session.apply(messages.Dream())
+    first = dreamt(session)
+    assert (session.state().future, session.state().dream_from) == (1, 6)
+    session.apply(messages.Redraw())
+    assert (session.state().future, session.state().dream_from) == (2, 10)
+    second = dreamt(session)
+    for (truth, one), (same_truth, other) in zip(first, second, strict=True):
+        assert np.array_equal(truth, same_truth)
+        assert not np.array_equal(one, other)
+    session.apply(messages.Wake())
+    assert (session.state().future, session.state().dream_from) == (None, None)
+    awake = [array(session.advance(), "prediction:0") for _ in range(2)]
+    assert session.state().step == 15
+    assert len(awake) == 2
+
+
+def test_what_is_seen_awake_has_no_chance(drawing):
+    shown = []
+    for _ in range(2):
+        session = configured(drawing, "drawing")
+        shown.append([array(session.advance(), "prediction:0") for _ in range(6)])
+    assert all(map(np.array_equal, *shown))
+
+
+def test_the_same_future_is_drawn_again_for_a_seed(drawing):
+    dreams = []
+    for seed in (1, 1, 2):
+        session = configured(drawing, "drawing", seed=5)
+        session.seed = seed
+        session.advance()
+        session.apply(messages.Dream())
+        dreams.append(dreamt(session)[-1][1])
+    assert np.array_equal(dreams[0], dreams[1])
+    assert not np.array_equal(dreams[0], dreams[2])
+
+
+def test_another_future_needs_a_dream_and_a_model_that_draws(drawing):
+    session = configured(drawing, "drawing")
+    session.advance()
+    with pytest.raises(ValueError, match="redraw needs a dream of a model that draws what may come; no model dreams"):
+        session.apply(messages.Redraw())
+    plain = configured(drawing, "balls")
+    plain.advance()
+    plain.apply(messages.Dream())
+    assert not plain.state().draws
+    assert plain.state().future is None
+    with pytest.raises(ValueError, match="redraw needs .*; no model that dreams can"):
+        plain.apply(messages.Redraw())
+
+
+def test_a_copy_of_a_world_goes_on_by_itself():
+    frames = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    for world in (BallsWorld(3, seed=1), DigitsWorld(seed=1), ClipWorld(frames)):
+        for _ in range(3):
+            world.next()
+        copied = world.copy()
+        ahead = [world.next().frame for _ in range(4)]
+        assert all(torch.equal(frame, copied.next().frame) for frame in ahead)
 
 
 # --- Requests ---------------------------------------------------------------------------------------------------------

@@ -100,6 +100,12 @@ class Dream(_Request):
     type: Literal["dream"] = "dream"
 
 
+class Redraw(_Request):
+    """Dream again from the moment at which the dream began, by other draws; of models that draw what may come."""
+
+    type: Literal["redraw"] = "redraw"
+
+
 class Wake(_Request):
     """Let the models see the true frames again from now on."""
 
@@ -156,7 +162,7 @@ class Clip(_Request):
     type: Literal["clip"] = "clip"
 
 
-Request = Configure | Play | Pause | Advance | Dream | Wake | Speed | Place | Train | Stop | Clip
+Request = Configure | Play | Pause | Advance | Dream | Redraw | Wake | Speed | Place | Train | Stop | Clip
 _REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
 
 
@@ -271,6 +277,8 @@ class SessionState(_Message):
         frames_per_second: at most so many.
         step: frames shown so far.
         dream_from: the first step that was dreamt; None while awake.
+        future: which of the futures that may come is dreamt, from 1; None while awake, or where no model draws.
+        draws: whether a model draws what may come in a dream, so that there are several futures.
         channels, height, width: of the frames.
         training: None where none was begun.
     """
@@ -283,6 +291,8 @@ class SessionState(_Message):
     frames_per_second: float
     step: int
     dream_from: int | None
+    future: int | None
+    draws: bool
     channels: int
     height: int
     width: int

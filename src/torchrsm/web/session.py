@@ -40,6 +40,7 @@ from torchrsm.web.messages import (
     Pause,
     Place,
     Play,
+    Redraw,
     Request,
     SessionState,
     Shown,
@@ -94,6 +95,18 @@ class _Watcher:
     state: Any
     unseen: str | None = None
     last: Tensor | None = None
+    chance: torch.Generator | None = None
+
+    @property
+    def draws(self) -> bool:
+        return isinstance(self.model, VideoPredictor) and self.model.draws_futures
+
+    def predict(self) -> Any:
+        """Return what the model expects; while there is a generator, one of the futures that may come."""
+        prediction = self.model.predict(self.state)
+        if self.chance is None or not isinstance(self.model, VideoPredictor):
+            return prediction
+        return prediction._replace(frame=self.model.draw(prediction, self.chance))
 
     @classmethod
     def of(
@@ -153,6 +166,22 @@ class _Training:
             self.learner.model.eval()
 
 
+class _Moment(NamedTuple):
+    """Where a dream began.
+
+    Attributes:
+        world: as it was.
+        before: its last frame.
+        states: what each model had seen.
+        lasts: what each had expected last.
+    """
+
+    world: World
+    before: Tensor | None
+    states: tuple[Any, ...]
+    lasts: tuple[Tensor | None, ...]
+
+
 class _Remembered(NamedTuple):
     truth: NDArray[np.uint8]
     predictions: tuple[NDArray[np.uint8], ...]
@@ -179,6 +208,8 @@ class Session:
     frames_per_second: float = 20.0
     step: int = 0
     dream_from: int | None = None
+    future: int | None = None
+    _moment: _Moment | None = None
     _world: World | None = None
     _watchers: list[_Watcher] = field(default_factory=list)
     _training: _Training | None = None
@@ -212,6 +243,8 @@ class Session:
             frames_per_second=self.frames_per_second,
             step=self.step,
             dream_from=self.dream_from,
+            future=self.future,
+            draws=any(watcher.draws for watcher in self._watchers),
             channels=channels,
             height=height,
             width=width,
@@ -234,6 +267,7 @@ class Session:
             Pause: lambda _: self._play(False),
             Advance: lambda _: self._play(False),
             Dream: lambda _: self._switch("dream"),
+            Redraw: lambda _: self._redraw(),
             Wake: lambda _: self._switch("predict"),
             Speed: self._speed,
             Place: self._place,
@@ -256,7 +290,7 @@ class Session:
             for watcher in self._watchers:
                 if not dreams:
                     watcher.state = restart(watcher.state, watcher.fresh, start)
-                prediction = watcher.model.predict(watcher.state)
+                prediction = watcher.predict()
                 frames.append(prediction.frame.cpu())
                 cells.append([c.cells for c in prediction.layers] if hasattr(prediction, "layers") else [])
                 heard = self._paint(prediction.frame) if dreams else true_frame
@@ -304,6 +338,7 @@ class Session:
         self.source, self._world, self._watchers = request.source, world, watchers
         self._training, self._before, self._painted = None, None, None
         self.mode, self.dream_from, self.step = "predict", None, 0
+        self.future, self._moment = None, None
         self._shown.clear()
 
     def _open(self, source: Source, models: Sequence[str]) -> World:
@@ -323,7 +358,36 @@ class Session:
         if mode == "dream" and self.step == 0:
             raise ValueError("dream needs a frame that was seen before; no frame was seen yet")
         self.mode = mode
-        self.dream_from = self.step + 1 if mode == "dream" else None
+        if mode == "dream":
+            assert self._world is not None
+            states, lasts = zip(*((watcher.state, watcher.last) for watcher in self._watchers), strict=True)
+            self._moment = _Moment(self._world.copy(), self._before, states, lasts)
+            self._dream(1)
+        else:
+            self._awake()
+
+    def _dream(self, future: int) -> None:
+        """Begin to dream one of the futures that may come."""
+        self.dream_from = self.step + 1
+        self.future = future if any(watcher.draws for watcher in self._watchers) else None
+        for watcher in self._watchers:
+            if watcher.draws:
+                watcher.chance = torch.Generator(self.library.device).manual_seed((self.seed << 16) + future)
+
+    def _awake(self) -> None:
+        self.mode, self.dream_from, self.future, self._moment = "predict", None, None, None
+        for watcher in self._watchers:
+            watcher.chance = None
+
+    def _redraw(self) -> None:
+        if self._moment is None or self.future is None:
+            awake = "no model dreams" if self.mode == "predict" else "no model that dreams can"
+            raise ValueError(f"redraw needs a dream of a model that draws what may come; {awake}")
+        self._world, self._before = self._moment.world.copy(), self._moment.before
+        for watcher, state, last in zip(self._watchers, self._moment.states, self._moment.lasts, strict=True):
+            watcher.state, watcher.last = state, last
+        self._painted = None
+        self._dream(self.future + 1)
 
     def _speed(self, request: Speed) -> None:
         self.frames_per_second = request.frames_per_second
@@ -357,7 +421,7 @@ class Session:
         learner = OnlineLearner(run.model, run.learning, run.rectifying, True, frames, self.library.device)
         self._training = _Training(learner, stream, request.minutes)
         self._watchers = [_Watcher.of(LEARNING, learner.model, shape), *self._watchers[1:]]
-        self.mode, self.dream_from = "predict", None
+        self._awake()
         self.playing = True
         self._before = None
 

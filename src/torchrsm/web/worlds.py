@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import copy
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ class World(Protocol):
         """Return the next frame."""
         ...
 
+    def copy(self) -> Self:
+        """Return a world that goes on from here by itself."""
+        ...
+
 
 class BallsWorld:
     """Bouncing balls, which a viewer can move while they fly.
@@ -70,6 +75,10 @@ class BallsWorld:
             positions, velocities = simulate_balls(self.positions[None], self.velocities[None], 2, radius=RADIUS)
             self.positions, self.velocities = positions[0, 1].numpy(), velocities[0, 1].numpy()
         return Seen(render_balls(self.positions[None], radius=RADIUS, resolution=RESOLUTION), start)
+
+    def copy(self) -> Self:
+        """Return a world that goes on from here by itself."""
+        return copy.deepcopy(self)
 
     def place(self, ball: int | None, x: float, y: float, vx: float, vy: float) -> int:
         """Put a ball somewhere and return which; the nearest for None.
@@ -127,6 +136,10 @@ class DigitsWorld:
         frames, starts, _ = next(self._stream)
         return Seen(frames, bool(starts[0]))
 
+    def copy(self) -> Self:
+        """Return a world that goes on from here by itself."""
+        return copy.deepcopy(self)
+
 
 def in_grey(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return ``[t, 1, h, w]`` of frames in grey or colour: the luma of ITU-R BT.601."""
@@ -159,3 +172,7 @@ class ClipWorld:
         start = self._position == 0
         self._position = (self._position + 1) % len(self._frames)
         return Seen(frame, start)
+
+    def copy(self) -> Self:
+        """Return a world that goes on from here by itself, through the same frames."""
+        return copy.copy(self)

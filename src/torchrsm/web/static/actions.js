@@ -48,6 +48,12 @@ export class Actions {
     if (this.#ready) this.#ask(this.#state.session.mode === "dream" ? "wake" : "dream");
   }
 
+  /** Dream another of the futures that may come, from the same past. */
+  redraw() {
+    const { session } = this.#state;
+    if (this.#ready && session.draws && session.mode === "dream") this.#ask("redraw");
+  }
+
   /** Set the speed; what comes within a moment is sent as one. */
   setSpeed(framesPerSecond) {
     if (!this.#ready) return;

@@ -17,6 +17,7 @@ export function controlsView(actions) {
   on("play", "click", () => actions.togglePlay());
   on("step", "click", () => actions.step());
   on("dream", "click", () => actions.toggleDream());
+  on("redraw", "click", () => actions.redraw());
   on("speed", "input", () => actions.setSpeed(byId("speed").valueAsNumber));
   on("source", "change", () => actions.setSource(chosenSource()));
   on("balls", "change", () => actions.setBalls(Number(byId("balls").value)));
@@ -44,11 +45,12 @@ function chosenSource() {
 
 function showAvailable({ connection, session, pending, hello }) {
   const ready = connection.phase === "open" && session !== null;
-  for (const id of ["play", "step", "dream", "speed", "source", "balls", "minutes", "add-model", "remove-model"]) byId(id).disabled = !ready;
+  for (const id of ["play", "step", "dream", "redraw", "speed", "source", "balls", "minutes", "add-model", "remove-model"]) byId(id).disabled = !ready;
   const waits = {
     play: ["play", "pause"],
     step: ["step"],
     dream: ["dream", "wake"],
+    redraw: ["redraw"],
     train: ["train"],
     stop: ["stop"],
     clip: ["clip"],
@@ -74,6 +76,10 @@ function showSession(state) {
   byId("dream").title = isDreaming(state)
     ? "From now on the models see the true frames again (d)"
     : "From now on the models see their own predictions alone (d)";
+  const redraw = byId("redraw");
+  const several = session.draws && isDreaming(state);
+  if (!several && document.activeElement === redraw) byId("dream").focus();
+  redraw.hidden = !several;
 
   const rate = pending.has("speed") ? chosen.framesPerSecond : session.frames_per_second;
   byId("speed").max = hello.max_rate;

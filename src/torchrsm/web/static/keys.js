@@ -10,6 +10,7 @@ export function listenForKeys(actions, { state }, { upload, train, help }) {
     ".": () => actions.step(),
     ArrowRight: () => actions.step(),
     d: () => actions.toggleDream(),
+    n: () => actions.redraw(),
     "+": () => actions.changeSpeed(1),
     "=": () => actions.changeSpeed(1),
     "-": () => actions.changeSpeed(-1),

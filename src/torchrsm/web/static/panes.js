@@ -2,7 +2,7 @@
 
 import { drawFrame, drawOverlay, drawWinners } from "./draw.js";
 import { isFrame, isWinners } from "./protocol.js";
-import { choosable, dreamStep } from "./state.js";
+import { choosable, dreamName, dreamStep } from "./state.js";
 
 export const PANES = 2;
 const LEARNING = "learning";
@@ -141,7 +141,7 @@ class Pane {
       shown.before = winners;
     });
     this.#element.toggleAttribute("data-dreaming", header.dreaming);
-    this.#caption.textContent = header.dreaming ? `dreaming, step ${dreamStep(state)}` : "prediction";
+    this.#caption.textContent = header.dreaming ? `${dreamName(state)}, step ${dreamStep(state)}` : "prediction";
   }
 }
 

@@ -108,6 +108,9 @@ function frequency(times) {
   return recent.length > 2 && span > 0 ? (1000 * (recent.length - 1)) / span : null;
 }
 
+/** What a dream is called: which of the futures that may come, where a model draws them. */
+export const dreamName = ({ session }) => (session?.future ? `future ${session.future}` : "dreaming");
+
 /** How many steps the frame that is shown lies in its dream, from 1; null where it was not dreamt. */
 export function dreamStep({ frame, dreamFrom }) {
   if (!frame?.header.dreaming) return null;
