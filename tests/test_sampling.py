@@ -9,10 +9,12 @@ from torchrsm import Evaluator
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
 from torchrsm.model import VideoPredictor
+from torchrsm.predictor import rollout
 from torchrsm.rectifiers.compact import CompactConfig
 from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.rsm import functional as F
 from torchrsm.runs.presets import preset
-from torchrsm.sampling import Sampled
+from torchrsm.sampling import Sampled, SampledWinners
 
 RECTIFIERS = {
     "unet": UNetConfig(features=4, width=6, blocks=1, sees_frames=False, noise_channels=3, noise_side=2),
@@ -116,6 +118,57 @@ def test_what_is_out_of_range_is_refused(model):
         model.predict(seen(model), samples=-1)
     with pytest.raises(ValueError, match=r"seed must be in 0\.\.2\^63 - 1; got -1"):
         Sampled(model, -1)
+
+
+# --- Draws by winners -------------------------------------------------------------------------------------------------
+
+
+def test_cells_win_in_proportion_to_how_likely_they_are():
+    """Of one winner the shares are those of the softmax; the second is drawn from the cells that are left."""
+    r = here(torch.tensor([0.0, 0.5, 1.0, -1.0])).repeat(1, 200, 200, 1)
+    chance = F.Chance(0.7, torch.Generator(r.device).manual_seed(0))
+    winners = F.select_winners(F.rank_by_chance(r, chance), 4, 2).cpu().flatten(0, 2).long()
+    likely = torch.softmax(r[0, 0, 0].double().cpu() / 0.7, 0)
+    shares = torch.bincount(winners[:, 0], minlength=4) / len(winners)
+    torch.testing.assert_close(shares.double(), likely, rtol=0, atol=0.012)
+    expected = sum(likely[first] * likely * (torch.arange(4) != first) / (1 - likely[first]) for first in range(4))
+    shares = torch.bincount(winners[:, 1], minlength=4) / len(winners)
+    torch.testing.assert_close(shares.double(), expected, rtol=0, atol=0.012)
+
+
+def test_without_heat_the_winners_are_those_that_are_chosen(model):
+    state = seen(model)
+    cold, hot = (model.predict_raw(state, F.Chance(t, generator(model, 0))) for t in (1e-6, 3.0))
+    chosen = model.predict_raw(state)
+    for drawn, expected in zip(cold.layers, chosen.layers, strict=True):
+        assert torch.equal(drawn.cells.index, expected.cells.index)
+        torch.testing.assert_close(drawn.cells.value, expected.cells.value, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(hot.layers[0].cells.index, chosen.layers[0].cells.index)
+
+
+def test_dreams_by_winners_repeat_for_a_seed_and_need_no_noise():
+    model = here(small_model(CompactConfig(width=4, blocks=1)))
+    state = seen(model)
+    one, again, other = (model.rollout(state, 5, sample=True, seed=seed, temperature=1.0)[0] for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert (one - other).abs().max() > 1e-3
+    drawn = SampledWinners(model, 1.0, 1)
+    assert torch.equal(rollout(drawn, state, 5)[0], one)
+    prediction = SampledWinners(model, 1.0).predict(state, 3, generator(model, 4))
+    assert torch.equal(prediction.frame, model.predict(state).frame)
+    assert prediction.samples.shape == (3, *SHAPE)
+    assert (prediction.samples[0] - prediction.samples[1]).abs().max() > 1e-3
+
+
+def test_a_temperature_needs_a_draw_and_is_above_0(model):
+    state = model.initial_state(SHAPE)
+    with pytest.raises(ValueError, match="temperature is that of draws and must be None without sample; got 1"):
+        model.rollout(state, 2, temperature=1.0)
+    with pytest.raises(ValueError, match=r"temperature must be > 0; got 0\.0"):
+        model.rollout(state, 2, sample=True, temperature=0.0)
+
+
+# --- Learning to draw -------------------------------------------------------------------------------------------------
 
 
 def test_draws_learn_both_of_two_futures():

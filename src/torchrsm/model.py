@@ -15,12 +15,12 @@ from torchrsm.devices import choose_device
 from torchrsm.precision import layers_of
 from torchrsm.predictor import check_frame, check_shape, predict_next, rollout
 from torchrsm.rectifiers import AnyRectifierConfig, InputSizes, make_rectifier
-from torchrsm.rsm.functional import Grid
+from torchrsm.rsm.functional import Chance, Grid
 from torchrsm.rsm.kernels import EngineName
 from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState
 from torchrsm.rsm.stack import RSMStack
 from torchrsm.rsm.symmetry import Symmetry, turns
-from torchrsm.sampling import Sampled
+from torchrsm.sampling import Sampled, SampledWinners
 from torchrsm.storage.folders import load_model, save_model, save_weights
 from torchrsm.storage.shipped import find_model
 
@@ -197,9 +197,14 @@ class VideoPredictor(nn.Module):
             prediction = prediction._replace(samples=drawn)
         return prediction
 
-    def predict_raw(self, state: tuple[LayerState, ...]) -> Prediction:
-        """Predict as `predict` does, without the rectifier: ``frame`` is ``raw``, cut to 0..1."""
-        return self._prediction(self.stack.predict(state), state)
+    def predict_raw(self, state: tuple[LayerState, ...], chance: Chance | None = None) -> Prediction:
+        """Predict as `predict` does, without the rectifier: ``frame`` is ``raw``, cut to 0..1.
+
+        Args:
+            state: what the streams have seen.
+            chance: draw the winners of each layer.
+        """
+        return self._prediction(self.stack.predict(state, chance), state)
 
     def _prediction(self, layers: tuple[LayerPrediction, ...], state: tuple[LayerState, ...]) -> Prediction:
         first, p, (h, w) = self.stack.layers[0], self.config.pad, layers[0].input_grid
@@ -249,7 +254,12 @@ class VideoPredictor(nn.Module):
         return self.rectify(prediction, torch.randn(len(raw), *shape, generator=generator, device=raw.device))
 
     def rollout(
-        self, state: tuple[LayerState, ...], steps: int, sample: bool = False, seed: int = 0
+        self,
+        state: tuple[LayerState, ...],
+        steps: int,
+        sample: bool = False,
+        seed: int = 0,
+        temperature: float | None = None,
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Imagine what comes next: predict, and take each prediction for the frame that came.
 
@@ -258,14 +268,22 @@ class VideoPredictor(nn.Module):
             steps: how many frames to imagine, >= 1.
             sample: draw one of the frames that may come at each step.
             seed: of these draws; the same seed imagines the same future again.
+            temperature: draw the winners of each layer in place of noise in the rectifier, see
+                `torchrsm.sampling.SampledWinners`.
 
         Returns:
             The frames, ``[b, steps, c, h, w]`` in 0..1, and the state after them, from which a rollout can go on.
 
         Raises:
-            ValueError: ``steps`` is below 1, or the rectifier takes no noise and cannot draw.
+            ValueError: ``steps`` is below 1, the temperature is not above 0, or the rectifier takes no noise and cannot
+                draw.
         """
-        return rollout(Sampled(self, seed), state, steps) if sample else rollout(self, state, steps)
+        if not sample:
+            if temperature is not None:
+                raise ValueError(f"temperature is that of draws and must be None without sample; got {temperature:g}")
+            return rollout(self, state, steps)
+        drawing = Sampled(self, seed) if temperature is None else SampledWinners(self, temperature, seed)
+        return rollout(drawing, state, steps)
 
     def losses(self, prediction: Prediction, frame: Tensor, learn: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the error of each layer, a scalar each, on graphs that share nothing.

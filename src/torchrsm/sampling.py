@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrsm.predictor import HasFrame, Predictor
+from torchrsm.rsm.functional import Chance
 
 PredictionT = TypeVar("PredictionT", bound=HasFrame)
 StateT = TypeVar("StateT")
@@ -18,6 +19,18 @@ class Drawing(Predictor[PredictionT, StateT], Protocol[PredictionT, StateT]):
 
     def draw(self, prediction: PredictionT, generator: torch.Generator | None = None) -> Tensor:
         """Return one of the frames that may come, ``[b, c, h, w]``; another one at each call."""
+        ...
+
+
+class DrawingWinners(Predictor[PredictionT, StateT], Protocol[PredictionT, StateT]):
+    """A predictor whose winners can be drawn."""
+
+    def predict_raw(self, state: StateT, chance: Chance | None = None) -> PredictionT:
+        """Predict without a rectifier, by winners that are drawn."""
+        ...
+
+    def rectify(self, prediction: PredictionT) -> Tensor:
+        """Return the rectified frame of a prediction."""
         ...
 
 
@@ -51,8 +64,66 @@ class Sampled(nn.Module, Generic[PredictionT, StateT]):
         """See `torchrsm.predictor.Predictor.predict`; ``frame`` is a draw."""
         prediction = self.model.predict(state)
         drawn = self.model.draw(prediction, self._generator)
-        return cast(PredictionT, cast(NamedTuple, prediction)._replace(frame=drawn))
+        return _replace(prediction, frame=drawn)
 
     def observe(self, frame: Tensor, prediction: PredictionT, state: StateT) -> StateT:
         """See `torchrsm.predictor.Predictor.observe`."""
         return self.model.observe(frame, prediction, state)
+
+
+class SampledWinners(nn.Module, Generic[PredictionT, StateT]):
+    """Predicts as a model does, but by winners that are drawn: cells win in proportion to how likely they are.
+
+    The layers remember the winners that were drawn. So in a dream one chance leads on to the next.
+
+    Args:
+        model: a `torch.nn.Module` of RSM layers, with a rectifier or without one.
+        temperature: above 0; see `torchrsm.rsm.functional.rank_by_chance`.
+        seed: of the noise, 0 to 2^63 - 1.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    def __init__(self, model: DrawingWinners[PredictionT, StateT], temperature: float, seed: int = 0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0; got {temperature!r}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be in 0..2^63 - 1; got {seed}")
+        self.model, self.temperature = model, temperature
+        device = next(cast(nn.Module, model).parameters()).device
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def initial_state(self, shape: tuple[int, int, int, int]) -> StateT:
+        """See `torchrsm.predictor.Predictor.initial_state`."""
+        return self.model.initial_state(shape)
+
+    def predict(self, state: StateT, samples: int = 0, generator: torch.Generator | None = None) -> PredictionT:
+        """See `torchrsm.predictor.Predictor.predict`; ``frame`` is a draw.
+
+        With ``samples`` it is what the model predicts, and the draws, ``[samples, b, c, h, w]``, stand beside it.
+
+        Args:
+            state: what the streams have seen.
+            samples: how many frames that may come to draw, >= 0.
+            generator: of the random numbers for that, on the device of the model; None for its own.
+        """
+        if samples == 0:
+            return self._drawn(state, self._generator)
+        drawn = [self._drawn(state, generator or self._generator).frame for _ in range(samples)]
+        return _replace(self.model.predict(state), samples=torch.stack(drawn))
+
+    def observe(self, frame: Tensor, prediction: PredictionT, state: StateT) -> StateT:
+        """See `torchrsm.predictor.Predictor.observe`."""
+        return self.model.observe(frame, prediction, state)
+
+    @torch.no_grad()
+    def _drawn(self, state: StateT, generator: torch.Generator) -> PredictionT:
+        prediction = self.model.predict_raw(state, Chance(self.temperature, generator))
+        return _replace(prediction, frame=self.model.rectify(prediction))
+
+
+def _replace(prediction: PredictionT, **changes: Tensor) -> PredictionT:
+    """Return a prediction, which is a named tuple, with some other fields."""
+    return cast(PredictionT, cast(NamedTuple, prediction)._replace(**changes))

@@ -289,6 +289,7 @@ def test_a_dream_by_draws(drawing, tmp_path):
         ("one", ["--sample", "1"]),
         ("again", ["--sample", "1"]),
         ("two", ["--sample", "2"]),
+        ("winners", ["--sample", "1", "--temperature", "0.5"]),
     ):
         file = tmp_path / f"{name}.npz"
         assert main(["dream", str(drawing), "--out", str(file), "--prime", "4", "--steps", "3", *flags]) == 0
@@ -296,15 +297,16 @@ def test_a_dream_by_draws(drawing, tmp_path):
     assert np.array_equal(dreams["one"], dreams["again"])
     assert not np.array_equal(dreams["one"], dreams["two"])
     assert not np.array_equal(dreams["one"], dreams["plain"])
+    assert not np.array_equal(dreams["winners"], dreams["plain"])
 
 
 def test_what_cannot_draw_is_refused(refused, tmp_path, drawing):
     refused("evaluate", "copy-last", "--samples", 4, says=["samples must be 0 for a model", "got 4"])
     refused("evaluate", drawing, "--samples", 1, says=["samples must be 0, or 2 or more", "got 1"])
-    out = tmp_path / "d.npz"
-    refused(
-        "dream", "copy-last", "--out", out, "--sample", 1, says=["sample needs a model whose rectifier takes noise"]
-    )
+    dream = ("dream", "--out", tmp_path / "d.npz")
+    refused(*dream, "copy-last", "--sample", 1, says=["sample needs a model of RSM; got copy-last"])
+    refused(*dream, "balls", "--sample", 1, says=["sample needs a model whose rectifier takes noise, or temperature"])
+    refused(*dream, drawing, "--temperature", 0.5, says=["temperature is that of draws and needs sample; got 0.5"])
 
 
 @pytest.mark.parametrize("world", ["kicked-balls", "two-way-balls"])

@@ -24,7 +24,7 @@ from torchrsm.media.pictures import save_image, two_row_picture
 from torchrsm.model import VideoPredictor
 from torchrsm.predictor import Predictor
 from torchrsm.runs.settings import DeviceFlag
-from torchrsm.sampling import Sampled
+from torchrsm.sampling import Sampled, SampledWinners
 from torchrsm.scoring.physics import check_world
 from torchrsm.scoring.rollouts import judge_dreams
 from torchrsm.scoring.sequences import imagine, predict_sequences
@@ -59,7 +59,8 @@ class DreamCommand(Config):
         prime_from: a video to prime on, read at the size that the model has learned from.
         seed: of the bouncing balls; else the fixed test sequences.
         sample: draw one of the futures that may come at each step, with a number as the seed of the draws: another one
-            dreams another future. For models whose rectifier takes noise.
+            dreams another future. For models whose rectifier takes noise, and for others with ``temperature``.
+        temperature: of the draws, where the winners of each layer are drawn in place of the rectifier's noise.
         json_file: write the physics of the dreams here; of 30 x 30 frames with three balls.
         frames_per_second: of the film; of a GIF 1 to 50.
         device: where the model computes, by its name (`torchrsm.devices.choose_device`).
@@ -76,6 +77,7 @@ class DreamCommand(Config):
     prime_from: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     sample: Annotated[int | None, Field(ge=0, lt=2**63), tyro.conf.arg(metavar="SEED")] = None
+    temperature: Annotated[float | None, Field(gt=0)] = None
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     frames_per_second: Annotated[float, Field(ge=0.001, le=240)] = _FRAMES_PER_SECOND
     device: DeviceFlag = "cpu"
@@ -89,6 +91,8 @@ class DreamCommand(Config):
                 f"frames and prime_from cannot go together; got {str(self.frames)!r} and {str(self.prime_from)!r}"
             )
         given = self.frames or self.prime_from
+        if self.temperature is not None and self.sample is None:
+            raise ValueError(f"temperature is that of draws and needs sample; got {self.temperature:g} without sample")
         if self.layout is not None and given is None:
             raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without any")
         if self.white is not None and self.prime_from is None:
@@ -119,12 +123,7 @@ def dream(arguments: list[str], ranks: Ranks) -> None:
     if command.json_file is not None:
         check_world(frames)
     before, truth = frames[:, : command.prime], frames[:, command.prime : command.prime + command.steps]
-    dreaming: Predictor[Any, Any] = predictor
-    if command.sample is not None:
-        if not isinstance(predictor, VideoPredictor) or not predictor.draws_futures:
-            raise ValueError(f"sample needs a model whose rectifier takes noise; got {command.model}")
-        dreaming = Sampled(predictor, command.sample)
-    dream = imagine(dreaming, before, command.steps, mapped=ranks.map)
+    dream = imagine(_dreaming(command, predictor), before, command.steps, mapped=ranks.map)
     if ranks.rank > 0:
         return
     if command.out.suffix.lower() == ".npz":
@@ -145,6 +144,19 @@ def dream(arguments: list[str], ranks: Ranks) -> None:
         write_atomically(command.json_file, (scores.model_dump_json(indent=2) + "\n").encode())
         print(scores.table())
     print(f"{len(dream)} dream(s) of {command.steps} steps after {command.prime} frames of {source}: {command.out}")
+
+
+def _dreaming(command: DreamCommand, predictor: VideoPredictor | SequenceModel) -> Predictor[Any, Any]:
+    """Return what dreams: the model itself, or by draws."""
+    if command.sample is None:
+        return predictor
+    if not isinstance(predictor, VideoPredictor):
+        raise ValueError(f"sample needs a model of RSM; got {command.model}")
+    if command.temperature is not None:
+        return SampledWinners(predictor, command.temperature, command.sample)
+    if not predictor.draws_futures:
+        raise ValueError(f"sample needs a model whose rectifier takes noise, or temperature; got {command.model}")
+    return Sampled(predictor, command.sample)
 
 
 def _frames_to_prime_on(command: DreamCommand, predictor: VideoPredictor | SequenceModel) -> tuple[Tensor, str]:

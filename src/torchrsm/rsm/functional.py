@@ -206,6 +206,28 @@ def select_winners(r: Tensor, groups: int, winners: int) -> Tensor:
     return index.to(torch.int32)
 
 
+class Chance(NamedTuple):
+    """How winners are drawn in place of chosen.
+
+    Attributes:
+        temperature: above 0; of the Gumbel noise on the ranks. The higher, the more cells have a chance.
+        generator: of the random numbers, on the device of the layer; None for torch's own.
+    """
+
+    temperature: float
+    generator: torch.Generator | None = None
+
+
+def rank_by_chance(r: Tensor, chance: Chance) -> Tensor:
+    """Add Gumbel noise to ranks ``[b, h, w, n]``, times the temperature.
+
+    The largest are then drawn one after another without replacement, each cell in proportion to
+    ``exp(rank / temperature)`` among those that are left (Wouter Kool, Herke van Hoof, Max Welling, ICML 2019).
+    """
+    waiting = torch.empty_like(r).exponential_(generator=chance.generator)  # less its logarithm is Gumbel noise
+    return r - chance.temperature * waiting.log()
+
+
 def update_inhibition(inhibition: Tensor, winners: Tensor, decay: float) -> Tensor:
     """Refresh the refractory signal, ``max(winners, decay * inhibition)`` (line 8).
 

@@ -13,6 +13,7 @@ from torchrsm.config import Config
 from torchrsm.rsm import functional as F
 from torchrsm.rsm.functional import Activation, Cells, Grid, Loss, Normalisation
 from torchrsm.rsm.kernels import Context, Engine, EngineName, Step, Weights, check_engine, choose_engine
+from torchrsm.rsm.kernels.reference import ReferenceEngine
 from torchrsm.rsm.symmetry import Axis, Symmetry, TiedWeights
 
 _SURE = 0.01
@@ -249,12 +250,15 @@ class RSMLayer(nn.Module):
             inhibition=like.new_zeros(dense) if config.inhibition_decay else None,
         )
 
-    def predict(self, state: LayerState, feedback: Cells | None = None) -> LayerPrediction:
+    def predict(
+        self, state: LayerState, feedback: Cells | None = None, chance: F.Chance | None = None
+    ) -> LayerPrediction:
         """Choose the cells that predict the next input (lines 2 to 7).
 
         Args:
             state: what the layer remembers.
             feedback: the last cells of the layer above.
+            chance: draw the winners; then the reference computes the step.
 
         Raises:
             ValueError: a part of them has another shape, type or device than this layer's own.
@@ -270,7 +274,10 @@ class RSMLayer(nn.Module):
             inhibition=state.inhibition,
             boost=F.boost_factor(self.duty, config.boost, config.active_groups) if config.boost else None,
         )
-        index, a = self._engine.select(step, self._weights, context)
+        if chance is None:
+            index, a = self._engine.select(step, self._weights, context)
+        else:
+            index, a = ReferenceEngine().select(step, self._weights, context, chance)
         y = torch.tanh(a)
         z = F.group_values(y, config.cells_per_group)
         return LayerPrediction(Cells(index, y.detach()), z, step.input_grid, self._base(state.input))

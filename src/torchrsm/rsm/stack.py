@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from torchrsm.rsm.functional import Cells, Grid, strided_grid
+from torchrsm.rsm.functional import Cells, Chance, Grid, strided_grid
 from torchrsm.rsm.kernels import EngineName
 from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState, RSMLayer
 from torchrsm.rsm.symmetry import Symmetry
@@ -70,12 +70,17 @@ class RSMStack(nn.Module):
             states.append(layer.initial_state(batch, states[-1].cells))
         return tuple(states)
 
-    def predict(self, states: tuple[LayerState, ...]) -> tuple[LayerPrediction, ...]:
-        """Let every layer predict its next input from what it has seen and from the cells above it."""
+    def predict(self, states: tuple[LayerState, ...], chance: Chance | None = None) -> tuple[LayerPrediction, ...]:
+        """Let every layer predict its next input from what it has seen and from the cells above it.
+
+        Args:
+            states: what each layer remembers.
+            chance: draw the winners of each.
+        """
         predictions: list[LayerPrediction] = []
         above: Cells | None = None
         for layer, state in zip(reversed(self.layers), reversed(states), strict=True):
-            predictions.append(layer.predict(state, None if layer.feedback is None else above))
+            predictions.append(layer.predict(state, None if layer.feedback is None else above, chance))
             above = predictions[-1].cells if self.fresh_feedback else state.cells
         return tuple(reversed(predictions))
 

@@ -13,8 +13,10 @@ from torchrsm.rsm.kernels.step import Context, Step, Weights
 class ReferenceEngine:
     """The step in dense tensors: slow and readable. It defines the result of every engine."""
 
-    def select(self, step: Step, weights: Weights, context: Context) -> tuple[Tensor, Tensor]:
-        """See `Engine.select`."""
+    def select(
+        self, step: Step, weights: Weights, context: Context, chance: F.Chance | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Engine.select`; with ``chance`` the winners are drawn."""
         memory = context.memory
         s = F.to_dense(memory, step.cells) if isinstance(memory, Cells) else memory
         feedback = None
@@ -27,7 +29,9 @@ class ReferenceEngine:
             feedback,
             weights.bias,
         )
-        index = F.select_winners(rank(step, a, context), step.groups, step.active_groups)
+        r = rank(step, a, context)
+        r = r if chance is None else F.rank_by_chance(r, chance)
+        index = F.select_winners(r, step.groups, step.active_groups)
         return index, a.gather(-1, index.long())
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
