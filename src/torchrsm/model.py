@@ -231,6 +231,19 @@ class VideoPredictor(nn.Module):
             frame: Tensor = self.rectifier(prediction.raw, cells, prediction.seen, noise)
         return frame
 
+    @torch.no_grad()
+    def stages(self, prediction: Prediction, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the frame ``[b, c, h, w]`` that each stage of the rectifier makes; the last is that of `rectify`.
+
+        Raises:
+            ValueError: there is no rectifier.
+        """
+        if self.rectifier is None:
+            raise ValueError("model must have a rectifier to have stages; got one without")
+        cells = [layer.cells for layer in prediction.layers]
+        with layers_of(prediction.raw.device):
+            return self.rectifier.stages(prediction.raw, cells, prediction.seen, noise)
+
     @property
     def draws_futures(self) -> bool:
         """Whether its rectifier takes noise, so that it can draw one of several futures."""
@@ -247,11 +260,15 @@ class VideoPredictor(nn.Module):
         Raises:
             ValueError: the rectifier takes no noise.
         """
+        return self.rectify(prediction, self.noise(prediction, generator))
+
+    def noise(self, prediction: Prediction, generator: torch.Generator | None = None) -> Tensor:
+        """Return noise for the rectifier, see `Rectifier.forward`; the arguments and errors are those of `draw`."""
         raw = prediction.raw
         shape = None if self.rectifier is None else self.rectifier.noise_shape(*raw.shape[2:])
         if shape is None:
             raise ValueError("rectifier must take noise (noise_channels > 0) to draw a future; got one that takes none")
-        return self.rectify(prediction, torch.randn(len(raw), *shape, generator=generator, device=raw.device))
+        return torch.randn(len(raw), *shape, generator=generator, device=raw.device)
 
     def rollout(
         self,

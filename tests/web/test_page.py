@@ -138,6 +138,8 @@ def test_another_future_of_the_same_past(page, drawing_server):
     page.goto(f"http://{drawing_server.address}/")
     until(page, lambda data: int(data.get("step") or 0) >= 3)
     playing(page)
+    until_drawn(page, "#stage-0-0", 1)
+    assert page.locator("#stage-0-1").count() == 0  # the last stage makes the prediction
     another, caption = page.locator("#redraw"), page.locator("#panes").get_by_text("future")
     assert not another.is_visible()
     page.click("#dream")

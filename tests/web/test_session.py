@@ -207,6 +207,24 @@ def test_another_future_begins_at_the_same_past(drawing):
     assert len(awake) == 2
 
 
+def test_the_frame_of_each_stage_is_shown(drawing):
+    session = configured(drawing, "drawing", "balls")
+    assert [pane.stages for pane in session.state().panes] == [2, 0]
+    for _ in range(3):
+        message = session.advance()
+    names = [entry.name for entry in message.header.arrays]
+    assert [name for name in names if name.startswith("stage")] == ["stage:0:0"]
+    model, state = drawing.model("drawing"), None
+    world = BallsWorld(3, seed=5)
+    state = model.initial_state((1, 1, 30, 30))
+    for _ in range(3):
+        prediction = model.predict(state)
+        state = model.observe(world.next().frame, prediction, state)
+    first, last = model.stages(prediction)
+    for name, frame in (("stage:0:0", first), ("prediction:0", last)):
+        assert np.array_equal(array(message, name), (frame[0] * 255).round().to(torch.uint8).numpy())
+
+
 def test_what_is_seen_awake_has_no_chance(drawing):
     shown = []
     for _ in range(2):

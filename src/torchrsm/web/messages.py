@@ -240,6 +240,7 @@ class Pane(_Message):
         model: its name; ``learning`` for one that is trained at the page.
         layers: of RSM; empty for a baseline.
         weights: how many.
+        stages: of its rectifier, where there are several, of which all but the last make a frame of their own; else 0.
         unseen: a line that says in what the source lies outside of what the model learned from; None where it does not,
             or where that is not known.
     """
@@ -247,6 +248,7 @@ class Pane(_Message):
     model: str
     layers: tuple[LayerShape, ...]
     weights: int
+    stages: int = 0
     unseen: str | None = None
 
 
@@ -303,8 +305,9 @@ class ArrayEntry(_Message):
     """One array of a binary message.
 
     Attributes:
-        name: ``truth``; for each pane p from 0 ``prediction:p``, and for each layer l from 0 ``winners:p:l``, the
-            number of each winner at each place, the first the strongest, 65535 for none; ``film`` for a clip, MP4.
+        name: ``truth``; for each pane p from 0 ``prediction:p``, for each layer l from 0 ``winners:p:l``, the number
+            of each winner at each place, the first the strongest, 65535 for none, and for each stage s of the rectifier
+            but the last ``stage:p:s``, the frame that it makes; ``film`` for a clip, MP4.
         dtype: ``uint8`` or ``uint16``, little-endian.
         shape: ``[channels, height, width]`` of frames, ``[height, width, winners]`` of winners.
     """

@@ -101,12 +101,24 @@ class _Watcher:
     def draws(self) -> bool:
         return isinstance(self.model, VideoPredictor) and self.model.draws_futures
 
-    def predict(self) -> Any:
-        """Return what the model expects; while there is a generator, one of the futures that may come."""
-        prediction = self.model.predict(self.state)
-        if self.chance is None or not isinstance(self.model, VideoPredictor):
-            return prediction
-        return prediction._replace(frame=self.model.draw(prediction, self.chance))
+    @property
+    def stages(self) -> int:
+        """How many stages the rectifier has, where there are several; else 0."""
+        rectifier = self.model.rectifier if isinstance(self.model, VideoPredictor) else None
+        return 0 if rectifier is None or len(rectifier.stage_names) == 1 else len(rectifier.stage_names)
+
+    def predict(self) -> tuple[Any, tuple[Tensor, ...]]:
+        """Return what the model expects, and the frames of the stages before the last, where there are several.
+
+        While there is a generator, it is one of the futures that may come.
+        """
+        model = self.model
+        if not isinstance(model, VideoPredictor) or not (self.chance or self.stages):
+            return model.predict(self.state), ()
+        prediction = model.predict_raw(self.state)
+        noise = None if self.chance is None else model.noise(prediction, self.chance)
+        *before, frame = model.stages(prediction, noise)
+        return prediction._replace(frame=frame), tuple(before)
 
     @classmethod
     def of(
@@ -125,7 +137,7 @@ class _Watcher:
                 for c, s in zip(cells, self.model.config.layers, strict=True)
             )
         weights = sum(p.numel() for p in self.model.parameters()) if isinstance(self.model, torch.nn.Module) else 0
-        return Pane(model=self.name, layers=layers, weights=weights, unseen=self.unseen)
+        return Pane(model=self.name, layers=layers, weights=weights, stages=self.stages, unseen=self.unseen)
 
 
 @dataclass
@@ -286,12 +298,13 @@ class Session:
         start = torch.tensor([seen.start], device=self.library.device)
         true_frame = seen.frame.to(self.library.device)
         with torch.no_grad():
-            frames, cells = [], []
+            frames, cells, stages = [], [], []
             for watcher in self._watchers:
                 if not dreams:
                     watcher.state = restart(watcher.state, watcher.fresh, start)
-                prediction = watcher.predict()
+                prediction, before = watcher.predict()
                 frames.append(prediction.frame.cpu())
+                stages.append([frame.cpu() for frame in before])
                 cells.append([c.cells for c in prediction.layers] if hasattr(prediction, "layers") else [])
                 heard = self._paint(prediction.frame) if dreams else true_frame
                 watcher.state = watcher.model.observe(heard, prediction, watcher.state)
@@ -307,7 +320,7 @@ class Session:
         self._count_painted()
         if self._training is not None and self._training.running and share > 0:
             self._learn(begun + share / self.frames_per_second)
-        return self._message(seen.frame, frames, cells, errors, copied, energies)
+        return self._message(seen.frame, frames, cells, stages, errors, copied, energies)
 
     def clip(self) -> Message:
         """Return a film of what was shown last: truth, prediction and overlay of each pane, with the error."""
@@ -474,6 +487,7 @@ class Session:
         truth: Tensor,
         frames: list[Tensor],
         cells: list[list[Any]],
+        stages: list[list[Tensor]],
         errors: list[float | None],
         copied: float | None,
         energies: tuple[float | None, ...],
@@ -485,6 +499,11 @@ class Session:
             (f"winners:{pane}:{layer}", _strongest_first(c.index, c.value))
             for pane, layers in enumerate(cells)
             for layer, c in enumerate(layers)
+        ]
+        arrays += [
+            (f"stage:{pane}:{stage}", _levels(frame))
+            for pane, made in enumerate(stages)
+            for stage, frame in enumerate(made)
         ]
         self._shown.append(_Remembered(true, predicted, tuple(errors), self.mode == "dream"))
         header = Shown(

@@ -40,6 +40,7 @@ class Pane {
   #caption;
   #winners = []; // {canvas, before}
   #layers = "";
+  #stages = []; // {canvas}
 
   constructor(number, actions) {
     this.#number = number;
@@ -85,6 +86,7 @@ class Pane {
     note.hidden = pane.unseen === null;
     note.textContent = pane.unseen ?? "";
     this.#makeWinners(pane.layers);
+    this.#makeStages(pane.stages, session);
   }
 
   #showModels(state, pane) {
@@ -104,24 +106,24 @@ class Pane {
     group.hidden = layers.length === 0;
     group.style.setProperty("--maps", layers.length);
     this.#winners = layers.map((layer, number) => {
-      const figure = document.createElement("figure");
-      figure.className = "frame";
-      const caption = document.createElement("figcaption");
-      caption.textContent = `layer ${number + 1}`;
-      caption.title = `${layer.height} × ${layer.width} places, ${layer.cells} cells at each, ${layer.winners} of them win`;
-      const screen = document.createElement("div");
-      screen.className = "screen";
-      const canvas = document.createElement("canvas");
-      canvas.id = `winners-${this.#number}-${number}`;
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Winner cells of layer ${number + 1}: ${caption.title}`);
-      canvas.title = caption.title;
-      screen.append(canvas);
-      screen.style.aspectRatio = `${layer.width} / ${layer.height}`;
-      figure.append(caption, screen);
-      return { figure, canvas: new PixelCanvas(canvas), before: null };
+      const title = `${layer.height} × ${layer.width} places, ${layer.cells} cells at each, ${layer.winners} of them win`;
+      const label = `Winner cells of layer ${number + 1}: ${title}`;
+      return { ...mapFigure(`winners-${this.#number}-${number}`, `layer ${number + 1}`, title, label, layer), before: null };
     });
     group.replaceChildren(...this.#winners.map(({ figure }) => figure));
+  }
+
+  #makeStages(count, { height, width }) {
+    const shown = Math.max(count - 1, 0); // the last makes the prediction
+    if (shown === this.#stages.length) return;
+    const group = this.#element.querySelector(".stages");
+    group.hidden = shown === 0;
+    group.style.setProperty("--maps", shown);
+    this.#stages = Array.from({ length: shown }, (_, number) => {
+      const name = `stage ${number + 1} of ${count}`;
+      return mapFigure(`stage-${this.#number}-${number}`, `stage ${number + 1}`, name, `What ${name} makes`, { height, width });
+    });
+    group.replaceChildren(...this.#stages.map(({ figure }) => figure));
   }
 
   /** Draw the frame that has come last. */
@@ -140,9 +142,33 @@ class Pane {
       shown.canvas.draw(winners.shape[0], winners.shape[1], (pixels) => drawWinners(pixels, winners, steady ? null : shown.before));
       shown.before = winners;
     });
+    this.#stages.forEach(({ canvas }, stage) => {
+      const made = arrays.get(`stage:${this.#number}:${stage}`);
+      if (isFrame(made)) canvas.draw(made.shape[1], made.shape[2], (pixels) => drawFrame(pixels, made));
+    });
     this.#element.toggleAttribute("data-dreaming", header.dreaming);
     this.#caption.textContent = header.dreaming ? `${dreamName(state)}, step ${dreamStep(state)}` : "prediction";
   }
+}
+
+/** Make a small picture with a caption; return its figure and its canvas. */
+function mapFigure(id, text, title, label, { height, width }) {
+  const figure = document.createElement("figure");
+  figure.className = "frame";
+  const caption = document.createElement("figcaption");
+  caption.textContent = text;
+  caption.title = title;
+  const screen = document.createElement("div");
+  screen.className = "screen";
+  const canvas = document.createElement("canvas");
+  canvas.id = id;
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", label);
+  canvas.title = title;
+  screen.append(canvas);
+  screen.style.aspectRatio = `${width} / ${height}`;
+  figure.append(caption, screen);
+  return { figure, canvas: new PixelCanvas(canvas) };
 }
 
 /** Give a select these options, touching it only where they differ. */
