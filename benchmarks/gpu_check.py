@@ -272,7 +272,7 @@ def make_stream(run: Any, check: Check, batch: int, **changes: Any) -> Any:
     """Return the stream of a run, made on the device; on the CPU, too."""
     from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
 
-    settings = {**run.stream.model_dump(exclude={"kind"}), **changes}
+    settings = {**run.stream.arguments(), **changes}
     return BouncingBallsOnDevice(batch, seed=run.training.seed, device=check.device, **settings)
 
 

@@ -114,7 +114,7 @@ def main() -> None:
             result["rows"].append(
                 {
                     "world": name,
-                    "settings": world.model_dump(exclude={"kind", "sequence_length"}),
+                    "settings": world.arguments("sequence_length"),
                     "system": system,
                     "frames_sha256_of_world": scores.frames_sha256,
                     "frame_squared_error": error._asdict(),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrsm.config import Config
 from torchrsm.devices import choose_device
 from torchrsm.precision import layers_of
-from torchrsm.predictor import check_frame, check_shape, predict_next, rollout
+from torchrsm.predictor import check_frame, check_shape, filled, predict_next, rollout
 from torchrsm.rectifiers import AnyRectifierConfig, InputSizes, make_rectifier
 from torchrsm.rsm.functional import Chance, Grid
 from torchrsm.rsm.kernels import EngineName
@@ -318,14 +318,24 @@ class VideoPredictor(nn.Module):
             learn = torch.ones(frame.shape[0], dtype=torch.bool, device=frame.device)
         return self.stack.losses(prediction.layers, self._padded(frame), learn)
 
-    def observe(self, frame: Tensor, prediction: Prediction, state: tuple[LayerState, ...]) -> tuple[LayerState, ...]:
+    def observe(
+        self, frame: Tensor, prediction: Prediction, state: tuple[LayerState, ...], seen: Tensor | None = None
+    ) -> tuple[LayerState, ...]:
         """Return the state after a frame ``[b, c, h, w]`` in 0..1, true or fed back.
 
+        Args:
+            frame: what came.
+            prediction: of it, by this model.
+            state: before it.
+            seen: ``[b, 1, h, w]`` bool, true where the frame shows something. Elsewhere the model's own prediction
+                takes its place. None where it does everywhere.
+
         Raises:
-            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
+            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1; or ``seen``
+                does not fit it.
         """
         check_frame(frame, prediction.raw)
-        return self.observe_winners(frame, prediction.layers, state)
+        return self.observe_winners(filled(frame, prediction.frame, seen), prediction.layers, state)
 
     def observe_winners(
         self, frame: Tensor, layers: tuple[LayerPrediction, ...], state: tuple[LayerState, ...]

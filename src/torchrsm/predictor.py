@@ -66,6 +66,28 @@ class Predictor(Protocol[PredictionT, StateT]):
         ...
 
 
+def filled(frame: Tensor, predicted: Tensor, seen: Tensor | None) -> Tensor:
+    """Return a frame in which a predictor's own prediction stands where nothing was seen: imagination as memory.
+
+    Args:
+        frame: what came, ``[batch, channels, height, width]``.
+        predicted: what was predicted, the same shape.
+        seen: ``[batch, 1, height, width]`` bool, true where the frame shows something; None where it does everywhere.
+
+    Raises:
+        ValueError: ``seen`` is of another shape, type or device.
+    """
+    if seen is None:
+        return frame
+    shape = (len(frame), 1, *frame.shape[2:])
+    if seen.dtype != torch.bool or seen.shape != shape or seen.device != frame.device:
+        raise ValueError(
+            f"seen must be {torch.bool} {list(shape)} on {frame.device}, as the frame; "
+            f"got {seen.dtype} {list(seen.shape)} on {seen.device}"
+        )
+    return torch.where(seen, frame, predicted)
+
+
 @torch.no_grad()
 def rollout(predictor: Predictor[Any, StateT], state: StateT, steps: int) -> tuple[Tensor, StateT]:
     """Let a predictor imagine what comes next: each predicted frame is observed as if it had come.

@@ -255,7 +255,7 @@ def test_a_run_on_balls_in_place_goes_on_exactly_from_its_checkpoint(tmp_path, m
         return graph_ready(OnlineLearner(*args, **how, recorder_for=lambda device: tapes[-1]))
 
     def in_place(config, batch_size, seed, device):
-        return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.model_dump(exclude={"kind"}))
+        return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.arguments())
 
     tapes = []
     monkeypatch.setattr("torchrsm.runs.settings.OnlineLearner", taped)

@@ -196,7 +196,7 @@ def test_sizes_take_turns_and_no_sequence_is_played_twice():
 def test_the_fixed_sequences_of_another_world():
     world = BouncingBallsConfig(balls=2, radius=0.8, resolution=12, speed=2.0, sequence_length=7)
     frames = bouncing_ball_frames("validation", 3, world)
-    made = bouncing_ball_sequences(3, seed=VALIDATION_SEED, **world.model_dump(exclude={"kind"}))
+    made = bouncing_ball_sequences(3, seed=VALIDATION_SEED, **world.arguments())
     assert torch.equal(frames, made.frames)
     assert (made.velocities**2).sum((2, 3)).sub(4 * 0.25).abs().max() < 1e-12  # twice the published speed
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrsm.config import Config
-from torchrsm.predictor import check_frame, check_shape, predict_next, restart, rollout
+from torchrsm.predictor import check_frame, check_shape, filled, predict_next, restart, rollout
 from torchrsm.state import detach
 from torchrsm.storage.folders import save_model, save_weights
 
@@ -39,10 +39,12 @@ class Window(NamedTuple):
     Attributes:
         frames: ``[time, b, c, h, w]`` in 0..1.
         starts: ``[time, b]`` bool, true where a frame is the first of a sequence; nothing before it may be used.
+        seen: ``[time, b, 1, h, w]`` bool, true where a frame shows something; None where all do everywhere.
     """
 
     frames: Tensor
     starts: Tensor
+    seen: Tensor | None = None
 
 
 class Lesson(NamedTuple):
@@ -114,13 +116,22 @@ class SequenceModel(nn.Module):
         """Predict the next frame of each stream."""
         raise NotImplementedError
 
-    def observe(self, frame: Tensor, prediction: Any, state: Any) -> Any:
+    def observe(self, frame: Tensor, prediction: Any, state: Any, seen: Tensor | None = None) -> Any:
         """Return the state after a frame ``[b, c, h, w]`` in 0..1, true or fed back.
 
+        Args:
+            frame: what came.
+            prediction: of it, by this model.
+            state: before it.
+            seen: ``[b, 1, h, w]`` bool, true where the frame shows something. Elsewhere the model's own prediction
+                takes its place. None where it does everywhere.
+
         Raises:
-            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1.
+            ValueError: the frame is not of the shape, type or device of the predicted one, or not in 0..1; or ``seen``
+                does not fit it.
         """
-        return self.advance(check_frame(frame, prediction.frame), prediction, state)
+        frame = filled(check_frame(frame, prediction.frame), prediction.frame, seen)
+        return self.advance(frame, prediction, state)
 
     def advance(self, frame: Tensor, prediction: Any, state: Any) -> Any:
         """Return the state after a frame that is known to be good; what `observe` does, for a system to define."""

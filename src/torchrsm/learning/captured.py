@@ -180,7 +180,7 @@ class Updates(Generic[InputsT, StateT]):
             self._advance = stream, self._recorded_or_written(stream.advance)
         stream.prepare()
         self._advance[1]()
-        return StreamBatch(*(part.clone() for part in stream.batch))
+        return map_state(torch.clone, stream.batch)
 
     def _run_as_written(self, update: Update[InputsT, StateT], inputs: InputsT) -> Taught:
         with self._fixed_sums():

@@ -17,7 +17,7 @@ from torchrsm.learning.local import LearningConfig, LocalLearning
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
 from torchrsm.model import ModelConfig, VideoPredictor
-from torchrsm.predictor import restart
+from torchrsm.predictor import filled, restart
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerState
 from torchrsm.scoring.metrics import frame_squared_error_on_device
@@ -45,10 +45,17 @@ class OnlineState(NamedTuple):
 
 
 class _Frames(NamedTuple):
-    """What an update takes from a batch: ``[b, c, h, w]``, and ``[b]`` bool, where a sequence begins."""
+    """What an update takes from a batch.
+
+    Attributes:
+        frames: ``[b, c, h, w]``.
+        starts: ``[b]`` bool, where a sequence begins.
+        seen: ``[b, 1, h, w]`` bool, where the frames show something; None where they do everywhere.
+    """
 
     frames: Tensor
     starts: Tensor
+    seen: Tensor | None
 
 
 class _Size(NamedTuple):
@@ -243,7 +250,7 @@ class OnlineLearner:
             inputs: on the device of the model.
             state: what the streams have seen.
         """
-        frames, _ = inputs
+        frames = inputs.frames
         fresh = self._size_of(frames).fresh
         if phase != "stack" or len(self._turns) == 1:
             return self._update_at_once(phase, inputs, state, fresh)
@@ -266,7 +273,7 @@ class OnlineLearner:
             state: what these streams have seen.
             fresh: the state of layers that have seen nothing.
         """
-        frames, starts = inputs
+        frames, starts, seen = inputs
         layers, alone = restart(state.layers, fresh, starts), state.alone
         learn = ~starts
         scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
@@ -274,9 +281,10 @@ class OnlineLearner:
         weights: list[nn.Parameter] = []
         with torch.set_grad_enabled(phase != "rectifier"):
             prediction = self.model.predict_raw(layers)
-        predicted, heard = prediction.raw, frames
+        predicted, heard = prediction.raw, filled(frames, prediction.frame, seen)
         if phase != "rectifier":
-            errors = self.model.losses(prediction, frames, scored)
+            # Where nothing is seen the target is the prediction itself, so nothing is learned there.
+            errors = self.model.losses(prediction, filled(frames, prediction.frame, seen), scored)
             if self._ranks.count > 1:  # sums in place of means; `_divide` makes means over all processes of them
                 errors = tuple(error * scored.sum() for error in errors)
             self._learning.find_gradients(errors)
@@ -285,12 +293,13 @@ class OnlineLearner:
         if phase != "stack":
             assert self._rectifying is not None
             last = self.model.last_frame(layers)
-            rectified = self._rectifying.find_gradients(prediction, frames, learn, last, alone)
+            rectified = self._rectifying.find_gradients(prediction, frames, learn, last, alone, seen)
             losses += rectified.losses.unbind()
             weights += self._rectifying.weights
             predicted = rectified.frame
-            heard, alone = self._rectifying.heard(frames, predicted, learn, alone)
-        errors_of_frames = torch.where(scored, frame_squared_error_on_device(predicted, frames), 0.0)
+            heard, alone = self._rectifying.heard(filled(frames, predicted, seen), predicted, learn, alone)
+        shown = filled(frames, predicted, seen)
+        errors_of_frames = torch.where(scored, frame_squared_error_on_device(predicted, shown), 0.0)
         figures = torch.stack((scored.sum().to(errors_of_frames.dtype), errors_of_frames.sum()))
         values = torch.stack(losses)
         gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -323,4 +332,4 @@ def _together(parts: Sequence[Taught]) -> Taught:
 
 
 def _frames(batch: StreamBatch) -> _Frames:
-    return _Frames(batch.frames, batch.starts)
+    return _Frames(batch.frames, batch.starts, batch.seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -17,6 +18,7 @@ from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.precision import layers_of
+from torchrsm.predictor import filled
 from torchrsm.rectifiers.contract import WeightGroup, mean_over, mean_squared_error
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from torchrsm.rsm.functional import Cells
@@ -219,7 +221,13 @@ class RectifierLearning:
         self._dreamers.fill_(round(config.loop_share * self._streams) if progress >= config.loop_from else 0)
 
     def find_gradients(
-        self, prediction: Prediction, frame: Tensor, learn: Tensor, last: Tensor, alone: Tensor
+        self,
+        prediction: Prediction,
+        frame: Tensor,
+        learn: Tensor,
+        last: Tensor,
+        alone: Tensor,
+        seen: Tensor | None = None,
     ) -> Rectified:
         """Find the gradients of all weights. No size depends on how many streams teach, so nothing waits.
 
@@ -230,11 +238,13 @@ class RectifierLearning:
             last: the frame that the stack heard before, ``[b, c, h, w]``.
             alone: ``[b]`` steps for which each stream has heard its own frames; below 0 for one that wakes up, which
                 teaches nothing.
+            seen: ``[b, 1, h, w]`` bool, false where the frame shows nothing: there nothing is learned. None for all.
         """
         config = self.config
         made = self._draws(prediction)
         first = made[-1][: len(frame)]  # the one draw, or the first of two
         rectified = first.detach()
+        frame = filled(frame, rectified, seen)
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
         follows = awake | (dreams & (frame_squared_error_on_device(rectified, frame) <= config.loop_error))
         moved = torch.where(awake, motion(frame, last, config.motion_blur), 0.0).sum()
@@ -242,7 +252,7 @@ class RectifierLearning:
         every = torch.cat((counts, moved[None]))
         self._ranks.sum([every])  # from here on: over the streams of all processes
         shares = counts / every[:3].clamp(min=1)
-        losses = [loss * shares[0] for loss in self.rectifier.losses(made, frame, follows, self._score)]
+        losses = [loss * shares[0] for loss in self.rectifier.losses(made, frame, follows, partial(self._score, seen))]
         total = sum(losses[1:], losses[0])
         if self.discriminator is not None:
             noise = config.noise_deviation * torch.randn_like(frame)
@@ -277,8 +287,11 @@ class RectifierLearning:
         with layers_of(raw.device):
             return self.rectifier.stages(raw, cells, seen, noise)
 
-    def _score(self, made: Tensor, frame: Tensor) -> Tensor:
-        """Return how far the frames that a stage makes are from those that came, ``[b]``."""
+    def _score(self, seen: Tensor | None, made: Tensor, frame: Tensor) -> Tensor:
+        """Return how far the frames that a stage makes are from those that came where these were seen, ``[b]``."""
+        if seen is not None:
+            draws = len(made) // len(frame)
+            made = torch.where(seen.repeat(draws, 1, 1, 1), made, frame.repeat(draws, 1, 1, 1))
         if self.config.loss == "energy_score":
             return windowed_energy_score(*made.chunk(2), frame, self.config.energy_window)
         return mean_squared_error(made, frame)

@@ -16,6 +16,7 @@ from torchrsm.learning.optimisers import adam, has_fused_steps, set_rate, with_m
 from torchrsm.learning.ranks import Ranks
 from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.precision import layers_of
+from torchrsm.predictor import filled, restart
 from torchrsm.rectifiers.contract import kernels_of
 from torchrsm.rsm import kernels
 from torchrsm.rsm.symmetry import tied_parts
@@ -158,8 +159,11 @@ class SequenceLearner:
         for group in self._optimisers:
             for optimiser, rate in group:
                 set_rate(optimiser, rate * factor)
+        seen = [batch.seen for batch in batches if batch.seen is not None]
         window = Window(
-            torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
+            torch.stack([batch.frames for batch in batches]),
+            torch.stack([batch.starts for batch in batches]),
+            torch.stack(seen) if seen else None,
         )
         return self._updates.run("sequence", self._update, window)
 
@@ -170,6 +174,8 @@ class SequenceLearner:
     def _update(self, window: Window, state: Any) -> tuple[Taught, Any]:
         """Change the weights; return what the update was made of and the state after it. Nothing waits."""
         with layers_of(window.frames.device):
+            if window.seen is not None:
+                window = self._filled(window, state)
             lesson = self.model.learn(window, state)
         losses = torch.stack([loss.detach() for loss in lesson.losses])
         gradients = self._gradients(lesson.losses) if self._groups else []
@@ -179,6 +185,22 @@ class SequenceLearner:
             scored, error = self._of_all_processes(gradients, losses, lesson.counted, scored, error)
         self._step(gradients)
         return taught(scored, error, losses, errors, lesson.scored), lesson.state
+
+    @torch.no_grad()
+    def _filled(self, window: Window, state: Any) -> Window:
+        """Return the window with the model's own predictions where nothing was seen.
+
+        When the model then learns from it, it predicts the same there again, so there nothing is learned.
+        """
+        assert window.seen is not None
+        fresh = self.model.initial_state(tuple(window.frames.shape[1:]))
+        frames = []
+        for frame, starts, seen in zip(window.frames, window.starts, window.seen, strict=True):
+            state = restart(state, fresh, starts)
+            prediction = self.model.predict(state)
+            frames.append(filled(frame, prediction.frame, seen))
+            state = self.model.advance(frames[-1], prediction, state)
+        return window._replace(frames=torch.stack(frames))
 
     def _gradients(self, losses: tuple[Tensor, ...]) -> list[list[Tensor | None]]:
         """Return the gradient of each loss for its weights, before any of these changes."""

@@ -26,6 +26,7 @@ from torchrsm.scoring.metrics import Summary
 from torchrsm.scoring.rollouts import RolloutScores
 from torchrsm.scoring.samples import SampleScores
 from torchrsm.scoring.sequences import Mapped, check_sequences, one_by_one, predict_sequences
+from torchrsm.streams.disturbed import Shown
 from torchrsm.streams.splits import frames_sha256
 
 _SummaryField = Annotated[Summary, PlainSerializer(lambda summary: summary._asdict())]
@@ -162,16 +163,20 @@ class Evaluator:
     Results depend neither on the batch size (beyond the predictor's own rounding) nor on the order of evaluations.
     """
 
-    def __init__(self, frames: Tensor, batch_size: int = 50, similarity: bool = True) -> None:
+    def __init__(
+        self, frames: Tensor, batch_size: int = 50, similarity: bool = True, shown: Shown | None = None
+    ) -> None:
         """Check and keep the sequences.
 
         Args:
             frames: ``[n, t, channels, height, width]`` floating point in 0..1, t >= 2, on any device.
             batch_size: sequences predicted side by side, >= 1. Changes speed and memory only.
             similarity: also measure `metrics.structural_similarity`, which is slow and needs frames of 11 x 11 pixels.
+            shown: what a predictor observes of these frames, which are what it is scored on
+                (`torchrsm.streams.disturbed_sequences`); None for the frames themselves.
 
         Raises:
-            ValueError: an argument is out of its range.
+            ValueError: an argument is out of its range, or what is shown does not fit the frames.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1; got {batch_size}")
@@ -182,6 +187,14 @@ class Evaluator:
         self.batch_size = min(batch_size, len(frames))
         self.similarity = similarity
         self.frames_sha256 = frames_sha256(self.frames)
+        shown = Shown(self.frames, None) if shown is None else shown
+        if shown.frames.shape != frames.shape:
+            raise ValueError(
+                f"shown must have frames of the shape {list(frames.shape)} that are scored; "
+                f"got {list(shown.frames.shape)}"
+            )
+        check_sequences(shown.frames)
+        self.shown = shown._replace(frames=shown.frames.detach().to(torch.float32))
 
     def evaluate(
         self, predictor: Predictor[Any, Any], model: str | None = None, mapped: Mapped = one_by_one
@@ -198,7 +211,8 @@ class Evaluator:
                 cannot work on frames of this shape.
         """
         predict_sequences(predictor, self.frames[: self.batch_size, :2])  # the first prediction may compile kernels
-        measured = mapped(lambda batch: self._measure(predictor, batch), self.frames.split(self.batch_size))
+        batches = range(0, len(self.frames), self.batch_size)
+        measured = mapped(lambda first: self._measure(predictor, first), batches)
         seconds = sum(batch.seconds for batch in measured)
         errors = [error for batch in measured for error in batch.errors]
         raw_errors = [error for batch in measured for error in batch.raw_errors]
@@ -219,8 +233,11 @@ class Evaluator:
             frames_per_second=self.frames.shape[0] * self.frames.shape[1] / seconds,
         )
 
-    def _measure(self, predictor: Predictor[Any, Any], batch: Tensor) -> _Measured:
-        predicted = predict_sequences(predictor, batch)
+    def _measure(self, predictor: Predictor[Any, Any], first: int) -> _Measured:
+        """Score the batch of sequences whose first has this number."""
+        part = slice(first, first + self.batch_size)
+        batch, (observed, seen) = self.frames[part], self.shown
+        predicted = predict_sequences(predictor, observed[part], None if seen is None else seen[part])
         errors, raw_errors = [], []
         others: dict[str, list[Tensor]] = {name: [] for name in self._measured()}
         # One sequence at a time: sums of the same shape, hence the same bits, at any batch size.

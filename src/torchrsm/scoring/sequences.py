@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchrsm.devices import wait_for
-from torchrsm.predictor import Predictor, evaluation_mode, rollout
+from torchrsm.predictor import Predictor, evaluation_mode, filled, rollout
 
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
@@ -31,7 +31,7 @@ class PredictedSequences(NamedTuple):
     seconds: float
 
 
-def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> PredictedSequences:
+def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor, seen: Tensor | None = None) -> PredictedSequences:
     """Predict each frame of sequences that start with their first frame, all side by side, without learning.
 
     The predictor is given a frame only after its prediction of that frame has been copied away. Frames are moved to its
@@ -40,6 +40,8 @@ def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> Predict
     Args:
         predictor: the system; a `torch.nn.Module` is put in evaluation mode meanwhile.
         frames: ``[n, t, channels, height, width]`` in 0..1, on any device.
+        seen: ``[n, t, 1, height, width]`` bool, true where a frame shows something; elsewhere the predictor observes
+            its own prediction. None where all frames do everywhere.
 
     Raises:
         ValueError: a prediction has another shape than the frame, or holds NaN or infinity.
@@ -63,6 +65,8 @@ def predict_sequences(predictor: Predictor[Any, Any], frames: Tensor) -> Predict
             if before is not None and before is not prediction.frame:
                 raw = torch.empty_like(predicted) if raw is None else raw
                 raw[:, index] = before
+            if seen is not None:
+                frame = filled(frame, prediction.frame, seen[:, index].to(device))
             start = _now(device)
             state = predictor.observe(frame, prediction, state)
             seconds += _now(device) - start

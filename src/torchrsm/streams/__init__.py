@@ -16,6 +16,7 @@ from torchrsm.streams.chance_balls import (
     two_way_ball_sequences,
 )
 from torchrsm.streams.clips import ClipStream
+from torchrsm.streams.disturbed import DisturbanceConfig, Disturbed, Shown, disturbed_sequences, expected_noisy
 from torchrsm.streams.film_clock import Gap
 from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReader
 from torchrsm.streams.image_folder import ImageFolder
@@ -37,6 +38,8 @@ __all__ = [
     "BouncingBallsOnDevice",
     "ClipStream",
     "DamagedFilmWarning",
+    "DisturbanceConfig",
+    "Disturbed",
     "FrameSource",
     "Gap",
     "ImageFolder",
@@ -45,6 +48,7 @@ __all__ = [
     "MovingMNIST",
     "NumberedFrame",
     "Pad",
+    "Shown",
     "Stream",
     "StreamBatch",
     "Turns",
@@ -56,6 +60,8 @@ __all__ = [
     "bouncing_ball_sequences",
     "check_stream",
     "describe_frames",
+    "disturbed_sequences",
+    "expected_noisy",
     "kicked_ball_sequences",
     "load_clips",
     "load_frames",

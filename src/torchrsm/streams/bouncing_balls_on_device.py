@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrsm.devices import precise_type
+from torchrsm.state import map_state
 from torchrsm.streams.bouncing_balls import BOX, MAX_EXPONENT, SUB_STEPS, BouncingBalls
 from torchrsm.streams.stream import StreamBatch
 
@@ -80,7 +81,7 @@ class BouncingBallsOnDevice(BouncingBalls):
     def __next__(self) -> StreamBatch:
         self.prepare()
         self.advance()
-        return StreamBatch(*(part.clone() for part in self.batch))
+        return map_state(torch.clone, self.batch)
 
     def prepare(self) -> None:
         """Count the step that `advance` is about to take, and refill the starts of sequences when they are used up.

@@ -18,6 +18,7 @@ from torchrsm.streams.bouncing_balls import MAX_SPEED, BouncingBalls
 from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
 from torchrsm.streams.chance_balls import KickedBalls, TwoWayBalls
 from torchrsm.streams.clips import ClipStream
+from torchrsm.streams.disturbed import DisturbanceConfig, Disturbed
 from torchrsm.streams.film_store import Clip
 from torchrsm.streams.layouts import require_layout
 from torchrsm.streams.moving_mnist import MovingMNIST
@@ -33,9 +34,20 @@ _MAX_BYTES_IN_MEMORY = 2**26  # of frames of videos; more of them are kept on di
 
 
 class StreamConfig(Config):
-    """Base of the settings of all streams; its own class adds ``kind``, its name, and the rest."""
+    """Base of the settings of all streams; its own class adds ``kind``, its name, and the rest.
+
+    Attributes:
+        kind: the name.
+        disturbance: what disturbs the frames.
+    """
 
     kind: str
+    disturbance: DisturbanceConfig = DisturbanceConfig()
+
+    def arguments(self, *others: str) -> dict[str, Any]:
+        """Return the settings that the stream itself takes, without ``others``."""
+        return self.model_dump(exclude={"kind", "disturbance", *others})
+
     subject: ClassVar[str] = "other frames"
     """What the frames show, for people."""
 
@@ -215,15 +227,15 @@ LEAST_FRAMES = 3
 
 
 def _balls(config: BouncingBallsConfig, batch_size: int, seed: int) -> Stream:
-    return BouncingBalls(batch_size, seed=seed, **config.model_dump(exclude={"kind"}))
+    return BouncingBalls(batch_size, seed=seed, **config.arguments())
 
 
 def _balls_on_device(config: BouncingBallsConfig, batch_size: int, seed: int, device: torch.device) -> Stream:
-    return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.model_dump(exclude={"kind"}))
+    return BouncingBallsOnDevice(batch_size, seed=seed, device=device, **config.arguments())
 
 
 def _varied_balls(config: VariedBallsConfig, batch_size: int, seed: int) -> Stream:
-    worlds = config.model_dump(exclude={"kind", "resolutions"})
+    worlds = config.arguments("resolutions")
     streams = [
         VariedBalls(batch_size, seed=seed, resolution=resolution, first_sequence=turn * _SEQUENCES_OF_A_SIZE, **worlds)
         for turn, resolution in enumerate(config.resolutions)
@@ -232,15 +244,15 @@ def _varied_balls(config: VariedBallsConfig, batch_size: int, seed: int) -> Stre
 
 
 def _kicked_balls(config: KickedBallsConfig, batch_size: int, seed: int) -> Stream:
-    return KickedBalls(batch_size, seed=seed, **config.model_dump(exclude={"kind"}))
+    return KickedBalls(batch_size, seed=seed, **config.arguments())
 
 
 def _two_way_balls(config: TwoWayBallsConfig, batch_size: int, seed: int) -> Stream:
-    return TwoWayBalls(batch_size, seed=seed, **config.model_dump(exclude={"kind"}))
+    return TwoWayBalls(batch_size, seed=seed, **config.arguments())
 
 
 def _digits(config: MovingMNISTConfig, batch_size: int, seed: int) -> Stream:
-    return MovingMNIST(batch_size, seed=seed, split="train", **config.model_dump(exclude={"kind"}))
+    return MovingMNIST(batch_size, seed=seed, split="train", **config.arguments())
 
 
 def _video(config: VideoConfig, batch_size: int, seed: int) -> Stream:
@@ -290,6 +302,9 @@ def make_stream(config: StreamConfig, batch_size: int, seed: int, device: torch.
         OSError: there is none, or the disk is full.
     """
     place = torch.device(device)
+    if config.disturbance.disturbs:
+        stream = STREAMS[config.kind][1](config, batch_size, seed)
+        return Disturbed(stream, config.disturbance, seed)
     if place.type != "cpu" and config.kind in ON_DEVICE:
         return ON_DEVICE[config.kind](config, batch_size, seed, place)
     return STREAMS[config.kind][1](config, batch_size, seed)

@@ -82,7 +82,7 @@ class Share:
         return self
 
     def __next__(self) -> StreamBatch:
-        return StreamBatch(*(part[self._elements] for part in next(self._stream)))
+        return StreamBatch(*(None if part is None else part[self._elements] for part in next(self._stream)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the whole."""

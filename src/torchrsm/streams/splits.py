@@ -68,7 +68,7 @@ def bouncing_ball_frames(split: Split, sequences: int = 200, world: BouncingBall
     Raises:
         ValueError: the split is unknown, there is no sequence, or the balls do not fit into the box.
     """
-    settings = world.model_dump(exclude={"kind"})
+    settings = world.arguments()
     return bouncing_ball_sequences(range(sequences), seed=split_seed(split, sequences), **settings).frames
 
 
@@ -110,12 +110,12 @@ def _other_balls(config: OfBalls, split: Split, sequences: int) -> Tensor:
 
 
 def _other_kicked_balls(config: KickedBallsConfig, split: Split, sequences: int) -> Tensor:
-    settings = config.model_dump(exclude={"kind"})
+    settings = config.arguments()
     return kicked_ball_sequences(sequences, seed=split_seed(split, sequences), **settings).frames
 
 
 def _other_two_way_balls(config: TwoWayBallsConfig, split: Split, sequences: int) -> Tensor:
-    settings = config.model_dump(exclude={"kind"})
+    settings = config.arguments()
     return two_way_ball_sequences(sequences, seed=split_seed(split, sequences), **settings).frames
 
 

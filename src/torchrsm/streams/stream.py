@@ -24,6 +24,8 @@ class StreamBatch(NamedTuple):
     """``[batch]`` bool, true where nothing of the frame's sequence was seen before, so any memory must be dropped."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """``[batch]`` int64, number of the sequence that the frame belongs to."""
+    seen: Tensor | None = None
+    """``[batch, 1, height, width]`` bool, true where the frame shows something; None where it does so everywhere."""
 
 
 @runtime_checkable
@@ -234,7 +236,8 @@ def _play(stream: Stream, steps: int, number: int) -> list[tuple[StreamBatch, by
 def _digest(batch: StreamBatch) -> bytes:
     digest = hashlib.sha256()
     for value in batch:
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+        if value is not None:
+            digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.digest()
 
 
@@ -243,6 +246,8 @@ def _check_batch(number: int, batch: StreamBatch, shape: tuple[int, int, int, in
     if not isinstance(batch, StreamBatch):
         raise ValueError(f"{where} must be a StreamBatch; got {type(batch).__name__}")
     expected = {"frames": (shape, torch.float32), "starts": (shape[:1], torch.bool), "index": (shape[:1], torch.int64)}
+    if batch.seen is not None:
+        expected["seen"] = ((shape[0], 1, *shape[2:]), torch.bool)
     for name, (expected_shape, dtype) in expected.items():
         value = getattr(batch, name)
         if not isinstance(value, Tensor):
