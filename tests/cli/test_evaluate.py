@@ -21,7 +21,13 @@ from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WORLD
 from torchrsm.scoring.rollouts import evaluate_rollouts
 from torchrsm.scoring.samples import evaluate_samples
-from torchrsm.streams import kicked_ball_sequences, two_way_ball_sequences
+from torchrsm.streams import (
+    DisturbanceConfig,
+    disturbed_sequences,
+    expected_noisy,
+    kicked_ball_sequences,
+    two_way_ball_sequences,
+)
 from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VariedBallsConfig
 from torchrsm.streams.splits import TEST_SEED, frames_sha256
 
@@ -324,3 +330,32 @@ def test_a_model_of_an_uncertain_world_is_scored_on_that_world(tmp_path, capsys,
     assert scores["rollout"]["physics"]["geometry"]["balls"] == balls
     assert "has not seen" not in capsys.readouterr().out
     refused("evaluate", tmp_path / "run", "--world.balls", 2, says=["world is for models of bouncing balls", world])
+
+
+def test_a_model_is_scored_on_the_truth_of_what_is_disturbed(tmp_path):
+    json_file, frames = tmp_path / "scores.json", bouncing_ball_frames("test", 2)
+    cases = {
+        "--disturbance.noise 0.2": ({"noise": (0.2,)}, expected_noisy(frames, 0.2)),
+        "--disturbance.blackout 3 --disturbance.blackout-from 5": ({"blackout": (3,), "blackout_from": 5}, frames),
+        "--disturbance.bar 6": ({"bar": (6,)}, frames),
+    }
+    for flags, (settings, truth) in cases.items():
+        options = ["--sequences", "2", "--json", str(json_file), "--strip", str(tmp_path / "strip.png")]
+        assert main(["evaluate", "constant-velocity", *options, *flags.split()]) == 0
+        scores = json.loads(json_file.read_text())
+        shown = disturbed_sequences(frames, DisturbanceConfig(**settings))
+        expected = Evaluator(truth, shown=shown).evaluate(load("constant-velocity"))
+        assert scores["frame_squared_error"] == json.loads(expected.model_dump_json())["frame_squared_error"]
+        assert scores["frames_sha256"] == frames_sha256(truth)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--disturbance.noise", 0.1, 0.2), ["disturbance.noise must be one value", "(0.1, 0.2)"]),
+        (("--disturbance.bar", 30), ["bar must be narrower than the frames, which have 30 columns; got 30"]),
+        (("--disturbance.bar", 3, "--rollout-steps", 5), ["disturbance must disturb nothing where dreams"]),
+    ],
+)
+def test_disturbances_that_cannot_be_scored_are_refused(refused, arguments, says):
+    refused("evaluate", "copy-last", *arguments, says=says)

@@ -30,9 +30,7 @@ from torchrsm.scoring.samples import evaluate_samples
 from torchrsm.scoring.sequences import predict_sequences
 from torchrsm.storage.shipped import find_model
 from torchrsm.storage.tensors import write_atomically
-from torchrsm.streams import (
-    load_frames,
-)
+from torchrsm.streams import DisturbanceConfig, Shown, disturbed_sequences, expected_noisy, load_frames
 from torchrsm.streams.bouncing_balls import BOX, SPEED
 from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
@@ -71,6 +69,8 @@ class EvaluateCommand(Config):
         samples: draws of each frame that may come, to be scored as draws; 0 for none. For models whose rectifier takes
             noise. The dreams are then by draws, too.
         plot: write the dreams' physics by step (.png) here.
+        disturbance: what disturbs the frames that the model is shown, at most one value of each; it is scored on the
+            true ones, and of noisy frames on their mean, which is all that can be known. Not with dreams or draws.
         device: where the model computes, by its name (`torchrsm.devices.choose_device`).
     """
 
@@ -86,6 +86,7 @@ class EvaluateCommand(Config):
     prime: Annotated[int | None, Field(ge=1, lt=FRAMES_IN_A_SEQUENCE)] = None
     samples: Annotated[int, Field(ge=0)] = 0
     plot: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    disturbance: DisturbanceConfig = DisturbanceConfig()
     device: DeviceFlag = "cpu"
 
     @model_validator(mode="after")
@@ -109,6 +110,11 @@ class EvaluateCommand(Config):
                 raise ValueError(f"{name} must end in .png; got {str(path)!r}")
         if self.rollout_steps and self.frames is not None:
             raise ValueError(f"rollout_steps must be 0 with frames from a file; got {self.rollout_steps}")
+        for name in ("noise", "flicker", "blackout", "bar"):
+            if len(values := getattr(self.disturbance, name)) > 1:
+                raise ValueError(f"disturbance.{name} must be one value, for all sequences alike; got {values}")
+        if self.disturbance.disturbs and (self.rollout_steps or self.samples):
+            raise ValueError("disturbance must disturb nothing where dreams or draws are scored; got one")
         if self.samples == 1:
             raise ValueError("samples must be 0, or 2 or more, so that draws can be compared; got 1")
         for name, given in (("plot", self.plot), ("prime", self.prime)):
@@ -138,7 +144,9 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     if given is not None or film is not None:
         print(as_read(given or film or "", frames.shape))
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
-    scores = Evaluator(frames, similarity=similarity).evaluate(predictor, model=command.model, mapped=ranks.map)
+    truth, shown = _shown(frames, command.disturbance)
+    evaluator = Evaluator(truth, similarity=similarity, shown=shown)
+    scores = evaluator.evaluate(predictor, model=command.model, mapped=ranks.map)
     samples = evaluate_samples(predictor, frames, command.samples, mapped=ranks.map) if command.samples else None
     world = stream if isinstance(stream, BallWorldConfig) and not isinstance(stream, OfBalls) else command.world
     dreaming = Sampled(predictor) if command.samples else predictor
@@ -150,7 +158,9 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
         write_atomically(command.json_file, (scores.to_json() + "\n").encode())
     if command.strip is not None:
         first = frames[:1, :30]
-        predicted = predict_sequences(predictor, first).frames
+        seen = None if shown is None or shown.seen is None else shown.seen[:1, :30]
+        observed = first if shown is None else shown.frames[:1, :30]
+        predicted = predict_sequences(predictor, observed, seen).frames
         save_image(strip(first[0], predicted[0], title=f"{command.model}: next-frame prediction"), command.strip)
     if command.plot is not None and scores.rollout is not None:
         plot_by_step(physics_panels(scores.rollout.physics), command.plot)
@@ -160,6 +170,14 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     for name, target in (("scores", command.json_file), ("picture", command.strip), ("physics", command.plot)):
         if target is not None:
             print(f"{name}: {target}")
+
+
+def _shown(frames: Tensor, disturbance: DisturbanceConfig) -> tuple[Tensor, Shown | None]:
+    """Return what a model is scored on, and what it is shown; None for that itself."""
+    if not disturbance.disturbs:
+        return frames, None
+    truth = expected_noisy(frames, disturbance.noise[0]) if disturbance.noise else frames
+    return truth, disturbed_sequences(frames, disturbance)
 
 
 def _stream(name_or_folder: str) -> StreamConfig:
