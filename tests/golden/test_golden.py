@@ -36,7 +36,7 @@ def golden_run() -> list[dict]:
     state = fresh = model.initial_state((4, *stream.frame_shape))
     record = []
     for step in range(STEPS):
-        frames, starts, _ = next(stream)
+        frames, starts, *_ = next(stream)
         state = restart(state, fresh, starts)
         prediction = model.predict(state)
         losses = model.losses(prediction, frames, ~starts)

@@ -156,23 +156,23 @@ class ArrayInPlace(ArrayStream):
     def __init__(self, frames, batch_size):
         super().__init__(frames, batch_size)
         batches = [super(ArrayInPlace, self).__next__() for _ in range(frames.shape[1])]
-        self._all = StreamBatch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+        self._all = StreamBatch(*(torch.stack(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True)))
         self._at = torch.tensor(0)
-        self.batch = StreamBatch(*(torch.zeros_like(part[0]) for part in self._all))
+        self.batch = StreamBatch(*(torch.zeros_like(part[0]) for part in self._all[:3]))
         self.prepared = 0
 
     def prepare(self):
         self.prepared += 1
 
     def advance(self):
-        for part, every in zip(self.batch, self._all, strict=True):
+        for part, every in zip(self.batch[:3], self._all[:3], strict=True):
             part.copy_(every.index_select(0, self._at[None])[0])
         self._at.add_(1)
 
     def __next__(self):
         self.prepare()
         self.advance()
-        return StreamBatch(*(part.clone() for part in self.batch))
+        return StreamBatch(*(part.clone() for part in self.batch[:3]))
 
 
 def noise_stream(steps, kind):
@@ -519,7 +519,7 @@ def test_another_batch_than_was_recorded_is_refused():
     batch = next(balls())
     taped.teach([batch], 0.1)
     with pytest.raises(ValueError, match=r"state.frames must be \[4, 1, 10, 10\]; got \[1, 1, 10, 10\]"):
-        taped.teach([StreamBatch(*(part[:1] for part in batch))], 0.1)
+        taped.teach([StreamBatch(*(part[:1] for part in batch[:3]))], 0.1)
 
 
 def test_each_of_several_sizes_is_recorded_in_each_phase():

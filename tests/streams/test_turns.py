@@ -25,7 +25,7 @@ def test_streams_take_turns_and_each_goes_on_where_it_was():
         assert tuple(batch.frames.shape[1:]) == expected
         sizes.append(batch.frames.shape[-1])
         if sizes[-1] == 12:
-            for mine, theirs in zip(batch, next(alone), strict=True):
+            for mine, theirs in zip(batch[:3], next(alone)[:3], strict=True):
                 assert torch.equal(mine, theirs)
     assert sizes == [8, 12, 10] * 3
 

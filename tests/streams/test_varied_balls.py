@@ -35,7 +35,7 @@ def test_a_range_of_one_world_is_that_world():
     one = VariedBalls(3, balls=(3, 3), radius=(1.2, 1.2), speed=(1.0, 1.0), seed=SEED)
     plain = BouncingBalls(3, seed=SEED)
     for _ in range(120):
-        for mine, theirs in zip(next(one), next(plain), strict=True):
+        for mine, theirs in zip(next(one)[:3], next(plain)[:3], strict=True):
             assert torch.equal(mine, theirs)
 
 
@@ -83,7 +83,7 @@ def test_a_part_is_played_as_in_the_whole():
     whole, divided = VariedBalls(5, seed=SEED, **SMALL), VariedBalls(5, seed=SEED, **SMALL)
     part = divided.part(1, 3)
     for _ in range(15):
-        for mine, theirs in zip(next(part), next(whole), strict=True):
+        for mine, theirs in zip(next(part)[:3], next(whole)[:3], strict=True):
             assert torch.equal(mine, theirs[1:4])
     assert part.state_dict() == whole.state_dict()
 

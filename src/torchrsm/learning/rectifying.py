@@ -130,7 +130,8 @@ def motion(frames: Tensor, last: Tensor, blur: float) -> Tensor:
         last: the frames before them, ``[b, c, h, w]``.
         blur: pixels, the deviation of the Gaussian through which both are seen; 0 for none.
     """
-    return torch.linalg.vector_norm(_blurred(frames - last, blur), dim=(1, 2, 3))
+    length: Tensor = torch.linalg.vector_norm(_blurred(frames - last, blur), dim=(1, 2, 3))
+    return length
 
 
 def _blurred(frames: Tensor, deviation: float) -> Tensor:
@@ -293,7 +294,8 @@ class RectifierLearning:
             draws = len(made) // len(frame)
             made = torch.where(seen.repeat(draws, 1, 1, 1), made, frame.repeat(draws, 1, 1, 1))
         if self.config.loss == "energy_score":
-            return windowed_energy_score(*made.chunk(2), frame, self.config.energy_window)
+            first, second = made.chunk(2)
+            return windowed_energy_score(first, second, frame, self.config.energy_window)
         return mean_squared_error(made, frame)
 
     @property

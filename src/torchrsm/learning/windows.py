@@ -193,8 +193,9 @@ class SequenceLearner:
         When the model then learns from it, it predicts the same there again, so there nothing is learned.
         """
         assert window.seen is not None
-        fresh = self.model.initial_state(tuple(window.frames.shape[1:]))
-        frames = []
+        _, batch, channels, height, width = window.frames.shape
+        fresh = self.model.initial_state((batch, channels, height, width))
+        frames: list[Tensor] = []
         for frame, starts, seen in zip(window.frames, window.starts, window.seen, strict=True):
             state = restart(state, fresh, starts)
             prediction = self.model.predict(state)

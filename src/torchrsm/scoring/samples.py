@@ -38,8 +38,11 @@ def energy_score(samples: Tensor, frame: Tensor) -> Tensor:
     count = _check_samples(samples, frame)
     draws, came = (x.to(torch.float64).flatten(-3) for x in (samples, frame))
     to_frame = (draws - came).norm(dim=-1).mean(0)
-    apart = sum(((draws[i + 1 :] - draws[i]).norm(dim=-1).sum(0) for i in range(count - 1)), torch.zeros_like(to_frame))
-    return to_frame - apart / (count * (count - 1))
+    apart = torch.zeros_like(to_frame)
+    for i in range(count - 1):
+        apart += (draws[i + 1 :] - draws[i]).norm(dim=-1).sum(0)
+    score: Tensor = to_frame - apart / (count * (count - 1))
+    return score
 
 
 def continuous_ranked_probability_score(samples: Tensor, frame: Tensor) -> Tensor:

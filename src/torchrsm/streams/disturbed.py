@@ -184,7 +184,8 @@ def expected_noisy(frames: Tensor, deviation: float) -> Tensor:
 
     below = torch.special.ndtr
     inside = exact * (below(high) - below(low)) + deviation * (density(low) - density(high))
-    return (inside + 1 - below(high)).to(frames.dtype)
+    mean: Tensor = inside + 1 - below(high)
+    return mean.to(frames.dtype)
 
 
 def _shown(frame: Tensor, number: int, time: int, config: DisturbanceConfig, seed: int) -> Shown:
@@ -238,7 +239,7 @@ def _draw(seed: np.uint64, number: int, time: int, draws: NDArray[np.float64]) -
     for draw in range(4):
         draws[draw] = uniform(key, draw)
     draws[4] = uniform(key, 4 + time)
-    return np.int64(mix(mix(key) + np.uint64(time + 1) * WEYL) >> np.uint64(1))
+    return int(np.int64(mix(mix(key) + np.uint64(time + 1) * WEYL) >> np.uint64(1)))
 
 
 def _check_bar(config: DisturbanceConfig, width: int) -> None:

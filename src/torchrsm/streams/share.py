@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, Protocol, Self, runtime_checkable
 
+from torchrsm.state import map_state
 from torchrsm.streams.stream import Stream, StreamBatch
 
 
@@ -82,7 +84,7 @@ class Share:
         return self
 
     def __next__(self) -> StreamBatch:
-        return StreamBatch(*(None if part is None else part[self._elements] for part in next(self._stream)))
+        return map_state(itemgetter(self._elements), next(self._stream))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the whole."""

@@ -133,8 +133,8 @@ class DigitsWorld:
 
     def next(self) -> Seen:
         """Return the next frame."""
-        frames, starts, _ = next(self._stream)
-        return Seen(frames, bool(starts[0]))
+        batch = next(self._stream)
+        return Seen(batch.frames, bool(batch.starts[0]))
 
     def copy(self) -> Self:
         """Return a world that goes on from here by itself."""
