@@ -129,14 +129,16 @@ def gone_through(learner):
         yield from (value for entry in optimiser.state.values() for value in entry.values())
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all seen", "a part is hidden"])
 @pytest.mark.parametrize("name", RSM)
 @pytest.mark.usefixtures("without_adam")
-def test_an_update_stays_on_its_device(name):
+def test_an_update_stays_on_its_device(name, masked):
     """Weights, states, what optimisers remember, and figures."""
     preset_name, changes = case(name)
     learner, _ = online(preset_name, META, **changes)
     frames = torch.zeros(*learner.model.last_frame(learner.state.layers).shape, device=META)
-    inputs = (frames, torch.zeros(STREAMS, dtype=torch.bool, device=META))
+    seen = torch.ones(STREAMS, 1, *frames.shape[2:], dtype=torch.bool, device=META) if masked else None
+    inputs = (frames, torch.zeros(STREAMS, dtype=torch.bool, device=META), seen)
     for phase, progress in progress_by_phase(learner).items():
         learner.begin(phase, 1)
         learner._set_progress(progress)
@@ -148,18 +150,20 @@ def test_an_update_stays_on_its_device(name):
     assert places(tuple(gone_through(learner))) == {META}
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all seen", "a part is hidden"])
 @pytest.mark.parametrize("name", ["simvp", "unet", "predrnn", "convlstm-wide"])
 @pytest.mark.usefixtures("without_adam")
-def test_a_window_stays_on_its_device(name):
+def test_a_window_stays_on_its_device(name, masked):
     run = preset(name)
     model = make_baseline(run.model)
     shape = (2, 1, run.model.height, run.model.width)
     learner = SequenceLearner(model, run.learning, shape, META, recorder_for=not_recorded)
     time = run.learning.window
     window = Window(torch.zeros(time, *shape, device=META), torch.zeros(time, 2, dtype=torch.bool, device=META))
+    seen = torch.ones(time, 2, 1, *shape[2:], dtype=torch.bool, device=META) if masked else None
     for _ in range(2):
         with NoWaiting():
-            taught, learner.state = learner._update(window, learner.state)
+            taught, learner.state = learner._update((window, seen), learner.state)
     assert places(taught, learner.state, tuple(gone_through(learner))) == {META}
 
 

@@ -39,12 +39,10 @@ class Window(NamedTuple):
     Attributes:
         frames: ``[time, b, c, h, w]`` in 0..1.
         starts: ``[time, b]`` bool, true where a frame is the first of a sequence; nothing before it may be used.
-        seen: ``[time, b, 1, h, w]`` bool, true where a frame shows something; None where all do everywhere.
     """
 
     frames: Tensor
     starts: Tensor
-    seen: Tensor | None = None
 
 
 class Lesson(NamedTuple):

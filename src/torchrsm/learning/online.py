@@ -250,7 +250,7 @@ class OnlineLearner:
             inputs: on the device of the model.
             state: what the streams have seen.
         """
-        frames = inputs.frames
+        frames, *_ = inputs
         fresh = self._size_of(frames).fresh
         if phase != "stack" or len(self._turns) == 1:
             return self._update_at_once(phase, inputs, state, fresh)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -63,6 +63,18 @@ class SequenceLearningConfig(ScheduleConfig):
                 yield name, "the optimiser is sgd"
 
 
+class _Shown(NamedTuple):
+    """What an update takes.
+
+    Attributes:
+        window: the next frames.
+        seen: ``[time, b, 1, h, w]`` bool, true where a frame shows something; None where all do everywhere.
+    """
+
+    window: Window
+    seen: Tensor | None
+
+
 class SequenceLearner:
     """A `torchrsm.learning.contract.Learner`.
 
@@ -109,7 +121,7 @@ class SequenceLearner:
             _optimisers(config, group, matrices, rate) for group, rate in zip(self._groups, rates, strict=True)
         ]
         recorder = None if model.asks_for_values else recorder_for(device)
-        self._updates: Updates[Window, Any] = Updates(
+        self._updates: Updates[_Shown, Any] = Updates(
             model.initial_state(shape), self.modules, self.optimisers, device, recorder
         )
 
@@ -161,21 +173,21 @@ class SequenceLearner:
                 set_rate(optimiser, rate * factor)
         seen = [batch.seen for batch in batches if batch.seen is not None]
         window = Window(
-            torch.stack([batch.frames for batch in batches]),
-            torch.stack([batch.starts for batch in batches]),
-            torch.stack(seen) if seen else None,
+            torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
         )
-        return self._updates.run("sequence", self._update, window)
+        shown = _Shown(window, torch.stack(seen) if seen else None)
+        return self._updates.run("sequence", self._update, shown)
 
     def teach_in_place(self, stream: StreamInPlace, progress: float) -> Taught:
         """Take one update from the next window of a stream that is made on the device."""
         return self.teach([self._updates.next_of(stream) for _ in range(self.batches_per_update)], progress)
 
-    def _update(self, window: Window, state: Any) -> tuple[Taught, Any]:
+    def _update(self, shown: _Shown, state: Any) -> tuple[Taught, Any]:
         """Change the weights; return what the update was made of and the state after it. Nothing waits."""
+        window, seen = shown
         with layers_of(window.frames.device):
-            if window.seen is not None:
-                window = self._filled(window, state)
+            if seen is not None:
+                window = self._filled(window, seen, state)
             lesson = self.model.learn(window, state)
         losses = torch.stack([loss.detach() for loss in lesson.losses])
         gradients = self._gradients(lesson.losses) if self._groups else []
@@ -187,19 +199,18 @@ class SequenceLearner:
         return taught(scored, error, losses, errors, lesson.scored), lesson.state
 
     @torch.no_grad()
-    def _filled(self, window: Window, state: Any) -> Window:
+    def _filled(self, window: Window, seen: Tensor, state: Any) -> Window:
         """Return the window with the model's own predictions where nothing was seen.
 
         When the model then learns from it, it predicts the same there again, so there nothing is learned.
         """
-        assert window.seen is not None
         _, batch, channels, height, width = window.frames.shape
         fresh = self.model.initial_state((batch, channels, height, width))
         frames: list[Tensor] = []
-        for frame, starts, seen in zip(window.frames, window.starts, window.seen, strict=True):
+        for frame, starts, mask in zip(window.frames, window.starts, seen, strict=True):
             state = restart(state, fresh, starts)
             prediction = self.model.predict(state)
-            frames.append(filled(frame, prediction.frame, seen))
+            frames.append(filled(frame, prediction.frame, mask))
             state = self.model.advance(frames[-1], prediction, state)
         return window._replace(frames=torch.stack(frames))
 
