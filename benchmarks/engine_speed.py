@@ -39,7 +39,7 @@ class Loop:
 
     def step(self) -> Prediction:
         """Learn from one frame of each stream."""
-        frames, starts, _ = next(self.stream)
+        frames, starts, *_ = next(self.stream)
         state = restart(self.state, self.fresh, starts)
         prediction = self.model.predict_raw(state)
         self.learning.find_gradients(self.model.losses(prediction, frames, ~starts))

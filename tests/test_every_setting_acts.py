@@ -127,6 +127,17 @@ DREAMS = {
     "rectifying.loop_steps": 3,
     "rectifying.share": 0.9,
 }
+
+
+def draws(kind):
+    """What lets a rectifier draw; both parts go together."""
+    rectifier = {"kind": kind, **SMALL_RECTIFIERS[kind], "noise_channels": 2, "noise_side": 2}
+    return {
+        "model.rectifier": rectifier,
+        "rectifying": {"share": 0.7, "stack_share": 0.6, "loss": "energy_score", "adversarial_weight": 0.0},
+    }
+
+
 BOOST = {"model.layers.0.inhibition_decay": None, "model.layers.0.boost": 5.0}
 
 RSM = [
@@ -207,6 +218,15 @@ RSM = [
     ("compact", DREAMS, "rectifying.loop_steps", 2),
     ("compact", DREAMS, "rectifying.motion_weight", 1.0),
     ("compact", DREAMS | {"rectifying.motion_weight": 1.0}, "rectifying.motion_blur", 0.5),
+    *(
+        (kind, draws(kind), path, value)
+        for kind in ("unet", "local")
+        for path, value in (
+            ("model.rectifier.noise_channels", 4),
+            ("model.rectifier.noise_side", 1),
+            ("rectifying.energy_window", 4),
+        )
+    ),
     ("compact", {}, "training.seed", 1),
 ]
 
@@ -308,6 +328,11 @@ def test_a_setting_changes_what_is_learned(kind, beforehand, path, value):
     after = before.replace(**{path: value})
     assert after != before
     assert learned(after) != learned(before)
+
+
+def test_the_loss_of_a_rectifier_that_draws_changes_what_is_learned():
+    """It cannot be changed alone."""
+    assert learned(small("unet").replace(**draws("unet"))) != learned(small("unet").replace(**OFF))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -437,6 +462,8 @@ ELSEWHERE = {
         for name in ("steps", "minutes", "threads", "device", "precision", "log_steps", "checkpoint_seconds")
     ),
     ("TrainingConfig", "batch_size"),
+    # It goes together with another, see the test of it above.
+    ("RectifyingConfig", "loss"),
     ("RunConfig", "stack_from"),
     # Sections, whose own settings are in the table.
     *((run, name) for run in ("RunConfig", "BaselineRunConfig") for name in ("learning", "training", "stream")),

@@ -126,7 +126,8 @@ def test_paper_is_what_was_published():
     learning = {"learning_rates": (5e-4,), "schedule": "constant", "betas": (0.9, 0.999), "epsilon": 1e-8}
     assert {name: run["learning"][name] for name in learning} == learning
     world = {"balls": 3, "radius": 1.2, "resolution": 30, "sequence_length": 100, "speed": 1.0}
-    assert run["stream"] == {"kind": "balls", **world}
+    undisturbed = {"noise": (), "flicker": (), "blackout": (), "blackout_from": 51, "bar": ()}
+    assert run["stream"] == {"kind": "balls", "disturbance": undisturbed, **world}
     assert (run["training"]["steps"], run["training"]["batch_size"]) == (200_000 + 50_000, 256)
     assert run["model"]["rectifier"] == {"kind": "paper"}
     assert run["rectifying"] == {
@@ -139,6 +140,8 @@ def test_paper_is_what_was_published():
         "noise_deviation": 0.1,
         "schedule": "constant",
         # and nothing of what is not theirs
+        "loss": "squared_error",
+        "energy_window": 10,
         "warmup_share": 0.02,
         "final_share": 0.02,
         "matrix_learning_rate": None,
