@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,38 @@ class DrawingWinners(Predictor[PredictionT, StateT], Protocol[PredictionT, State
         ...
 
 
-class Sampled(nn.Module, Generic[PredictionT, StateT]):
+ModelT = TypeVar("ModelT", bound=Predictor[Any, Any])
+
+
+class _Drawing(nn.Module, Generic[ModelT, PredictionT, StateT]):
+    """Draws what a model may predict, by random numbers of its own.
+
+    Args:
+        model: a `torch.nn.Module`.
+        seed: of the noise, 0 to 2^63 - 1.
+
+    Raises:
+        ValueError: the seed is outside its range.
+    """
+
+    def __init__(self, model: ModelT, seed: int) -> None:
+        super().__init__()
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be in 0..2^63 - 1; got {seed}")
+        self.model = model
+        device = next(cast(nn.Module, model).parameters()).device
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def initial_state(self, shape: tuple[int, int, int, int]) -> StateT:
+        """See `torchrsm.predictor.Predictor.initial_state`."""
+        return cast(StateT, self.model.initial_state(shape))
+
+    def observe(self, frame: Tensor, prediction: PredictionT, state: StateT) -> StateT:
+        """See `torchrsm.predictor.Predictor.observe`."""
+        return cast(StateT, self.model.observe(frame, prediction, state))
+
+
+class Sampled(_Drawing[Drawing[PredictionT, StateT], PredictionT, StateT]):
     """Predicts as a model does, but that its frame is a draw: what is shown and, in a dream, fed back.
 
     Each prediction takes new noise from a generator of its own. So a dream is one future of many; the same seed dreams
@@ -49,29 +80,15 @@ class Sampled(nn.Module, Generic[PredictionT, StateT]):
     """
 
     def __init__(self, model: Drawing[PredictionT, StateT], seed: int = 0) -> None:
-        super().__init__()
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be in 0..2^63 - 1; got {seed}")
-        self.model = model
-        device = next(cast(nn.Module, model).parameters()).device
-        self._generator = torch.Generator(device).manual_seed(seed)
-
-    def initial_state(self, shape: tuple[int, int, int, int]) -> StateT:
-        """See `torchrsm.predictor.Predictor.initial_state`."""
-        return self.model.initial_state(shape)
+        super().__init__(model, seed)
 
     def predict(self, state: StateT) -> PredictionT:
         """See `torchrsm.predictor.Predictor.predict`; ``frame`` is a draw."""
         prediction = self.model.predict(state)
-        drawn = self.model.draw(prediction, self._generator)
-        return _replace(prediction, frame=drawn)
-
-    def observe(self, frame: Tensor, prediction: PredictionT, state: StateT) -> StateT:
-        """See `torchrsm.predictor.Predictor.observe`."""
-        return self.model.observe(frame, prediction, state)
+        return _replace(prediction, frame=self.model.draw(prediction, self._generator))
 
 
-class SampledWinners(nn.Module, Generic[PredictionT, StateT]):
+class SampledWinners(_Drawing[DrawingWinners[PredictionT, StateT], PredictionT, StateT]):
     """Predicts as a model does, but by winners that are drawn: cells win in proportion to how likely they are.
 
     The layers remember the winners that were drawn. So in a dream one chance leads on to the next.
@@ -86,18 +103,10 @@ class SampledWinners(nn.Module, Generic[PredictionT, StateT]):
     """
 
     def __init__(self, model: DrawingWinners[PredictionT, StateT], temperature: float, seed: int = 0) -> None:
-        super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0; got {temperature!r}")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be in 0..2^63 - 1; got {seed}")
-        self.model, self.temperature = model, temperature
-        device = next(cast(nn.Module, model).parameters()).device
-        self._generator = torch.Generator(device).manual_seed(seed)
-
-    def initial_state(self, shape: tuple[int, int, int, int]) -> StateT:
-        """See `torchrsm.predictor.Predictor.initial_state`."""
-        return self.model.initial_state(shape)
+        super().__init__(model, seed)
+        self.temperature = temperature
 
     def predict(self, state: StateT, samples: int = 0, generator: torch.Generator | None = None) -> PredictionT:
         """See `torchrsm.predictor.Predictor.predict`; ``frame`` is a draw.
@@ -113,10 +122,6 @@ class SampledWinners(nn.Module, Generic[PredictionT, StateT]):
             return self._drawn(state, self._generator)
         drawn = [self._drawn(state, generator or self._generator).frame for _ in range(samples)]
         return _replace(self.model.predict(state), samples=torch.stack(drawn))
-
-    def observe(self, frame: Tensor, prediction: PredictionT, state: StateT) -> StateT:
-        """See `torchrsm.predictor.Predictor.observe`."""
-        return self.model.observe(frame, prediction, state)
 
     @torch.no_grad()
     def _drawn(self, state: StateT, generator: torch.Generator) -> PredictionT:

@@ -36,7 +36,6 @@ from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
     BallWorldConfig,
     BouncingBallsConfig,
-    MovingMNISTConfig,
     OfBalls,
     StreamConfig,
     VideoConfig,
@@ -190,10 +189,10 @@ def _stream(name_or_folder: str) -> StreamConfig:
 def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:
     """Return what the model never learned from."""
     of_balls = isinstance(stream, OfBalls)
-    if isinstance(stream, VideoConfig | MovingMNISTConfig) and command.rollout_steps:
-        raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
     if not of_balls and command.world != PUBLISHED_BALLS:
         raise ValueError(f"world is for models of bouncing balls; got a model of {stream.kind}")
+    if not isinstance(stream, OfBalls | BallWorldConfig) and command.rollout_steps:
+        raise ValueError(f"rollout_steps must be 0 for a model of {stream.kind}; got {command.rollout_steps}")
     if isinstance(stream, VideoConfig) and command.sequences is not None:
         raise ValueError(f"sequences chooses among fixed sequences, which a video has not; got {command.sequences}")
     split, sequences = command.split or "test", command.sequences or SEQUENCES

@@ -22,15 +22,7 @@ from torchrsm.runs.presets import PRESETS, preset
 from torchrsm.runs.record import Record
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.runs.trainer import Trainer
-from torchrsm.streams.settings import (
-    KickedBallsConfig,
-    MovingMNISTConfig,
-    StreamConfig,
-    TwoWayBallsConfig,
-    VideoConfig,
-    frame_shape,
-    open_videos,
-)
+from torchrsm.streams.settings import STREAMS, VideoConfig, frame_shape, open_videos
 
 
 class _TrainCommand(Config):
@@ -149,31 +141,27 @@ def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str,
 
 def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaselineCommand:
     """Parse the flags of a run that learns from another world, its settings made to fit the frames."""
-    make, usual = _WORLDS[world]
-    rest, system = taken(arguments, "--system", usual)
-    stream = make()
+    rest, system = taken(arguments, "--system", _WORLDS[world])
+    given: dict[str, Any] = {}
     name = f"train {world}"
     if world == "video":
         film, rest = _film(rest)
-        stream = _film_of(film)
+        given = {"path": film or "-"}
         name = f"train video {film}" if film else name
     run = preset(system)
     if run.model.channels != 1:
         raise ValueError(f"system must be a preset for one channel; got {system!r}")
+    stream = STREAMS[world][0].model_validate(given)
     command = _parse_train(adapted(run, stream), rest, name)
     return command.replace(run=_fitted(command.run, system))
 
 
-def _film_of(path: str | None = None) -> VideoConfig:
-    return VideoConfig(path=path or "-")
-
-
-# What can be learned from by name, its settings, and the system that learns from it unless another is named.
-_WORLDS: dict[str, tuple[Callable[[], StreamConfig], str]] = {
-    "video": (_film_of, "balls-window"),
-    "digits": (MovingMNISTConfig, "balls-window"),
-    "kicked-balls": (KickedBallsConfig, "balls"),
-    "two-way-balls": (TwoWayBallsConfig, "balls"),
+# The streams that can be learned from by the name of their kind, and the system that does so unless another is named.
+_WORLDS = {
+    "video": "balls-window",
+    "digits": "balls-window",
+    "kicked-balls": "balls",
+    "two-way-balls": "balls",
 }
 
 

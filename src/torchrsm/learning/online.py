@@ -284,7 +284,7 @@ class OnlineLearner:
         predicted, heard = prediction.raw, filled(frames, prediction.frame, seen)
         if phase != "rectifier":
             # Where nothing is seen the target is the prediction itself, so nothing is learned there.
-            errors = self.model.losses(prediction, filled(frames, prediction.frame, seen), scored)
+            errors = self.model.losses(prediction, heard, scored)
             if self._ranks.count > 1:  # sums in place of means; `_divide` makes means over all processes of them
                 errors = tuple(error * scored.sum() for error in errors)
             self._learning.find_gradients(errors)

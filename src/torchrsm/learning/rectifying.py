@@ -248,7 +248,9 @@ class RectifierLearning:
         frame = filled(frame, rectified, seen)
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
         follows = awake | (dreams & (frame_squared_error_on_device(rectified, frame) <= config.loop_error))
-        moved = torch.where(awake, motion(frame, last, config.motion_blur), 0.0).sum()
+        moved = frame.new_zeros(())
+        if config.motion_weight:
+            moved = torch.where(awake, motion(frame, last, config.motion_blur), 0.0).sum()
         counts = torch.stack((follows.sum(), dreams.sum(), awake.sum())).to(frame.dtype)
         every = torch.cat((counts, moved[None]))
         self._ranks.sum([every])  # from here on: over the streams of all processes

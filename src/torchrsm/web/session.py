@@ -350,8 +350,8 @@ class Session:
         ]
         self.source, self._world, self._watchers = request.source, world, watchers
         self._training, self._before, self._painted = None, None, None
-        self.mode, self.dream_from, self.step = "predict", None, 0
-        self.future, self._moment = None, None
+        self._awake()
+        self.step = 0
         self._shown.clear()
 
     def _open(self, source: Source, models: Sequence[str]) -> World:
