@@ -61,6 +61,23 @@ class BallSequences(NamedTuple):
     """``[sequences, time, balls, 2]`` float64, world units per frame, before the move to the next frame."""
 
 
+class Playing(NamedTuple):
+    """Balls of sequences side by side, whose positions and velocities are changed in place.
+
+    Attributes:
+        positions, velocities: ``[n, balls, 2]``.
+        radii: of the balls of each sequence, ``[n]``.
+        numbers: of the sequences, ``[n]``.
+        times: of the frames to come, ``[n]``.
+    """
+
+    positions: FloatArray
+    velocities: FloatArray
+    radii: FloatArray
+    numbers: NDArray[np.int64]
+    times: NDArray[np.int64]
+
+
 class BouncingBalls:
     """An endless stream of bouncing balls, in which no sequence is ever played twice.
 
@@ -147,7 +164,7 @@ class BouncingBalls:
 
         self._step += 1
         self._numbers, self._times = self._elements(self._step)
-        self._advance(self._positions, self._velocities, self._radii, self._numbers, self._times)
+        self._advance(Playing(self._positions, self._velocities, self._radii, self._numbers, self._times))
         begins = np.flatnonzero(self._times == 0)
         if begins.size:
             self._positions[begins], self._velocities[begins], self._radii[begins] = self._place(self._numbers[begins])
@@ -197,23 +214,9 @@ class BouncingBalls:
         """Draw the balls as they are now into black frames ``[n, 1, h, w]``."""
         _render(self._positions, self._radii, frames.numpy()[:, 0])
 
-    def _advance(
-        self,
-        positions: FloatArray,
-        velocities: FloatArray,
-        radii: FloatArray,
-        numbers: NDArray[np.int64],
-        times: NDArray[np.int64],
-    ) -> None:
-        """Move the balls of sequences on by one frame, in place.
-
-        Args:
-            positions, velocities: ``[n, balls, 2]``, at the frame before.
-            radii: of the balls of each, ``[n]``.
-            numbers: of the sequences, ``[n]``.
-            times: of the frames to come, ``[n]``.
-        """
-        _move(positions, velocities, radii)
+    def _advance(self, balls: Playing) -> None:
+        """Move balls on by one frame, in place."""
+        _move(balls.positions, balls.velocities, balls.radii)
 
     def _elements(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         numbers, times = element_positions(step, self._batch_size, self._sequence_length, self._dephased)
@@ -229,7 +232,7 @@ class BouncingBalls:
             late = self._times > time
             positions, velocities = self._positions[late], self._velocities[late]
             now = np.full(len(positions), time + 1)
-            self._advance(positions, velocities, self._radii[late], self._numbers[late], now)
+            self._advance(Playing(positions, velocities, self._radii[late], self._numbers[late], now))
             self._positions[late], self._velocities[late] = positions, velocities
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchrsm.compiling import compiled
-from torchrsm.streams.bouncing_balls import BOX, BallSequences, BouncingBalls, FloatArray
+from torchrsm.streams.bouncing_balls import BOX, BallSequences, BouncingBalls, FloatArray, Playing
 from torchrsm.streams.random import WEYL, mix, uniform
 
 MARK = 0.3
@@ -46,16 +46,9 @@ class KickedBalls(BouncingBalls):
         super().__init__(batch_size, **settings)
         self._settings |= {"stream": "KickedBalls", "kick_rate": self._kick_rate, "kick_size": self._kick_size}
 
-    def _advance(
-        self,
-        positions: FloatArray,
-        velocities: FloatArray,
-        radii: FloatArray,
-        numbers: NDArray[np.int64],
-        times: NDArray[np.int64],
-    ) -> None:
-        super()._advance(positions, velocities, radii, numbers, times)
-        _kick(self._seed, numbers, times, velocities, self._kick_rate, self._kick_size)
+    def _advance(self, balls: Playing) -> None:
+        super()._advance(balls)
+        _kick(self._seed, balls.numbers, balls.times, balls.velocities, self._kick_rate, self._kick_size)
 
 
 class TwoWayBalls(BouncingBalls):
@@ -86,17 +79,10 @@ class TwoWayBalls(BouncingBalls):
         super()._show(frames)
         draw_mark(frames)
 
-    def _advance(
-        self,
-        positions: FloatArray,
-        velocities: FloatArray,
-        radii: FloatArray,
-        numbers: NDArray[np.int64],
-        times: NDArray[np.int64],
-    ) -> None:
-        before = positions[..., 0].copy()
-        super()._advance(positions, velocities, radii, numbers, times)
-        _turn(self._seed, numbers, times, before, positions, velocities, self._left_share)
+    def _advance(self, balls: Playing) -> None:
+        before = balls.positions[..., 0].copy()
+        super()._advance(balls)
+        _turn(self._seed, balls.numbers, balls.times, before, balls.positions, balls.velocities, self._left_share)
 
 
 def draw_mark(frames: Tensor) -> None:

@@ -226,8 +226,9 @@ LEAST_FRAMES = 3
 """Fewest frames of a clip to learn from: the first is never predicted, and one prediction teaches nothing."""
 
 
-def _balls(config: BouncingBallsConfig, batch_size: int, seed: int) -> Stream:
-    return BouncingBalls(batch_size, seed=seed, **config.arguments())
+def _balls(make: type[BouncingBalls]) -> Callable[[Any, int, int], Stream]:
+    """Return what makes streams of balls of this class from settings."""
+    return lambda config, batch_size, seed: make(batch_size, seed=seed, **config.arguments())
 
 
 def _balls_on_device(config: BouncingBallsConfig, batch_size: int, seed: int, device: torch.device) -> Stream:
@@ -243,14 +244,6 @@ def _varied_balls(config: VariedBallsConfig, batch_size: int, seed: int) -> Stre
     return streams[0] if len(streams) == 1 else Turns(streams)
 
 
-def _kicked_balls(config: KickedBallsConfig, batch_size: int, seed: int) -> Stream:
-    return KickedBalls(batch_size, seed=seed, **config.arguments())
-
-
-def _two_way_balls(config: TwoWayBallsConfig, batch_size: int, seed: int) -> Stream:
-    return TwoWayBalls(batch_size, seed=seed, **config.arguments())
-
-
 def _digits(config: MovingMNISTConfig, batch_size: int, seed: int) -> Stream:
     return MovingMNIST(batch_size, seed=seed, split="train", **config.arguments())
 
@@ -260,10 +253,10 @@ def _video(config: VideoConfig, batch_size: int, seed: int) -> Stream:
 
 
 STREAMS: dict[str, tuple[type[StreamConfig], Callable[[Any, int, int], Stream]]] = {
-    "balls": (BouncingBallsConfig, _balls),
+    "balls": (BouncingBallsConfig, _balls(BouncingBalls)),
     "varied-balls": (VariedBallsConfig, _varied_balls),
-    "kicked-balls": (KickedBallsConfig, _kicked_balls),
-    "two-way-balls": (TwoWayBallsConfig, _two_way_balls),
+    "kicked-balls": (KickedBallsConfig, _balls(KickedBalls)),
+    "two-way-balls": (TwoWayBallsConfig, _balls(TwoWayBalls)),
     "digits": (MovingMNISTConfig, _digits),
     "video": (VideoConfig, _video),
 }
@@ -302,12 +295,11 @@ def make_stream(config: StreamConfig, batch_size: int, seed: int, device: torch.
         OSError: there is none, or the disk is full.
     """
     place = torch.device(device)
-    if config.disturbance.disturbs:
-        stream = STREAMS[config.kind][1](config, batch_size, seed)
-        return Disturbed(stream, config.disturbance, seed)
-    if place.type != "cpu" and config.kind in ON_DEVICE:
+    disturbs = config.disturbance.disturbs
+    if place.type != "cpu" and config.kind in ON_DEVICE and not disturbs:
         return ON_DEVICE[config.kind](config, batch_size, seed, place)
-    return STREAMS[config.kind][1](config, batch_size, seed)
+    stream = STREAMS[config.kind][1](config, batch_size, seed)
+    return Disturbed(stream, config.disturbance, seed) if disturbs else stream
 
 
 def frame_shape(config: StreamConfig) -> tuple[int, int, int]:

@@ -10,17 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrsm.streams.bouncing_balls import bouncing_ball_sequences
+from torchrsm.streams.bouncing_balls import BallSequences, bouncing_ball_sequences
 from torchrsm.streams.chance_balls import kicked_ball_sequences, two_way_ball_sequences
 from torchrsm.streams.moving_mnist import moving_mnist_sequences
 from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
+    BallWorldConfig,
     BouncingBallsConfig,
-    KickedBallsConfig,
     MovingMNISTConfig,
     OfBalls,
     StreamConfig,
-    TwoWayBallsConfig,
     VideoConfig,
     learned_frames,
     open_videos,
@@ -109,14 +108,13 @@ def _other_balls(config: OfBalls, split: Split, sequences: int) -> Tensor:
     return bouncing_ball_frames(split, sequences)
 
 
-def _other_kicked_balls(config: KickedBallsConfig, split: Split, sequences: int) -> Tensor:
-    settings = config.arguments()
-    return kicked_ball_sequences(sequences, seed=split_seed(split, sequences), **settings).frames
+def _of_own_world(sequences_of: Callable[..., BallSequences]) -> Callable[[Any, Split, int], Tensor]:
+    """Return what is held out of a world of balls of its own, given the function that makes its sequences."""
 
+    def held_out(config: BallWorldConfig, split: Split, sequences: int) -> Tensor:
+        return sequences_of(sequences, seed=split_seed(split, sequences), **config.arguments()).frames
 
-def _other_two_way_balls(config: TwoWayBallsConfig, split: Split, sequences: int) -> Tensor:
-    settings = config.arguments()
-    return two_way_ball_sequences(sequences, seed=split_seed(split, sequences), **settings).frames
+    return held_out
 
 
 def _other_digits(config: MovingMNISTConfig, split: Split, sequences: int) -> Tensor:
@@ -151,8 +149,8 @@ def _end_of_videos(config: VideoConfig, split: Split, sequences: int) -> Tensor:
 HELD_OUT: dict[str, Callable[[Any, Split, int], Tensor]] = {
     "balls": _other_balls,
     "varied-balls": _other_balls,
-    "kicked-balls": _other_kicked_balls,
-    "two-way-balls": _other_two_way_balls,
+    "kicked-balls": _of_own_world(kicked_ball_sequences),
+    "two-way-balls": _of_own_world(two_way_ball_sequences),
     "digits": _other_digits,
     "video": _end_of_videos,
 }
