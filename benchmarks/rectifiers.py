@@ -6,6 +6,11 @@ A row is a rectifier, end to end (``unet``) or of local stages (``local``); what
 an adversary of two weights, or the energy score; and whether streams dream on the way and are held to the world's
 motion. Nothing else differs. Beside them stand the stack alone and a filter that sharpens its prediction.
 
+The rows learn from the stream of the stack, and are scored on what is held out of it. So a stack that was trained on
+balls that are kicked (``torchrsm train kicked-balls``) or that turn at a mark (``two-way-balls``) compares them where
+several futures are possible; name a file of its own for it with ``--json``. At the mark it is counted how often they
+turn left.
+
 The same call goes on where one was interrupted; benchmarks/seeded.py says what the folder holds. After each row all of
 that goes to benchmarks/results/rectifiers.json, from which benchmarks/results_table.py makes the table. The filter is
 chosen on validation sequences, scores are of the test sequences.
@@ -21,10 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from torchrsm import Evaluator, LocalConfig, UNetConfig, VideoPredictor, bouncing_ball_frames, load
+from torchrsm import Evaluator, LocalConfig, UNetConfig, VideoPredictor, load
 from torchrsm.predictor import Predictor
 from torchrsm.rectifiers import RectifierConfig
 from torchrsm.rectifiers.sharpening import SharpeningConfig
@@ -32,10 +36,15 @@ from torchrsm.rsm import kernels
 from torchrsm.runs.fitting import on_stack_of, without_dreams
 from torchrsm.runs.settings import RunConfig, load_run_config
 from torchrsm.sampling import Sampled
-from torchrsm.scoring.rollouts import evaluate_rollouts
+from torchrsm.scoring.metrics import frame_squared_error
+from torchrsm.scoring.rollouts import evaluate_rollouts, world_geometry
 from torchrsm.scoring.samples import evaluate_samples
+from torchrsm.scoring.sequences import predict_sequences
+from torchrsm.scoring.two_ways import evaluate_two_ways
 from torchrsm.storage.shipped import find_model
-from torchrsm.streams.splits import frames_sha256
+from torchrsm.streams.chance_balls import two_way_ball_sequences
+from torchrsm.streams.settings import PUBLISHED_BALLS, BallWorldConfig, TwoWayBallsConfig
+from torchrsm.streams.splits import frames_sha256, held_out_frames, split_seed
 
 sys.path.insert(0, str(Path(__file__).parent))
 from seeded import SeededResults, names, numbers
@@ -97,6 +106,18 @@ def rows_on(stack: str) -> list[Row]:
     ]
 
 
+def world_of(stack: str) -> BallWorldConfig:
+    """Return the world of balls that a stack has learned from.
+
+    Raises:
+        SystemExit: it has learned from something else.
+    """
+    run = load_run_config(find_model(stack))
+    if not isinstance(run, RunConfig) or not isinstance(run.stream, BallWorldConfig):
+        raise SystemExit(f"--stack must be RSM that has learned from one world of balls; got {run.name!r}")
+    return run.stream
+
+
 def _learned(base: RunConfig) -> Iterator[Row]:
     assert base.rectifying is not None
     titles = {"unet": "end to end", "local": "local stages"}
@@ -126,27 +147,30 @@ def with_rectifier(model: VideoPredictor, rectifier: SharpeningConfig | None) ->
     return other.eval()
 
 
-def sharpened(model: VideoPredictor, sequences: int = 10) -> VideoPredictor:
-    """Return the model with the filter whose validation dreams show three balls in most frames.
+def sharpened(model: VideoPredictor, world: BallWorldConfig = PUBLISHED_BALLS, sequences: int = 10) -> VideoPredictor:
+    """Return the model with the filter whose validation dreams show the right number of balls in most frames.
 
     By the error of the next frame no sharpening would be best: an average is what the squared error asks for.
     """
-    frames = bouncing_ball_frames("validation", sequences)
+    frames, geometry = held_out_frames(world, "validation", sequences), world_geometry(world)
     shares = {}
     for gain, level in itertools.product(GAINS, LEVELS):
         candidate = with_rectifier(model, SharpeningConfig(gain=gain, level=level))
-        physics = evaluate_rollouts(candidate, frames, steps=50).physics
+        physics = evaluate_rollouts(candidate, frames, steps=50, geometry=geometry).physics
         shares[gain, level] = physics.windows[0].right_count
     gain, level = max(shares, key=lambda pair: shares[pair])
     print(f"sharpening: gain {gain:g}, level {level:g} is best on validation", flush=True)
     return with_rectifier(model, SharpeningConfig(gain=gain, level=level))
 
 
-def scores_of(model: VideoPredictor, frames: Tensor, dreams: int, samples: int) -> dict[str, Any]:
+def scores_of(
+    model: VideoPredictor, frames: Tensor, dreams: int, samples: int, world: BallWorldConfig = PUBLISHED_BALLS
+) -> dict[str, Any]:
     """Return what a row is measured by; of a rectifier that draws, by its draws.
 
     The energy score of a prediction that is no chance is the length of its error.
     """
+    geometry = world_geometry(world)
     drawn: Predictor[Any, Any] = Sampled(model) if model.draws_futures else model
     scores = Evaluator(frames, similarity=False).evaluate(drawn)
     found: dict[str, Any] = {"frame_squared_error": scores.frame_squared_error.all_predictable.mean}
@@ -154,24 +178,29 @@ def scores_of(model: VideoPredictor, frames: Tensor, dreams: int, samples: int) 
         draws = evaluate_samples(model, frames[:samples], SAMPLES)
         found |= {
             "mean_error": draws.mean_error.mean,
+            "raw_error": draws.raw_error.mean,
             "energy_score": draws.energy_score.mean,
+            "first_energy_score": draws.first_energy_score.mean,
             "calibration": draws.calibration,
             "blurred": draws.blurred,
             "blurred_truth": draws.blurred_truth,
         }
     else:
-        predicted = _predictions(model, frames[:samples])
-        error = (predicted - frames[:samples, 1:]).double().square().sum((2, 3, 4)).sqrt()
-        blurred = [((x > 0.1) & (x < 0.9)).double().mean().item() for x in (predicted, frames[:samples, 1:])]
+        predicted, raw = _predictions(model, frames[:samples])
+        came = frames[:samples, 1:]
+        error = frame_squared_error(predicted, came).sqrt()
+        blurred = [((x > 0.1) & (x < 0.9)).double().mean().item() for x in (predicted, came)]
         found |= {
             "mean_error": None,
+            "raw_error": frame_squared_error(raw, came).mean().item(),
             "energy_score": error.mean().item(),
+            "first_energy_score": error[:, 0].mean().item(),
             "calibration": None,
             "blurred": blurred[0],
             "blurred_truth": blurred[1],
         }
     for steps, name in ((DREAM_STEPS, "dream"), (LONG_DREAM_STEPS, "long_dream")):
-        physics = evaluate_rollouts(drawn, frames[:dreams], prime=PRIME, steps=steps).physics
+        physics = evaluate_rollouts(drawn, frames[:dreams], prime=PRIME, steps=steps, geometry=geometry).physics
         whole, last = physics.windows[-1], physics.windows[-2] if len(physics.windows) > 1 else physics.windows[-1]
         found[name] = {
             "steps": steps,
@@ -180,13 +209,18 @@ def scores_of(model: VideoPredictor, frames: Tensor, dreams: int, samples: int) 
             "lifetime": physics.lifetime,
             "alive": physics.never_ended,
         }
+    if isinstance(world, TwoWayBallsConfig):
+        sequences = two_way_ball_sequences(len(frames), seed=split_seed("test", len(frames)), **world.arguments())
+        ways = evaluate_two_ways(model, sequences, SAMPLES if model.draws_futures else 0, radius=world.radius)
+        found["two_ways"] = ways._asdict()
     return found
 
 
-def _predictions(model: VideoPredictor, frames: Tensor) -> Tensor:
-    """Return the frame predicted after each but the last, ``[n, t - 1, c, h, w]``."""
-    with torch.no_grad():
-        return model.eval()(frames)[:, :-1]
+def _predictions(model: VideoPredictor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the frame predicted after each but the last, rectified and raw, ``[n, t - 1, c, h, w]`` each."""
+    predicted = predict_sequences(model, frames)
+    raw = predicted.frames if predicted.raw is None else predicted.raw
+    return predicted.frames[:, 1:], raw[:, 1:]
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -219,7 +253,8 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = [name for name in options.rows or () if name not in known]
     if unknown:
         raise SystemExit(f"--rows must be of {', '.join(known)}; got {unknown[0]}")
-    frames = bouncing_ball_frames("test", options.sequences)
+    world = world_of(options.stack)
+    frames = held_out_frames(world, "test", options.sequences)
     shared = ("stack", "minutes", "threads", "sequences", "samples", "dreams")
     settings = {name: getattr(options, name) for name in shared}
     results = SeededResults(options.out, options.json, settings)
@@ -230,19 +265,27 @@ def main(arguments: list[str] | None = None) -> None:
             if row.name not in (options.rows or known) or results.has(row.name, seed):
                 continue
             with kernels.threads_in_use(options.threads, torch_threads=options.threads):
-                model = _made(row, seed, options, results)
-                scores = scores_of(model, frames, options.dreams, options.samples)
+                model = _made(row, seed, options, results, world)
+                scores = scores_of(model, frames, options.dreams, options.samples, world)
             results.keep(row.name, seed, json.dumps(scores))
             print(f"{row.name} seed {seed}: {scores['frame_squared_error']:.3f}", flush=True)
-            results.write(entries, lambda seed, written: {"seed": seed} | json.loads(written), frames_sha256=sha256)
+            results.write(
+                entries,
+                lambda seed, written: {"seed": seed} | json.loads(written),
+                world=world.subject,
+                energy=world_geometry(world).energy,
+                frames_sha256=sha256,
+            )
 
 
-def _made(row: Row, seed: int, options: argparse.Namespace, results: SeededResults) -> VideoPredictor:
+def _made(
+    row: Row, seed: int, options: argparse.Namespace, results: SeededResults, world: BallWorldConfig
+) -> VideoPredictor:
     """Return the model of a row, trained where it learns."""
     if row.run is None:
         stack = load(options.stack)
         assert isinstance(stack, VideoPredictor)
-        return with_rectifier(stack, None) if row.name == "none" else sharpened(stack)
+        return with_rectifier(stack, None) if row.name == "none" else sharpened(stack, world)
     budget = {"steps": None, "minutes": options.minutes, "threads": options.threads, "seed": seed}
     run = row.run.replace(training=row.run.training.replace(**budget))
     model = trained(run, results.run_folder(row.name, seed))

@@ -56,6 +56,9 @@ ROWS = [
 # Every part for minutes, over several seeds; and the shipped model, cut in the test.
 ABLATIONS = ("ablation.json", "ablation-shipped.json")
 
+# On the stack of `balls`, and on those that learned from worlds in which several futures are possible.
+RECTIFIERS = ("rectifiers.json", "rectifiers-kicked.json", "rectifiers-two-way.json")
+
 WORLDS = ("world-digits-32.json", "world-digits-64.json", "world-traffic.json", "world-bikes.json")
 
 
@@ -83,7 +86,8 @@ def number(value: float | None) -> str:
 def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
     parts = (
-        *(_bench(), _systems(), _errors(), *map(_ablation, ABLATIONS), _rectifiers(), _online(), _dreams()),
+        *(_bench(), _systems(), _errors(), *map(_ablation, ABLATIONS), _rectifiers(), _stages(), _rectifier_cost()),
+        *(_online(), _dreams()),
         *(_worlds_of_balls(), _worlds(), _film_memory(), _speed()),
     )
     return "\n\n".join(part for part in parts if part)
@@ -420,29 +424,37 @@ def _ablation_row(row: dict[str, Any], whole_system: dict[str, Any] | None) -> s
 
 
 def _rectifiers() -> str:
-    """What teaches a rectifier, end to end or in local stages: next frames, draws, dreams."""
-    result = read("rectifiers.json")
-    if not result:
-        return ""
+    """What teaches a rectifier, end to end or in local stages: next frames, draws, dreams; a table for each world."""
+    tables = [_rectifiers_of(result) for name in RECTIFIERS if (result := read(name))]
+    return "\n\n".join(tables)
+
+
+def _rectifiers_of(result: dict[str, Any]) -> str:
+    two_ways = any("two_ways" in seed for row in result["rows"] for seed in row["seeds"])
     lines = [
-        f"Rectifiers on the stack of `{result['stack']}` (`benchmarks/rectifiers.py`), {result['minutes']:g} minutes of"
+        f"Rectifiers on a stack that has learned from {result['world']} (`benchmarks/rectifiers.py`),"
+        f" {result['minutes']:g} minutes of"
         f" {cores(result['threads'])} each. Means over training seeds (of the error the least and the most, and how"
         f" many, in brackets). Those taught by the energy score draw: the squared error is that of one draw, on"
-        f" {result['sequences']} test sequences; of {result['samples']} of these, the error of the mean of 16 draws,"
-        " the energy score of whole frames, lower is better (of a rectifier that does not draw the length of its"
-        " error), spread against error (1 where draws are distributed as what comes) and the share of pixels between"
-        f" 0.1 and 0.9 beside truth's. Then {result['dreams']} dreams of 150 steps and of 1,000: the energy of balls,"
-        " px² (world: 2.25), and the median lifetime.",
+        f" {result['sequences']} test sequences; of {result['samples']} of these, the error of the mean of 16 draws and"
+        " of the stack, the energy score of whole frames, lower is better (of a rectifier that does not draw the length"
+        " of its error), that of frame 2 alone, spread against error (1 where draws are distributed as what comes) and"
+        f" the share of pixels between 0.1 and 0.9 beside truth's. Then {result['dreams']} dreams of 150 steps and of"
+        f" 1,000: the energy of balls, px² (world: {result['energy']:.3g}), and the median lifetime."
+        + (
+            " Last, where a ball turns left or right: the share of left turns beside truth's, and of neither."
+            * two_ways
+        ),
         "",
-        "| rectifier | squared error | mean of 16 | energy score | spread | blurred | energy, 150 | lifetime"
-        " | energy, 1,000 | lifetime |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *(_rectifier_row(row) for row in result["rows"]),
+        "| rectifier | squared error | mean of 16 | stack | energy score | of frame 2 | spread | blurred | energy, 150"
+        " | lifetime | energy, 1,000 | lifetime |" + " left | neither |" * two_ways,
+        "|---|" + "---|" * (11 + 2 * two_ways),
+        *(_rectifier_row(row, two_ways) for row in result["rows"]),
     ]
     return "\n".join(lines)
 
 
-def _rectifier_row(row: dict[str, Any]) -> str:
+def _rectifier_row(row: dict[str, Any], two_ways: bool) -> str:
     seeds = row["seeds"]
 
     def mean(*path: str) -> float | None:
@@ -462,7 +474,9 @@ def _rectifier_row(row: dict[str, Any]) -> str:
         row["label"],
         f"{statistics.mean(errors):.3f}{range_}",
         number(mean("mean_error")),
+        number(mean("raw_error")),
         number(mean("energy_score")),
+        number(mean("first_energy_score")),
         number(mean("calibration")),
         f"{blurred:.3f} / {truth:.3f}",
         number(mean("dream", "energy")),
@@ -470,7 +484,57 @@ def _rectifier_row(row: dict[str, Any]) -> str:
         number(mean("long_dream", "energy")),
         f"{mean('long_dream', 'lifetime'):g}",
     ]
+    if two_ways:
+        cells.append(f"{mean('two_ways', 'left'):.1%} / {mean('two_ways', 'left_truth'):.1%}")
+        cells.append(f"{mean('two_ways', 'neither'):.1%}")
     return f"| {' | '.join(cells)} |"
+
+
+def _stages() -> str:
+    """The error of each local stage."""
+    result = read("stages.json")
+    if not result:
+        return ""
+    names = ["stack", *(f"stage {number}" for number in range(1, len(result["stages"]) + 1))]
+    cells = [f"{error:.3f}" for error in (result["raw"], *result["stages"])]
+    beside = result["beside"]
+    if beside:
+        names.append(f"`{beside['model']}`, end to end")
+        cells.append(f"{beside['error']:.3f}")
+    return "\n".join(
+        [
+            f"Squared error of the frame that each stage of `{result['model']}` makes, from the error of that stage"
+            f" alone (`benchmarks/stages.py`, {result['sequences']} {result['split']} sequences).",
+            "",
+            f"| {' | '.join(names)} |",
+            "|---" * len(names) + "|",
+            f"| {' | '.join(cells)} |",
+        ]
+    )
+
+
+def _rectifier_cost() -> str:
+    """What local stages cost beside a rectifier that learns end to end."""
+    result = read("rectifier_cost.json")
+    if not result:
+        return ""
+    lines = [
+        f"What an update of the rectifier costs (`benchmarks/rectifier_cost.py`, {cores(result['threads'])},"
+        f" {result['batch_size']} streams): milliseconds a frame, the ratio of turns (quartiles), and MiB: what the"
+        " gradient needs of the forward pass (in brackets the most that one local stage needs), weights, optimisers.",
+        "",
+        "| rectifier | ms a frame | ratio | for the gradient | weights | optimisers |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        size = {name: value / 2**20 for name, value in row["bytes"].items()}
+        stage = f" ({size['for_gradient_of_a_stage']:.1f})" if "for_gradient_of_a_stage" in size else ""
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['name']} | {row['seconds_per_frame'] * 1000:.2f} | {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+            f" | {size['for_gradient']:.1f}{stage} | {size['weights']:.1f} | {size['optimisers']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def _online() -> str:

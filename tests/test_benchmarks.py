@@ -14,13 +14,14 @@ from unittest.mock import create_autospec
 import pytest
 import torch
 
-from torchrsm import PRESETS, Trainer, VideoPredictor, bouncing_ball_frames, load, preset, shipped_models
+from torchrsm import PRESETS, Evaluator, Trainer, VideoPredictor, bouncing_ball_frames, load, preset, shipped_models
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.local import LocalConfig
 from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rsm import kernels
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from torchrsm.runs.settings import RunConfig, load_run_config
-from torchrsm.streams.settings import BouncingBallsConfig, VariedBallsConfig, outside
+from torchrsm.streams.settings import BouncingBallsConfig, TwoWayBallsConfig, VariedBallsConfig, outside
 from torchrsm.streams.splits import frames_sha256
 
 ROOT = Path(__file__).parent.parent
@@ -357,6 +358,98 @@ def test_rectifiers_are_compared_on_one_stack(monkeypatch, tmp_path: Path) -> No
     stacks = [load(tmp_path / "out" / "runs" / f"{name}-seed-0").stack.state_dict() for name in learned]
     for other in stacks:
         assert all(torch.equal(weight, other[name]) for name, weight in load(stack).stack.state_dict().items())
+
+
+def test_rectifiers_are_compared_where_a_ball_turns_left_or_right(monkeypatch, tmp_path: Path) -> None:
+    small = preset("balls").replace(
+        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
+        **{"training.minutes": None, "training.steps": 4, "training.threads": 1},
+        stream=TwoWayBallsConfig(resolution=16, speed=2.0),
+    )
+    stack = tmp_path / "stack"
+    Trainer(small, stack).run()
+    module = benchmark("rectifiers")
+    monkeypatch.setattr(module, "LONG_DREAM_STEPS", 4)
+    monkeypatch.setattr(module, "DREAM_STEPS", 3)
+    monkeypatch.setattr(module, "SAMPLES", 2)
+    unet = {"features": 16, "width": 16, "blocks": 1}
+    monkeypatch.setitem(module.KINDS, "unet", module.KINDS["unet"] | unet)
+    file = tmp_path / "rectifiers-two-way.json"
+    options = ["--stack", str(stack), "--minutes", "0.004", "--sequences", "2", "--samples", "1", "--dreams", "1"]
+    options += ["--rows", "unet-squared-error,unet-energy-score", "--seeds", "0", "--out", str(tmp_path / "out")]
+    module.main([*options, "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert result["world"] == "balls that turn at a mark"
+    assert result["energy"] == pytest.approx((0.5 * 2 * 1.6) ** 2)
+    for row in result["rows"]:
+        (seed,) = row["seeds"]
+        assert seed["two_ways"]["crossings"] > 0
+        assert seed["raw_error"] > 0
+        assert seed["first_energy_score"] > 0
+    tables = benchmark("results_table")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    table = tables._rectifiers()
+    assert "| left | neither |" in table
+    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {15}
+
+
+def test_local_stages_and_the_end_to_end_rectifier_cost_so_much(monkeypatch, capsys, tmp_path: Path) -> None:
+    module = benchmark("rectifier_cost")
+    small = preset("balls").replace(
+        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
+        **{"model.rectifier.features": 16, "model.rectifier.width": 16, "model.rectifier.blocks": 1},
+    )
+    monkeypatch.setattr(module, "preset", lambda name: small)
+    file = tmp_path / "cost.json"
+    module.main(["--turns", "2", "--updates", "1", "--batch-size", "2", "--json", str(file)])
+    first, local, shallow = json.loads(file.read_text())["rows"]
+    assert first["ratio"] == 1
+    for row in (first, local, shallow):
+        assert row["seconds_per_frame"] > 0
+        assert 0 < row["bytes"]["weights"] < row["bytes"]["optimisers"] + row["bytes"]["for_gradient"]
+    assert shallow["bytes"]["for_gradient"] < local["bytes"]["for_gradient"]
+    stages, whole = LocalConfig().stages, local["bytes"]["for_gradient"]
+    assert whole / stages <= local["bytes"]["for_gradient_of_a_stage"] < whole / 2
+    for arguments, message in ((["--turns", "1"], "turns must be >= 2; got 1"), (["--preset", "simvp"], "must be RSM")):
+        monkeypatch.setattr(module, "preset", preset)
+        with pytest.raises(SystemExit):
+            module.main(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_memory_for_gradients_is_counted_once() -> None:
+    module = benchmark("rectifier_cost")
+    weight, x = torch.ones(5, 5, requires_grad=True), torch.ones(3, 5)
+    with module.saved_bytes() as saved:
+        hidden = (x @ weight).exp()  # keeps x and its own result
+        (hidden * hidden).sum()  # keeps that result again
+    assert saved() == 4 * (3 * 5 + 3 * 5)
+
+
+def test_the_error_of_each_stage(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = preset("balls-local").replace(
+        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
+        **{"model.rectifier.stages": 3, "model.rectifier.width": 16},
+        **{"training.minutes": None, "training.steps": 4, "training.threads": 1},
+    )
+    Trainer(small, tmp_path / "run").run()
+    model = load(tmp_path / "run")
+    module, frames = benchmark("stages"), bouncing_ball_frames("test", 3)
+    raw, stages = module.errors_of_stages(model, frames, batch_size=2)
+    scores = Evaluator(frames, similarity=False).evaluate(model)
+    assert raw == pytest.approx(scores.raw_frame_squared_error.all_predictable.mean, rel=1e-5)
+    assert stages[-1] == pytest.approx(scores.frame_squared_error.all_predictable.mean, rel=1e-5)
+    assert len(set(stages)) == 3
+    file, plot = tmp_path / "stages.json", tmp_path / "stages.png"
+    options = [str(tmp_path / "run"), "--beside", "copy-last", "--sequences", "3"]
+    module.main([*options, "--json", str(file), "--plot", str(plot)])
+    written = json.loads(file.read_text())
+    assert written["stages"] == pytest.approx(stages, rel=1e-5)
+    assert written["beside"]["error"] == pytest.approx(11.8, abs=1)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        module.main(["copy-last"])
 
 
 def test_rectifiers_need_a_stack(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torchrsm.precision import layers_of
 from torchrsm.predictor import check_frame, check_shape, filled, predict_next, rollout
 from torchrsm.rectifiers import AnyRectifierConfig, InputSizes, make_rectifier
 from torchrsm.rsm.functional import Chance, Grid
+from torchrsm.rsm.head import HeadConfig, SymbolHead, check_symbols, symbol_loss
 from torchrsm.rsm.kernels import EngineName
 from torchrsm.rsm.layer import LayerConfig, LayerPrediction, LayerState
 from torchrsm.rsm.stack import RSMStack
@@ -41,6 +42,7 @@ class ModelConfig(Config):
             The cells of a layer then come in blocks of 2 or 8 which look for the same thing, turned, and learn it
             together (`torchrsm.rsm.symmetry`). Where a picture has an up and a down, it is no square.
         rectifier: makes the stack's prediction, an average, one sharp frame; None for none.
+        head: names the symbol that comes next, where frames are symbols; None for none.
     """
 
     layers: tuple[LayerConfig, ...] = Field(min_length=1)
@@ -53,6 +55,7 @@ class ModelConfig(Config):
     fresh_feedback: bool = False
     symmetry: Symmetry = "none"
     rectifier: AnyRectifierConfig | None = None
+    head: HeadConfig | None = None
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """List the settings that need a layer above, cells that are heard, or a border."""
@@ -78,6 +81,8 @@ class ModelConfig(Config):
     def _fits(self) -> Self:
         if (self.height is None) != (self.width is None):
             raise ValueError(f"height and width go together; got {self.height} and {self.width}")
+        if self.height is None and self.head is not None:
+            raise ValueError("height and width must be given: a head sees the winners of each place")
         if self.height is None and any(layer.depends_on_size for layer in self.layers):
             raise ValueError("height and width must be given: a layer has output_bias 'element' or a connected decoder")
         for level, layer in enumerate(self.layers[1:], 2):
@@ -117,6 +122,8 @@ class Prediction(NamedTuple):
         seen: ``[b, c', h', w']``, what the stack read before it predicted, with the border: the last ``input_frames``
             frames, the latest first, and behind them their trace, if there is one.
         samples: ``[samples, b, c, h, w]``, draws of what may come; None unless they were asked for.
+        symbols: ``[b, symbols]``, the logarithm of how likely each symbol is, with the graph of the head alone; None
+            without a head.
     """
 
     frame: Tensor
@@ -124,6 +131,7 @@ class Prediction(NamedTuple):
     layers: tuple[LayerPrediction, ...]
     seen: Tensor
     samples: Tensor | None = None
+    symbols: Tensor | None = None
 
 
 class VideoPredictor(nn.Module):
@@ -158,6 +166,10 @@ class VideoPredictor(nn.Module):
             config.symmetry,
         )
         self.rectifier = None if config.rectifier is None else make_rectifier(config.rectifier, sizes)
+        self.head = None
+        if config.head is not None:
+            assert grid is not None
+            self.head = SymbolHead(config.head, sizes.layer_cells, self.stack.grids(grid))
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> tuple[LayerState, ...]:
         """Return the state of streams of which nothing has been seen; ``shape`` is that of the frames to come.
@@ -210,10 +222,11 @@ class VideoPredictor(nn.Module):
         first, p, (h, w) = self.stack.layers[0], self.config.pad, layers[0].input_grid
         with torch.no_grad():
             raw = first.decode(layers[0])[:, p : h - p, p : w - p].permute(0, 3, 1, 2)
-            frame = raw if first.config.activation == "sigmoid" else raw.clamp(0, 1)  # a frame is always in 0..1
+            frame = raw.clamp(0, 1) if first.config.activation == "identity" else raw  # a frame is always in 0..1
         seen = state[0].input
         assert isinstance(seen, Tensor)
-        return Prediction(frame, raw, layers, seen.permute(0, 3, 1, 2))
+        symbols = None if self.head is None else self.head([layer.cells for layer in layers])
+        return Prediction(frame, raw, layers, seen.permute(0, 3, 1, 2), symbols=symbols)
 
     def rectify(self, prediction: Prediction, noise: Tensor | None = None) -> Tensor:
         """Return the rectified frame ``[b, c, h, w]`` of a prediction, with the graph of the rectifier alone.
@@ -317,6 +330,22 @@ class VideoPredictor(nn.Module):
         if learn is None:
             learn = torch.ones(frame.shape[0], dtype=torch.bool, device=frame.device)
         return self.stack.losses(prediction.layers, self._padded(frame), learn)
+
+    def symbol_loss(self, prediction: Prediction, symbols: Tensor, learn: Tensor) -> Tensor:
+        """Return the error of the head, a scalar on a graph of its own.
+
+        Args:
+            prediction: what `predict` returned.
+            symbols: that came, ``[b]`` int64.
+            learn: ``[b]`` bool, false for streams to leave out.
+
+        Raises:
+            ValueError: there is no head, or the symbols are of another shape or type, or of another range.
+        """
+        if prediction.symbols is None or self.head is None:
+            raise ValueError("model must have a head to learn symbols; got one without")
+        check_symbols(symbols, len(prediction.raw), self.head.config.symbols)
+        return symbol_loss(prediction.symbols, symbols, learn)
 
     def observe(
         self, frame: Tensor, prediction: Prediction, state: tuple[LayerState, ...], seen: Tensor | None = None

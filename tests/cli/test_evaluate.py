@@ -14,12 +14,11 @@ from PIL import Image
 
 from torchrsm import LayerConfig, ModelConfig, VideoPredictor, bouncing_ball_frames, load, preset
 from torchrsm.cli import main
-from torchrsm.cli.evaluate import world_geometry
 from torchrsm.runs.settings import RUN_FILE, RunConfig, save_run_config
 from torchrsm.sampling import Sampled
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WORLD
-from torchrsm.scoring.rollouts import evaluate_rollouts
+from torchrsm.scoring.rollouts import evaluate_rollouts, world_geometry
 from torchrsm.scoring.samples import evaluate_samples
 from torchrsm.streams import (
     DisturbanceConfig,

@@ -15,7 +15,7 @@ from torchrsm import PRESETS, __version__, load
 from torchrsm.cli import main
 from torchrsm.storage.folders import CONFIG_FILE, WEIGHTS_FILE
 from torchrsm.storage.tensors import load_tensors, save_tensors
-from torchrsm.streams import moving_mnist
+from torchrsm.streams import handwriting
 
 PRESET_NAMES = ", ".join(PRESETS)
 WORLD_NAMES = "video, digits, kicked-balls, two-way-balls"
@@ -196,7 +196,7 @@ def test_an_extra_that_is_not_installed_is_one_line(tmp_path, refused, monkeypat
         monkeypatch.delitem(sys.modules, name)
     for name in ("torchrsm.web.server", "torch.utils.tensorboard"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    for cached in (moving_mnist._images, moving_mnist._read_digits):  # an earlier test may have read the digits
+    for cached in (handwriting.handwritten_digits, handwriting._read):  # an earlier test may have read the digits
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     refused(*arguments, says=[f"install the extra: pip install 'torchrsm[{extra}]'"])

@@ -116,6 +116,7 @@ def test_shuffled_winners_are_seen_as_they_were(model):
 WITHOUT_FRAMES = (
     "balls",
     "balls-large",
+    "balls-local",
     "balls-any",
     "balls-compact",
     "balls-wide",

@@ -47,7 +47,12 @@ def watch(layer, steps=3, batch=2):
         ({"input_frames": 0}, "input_frames\n.*greater than 0"),
         ({"input_decay": 0.0}, "input_decay\n.*greater than 0"),
         ({"normalisation": "batch"}, "normalisation\n.*'sample', 'location' or 'none'"),
-        ({"activation": "relu"}, "activation\n.*'sigmoid' or 'identity'"),
+        ({"activation": "relu"}, "activation\n.*'sigmoid', 'identity' or 'softmax'"),
+        ({"loss": "cross_entropy"}, "loss cross_entropy needs the activation sigmoid or softmax; got 'identity'"),
+        (
+            {"activation": "softmax"},
+            "activation softmax needs loss cross_entropy and changes zero; got squared and zero",
+        ),
         ({"decoder": "linear"}, "decoder\n.*convolutional.*fully_connected.*input_value='linear'"),
         ({"output_bias": "none"}, "output_bias\n.*element.*channel.*input_value='none'"),
         ({"margin": -1}, "margin\n.*greater than or equal to 0"),
@@ -322,3 +327,28 @@ def test_a_layer_without_memory_learns_with_all_its_weights(engine):
     layer.loss(layer.predict(state), here(torch.rand(2, 8, 8, 1)), learn).backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in layer.parameters())
     assert not layer.recurrent.any()
+
+
+# --- Softmax ----------------------------------------------------------------------------------------------------------
+
+SOFTMAX = {"activation": "softmax", "loss": "cross_entropy", "dropout": 0.0}
+
+
+def test_softmax_is_over_the_channels(engine):
+    layer = build(channels=4, engine=engine, **SOFTMAX)
+    decoded = layer.decode(layer.predict(watch(layer)))
+    torch.testing.assert_close(decoded.sum(-1), here(torch.ones(2, 8, 8)))
+    assert (decoded > 0).all()
+    plain = build(channels=4, engine=engine, dropout=0.0)
+    torch.testing.assert_close(decoded, plain.decode(plain.predict(watch(plain))).softmax(-1))
+
+
+def test_the_loss_of_softmax_is_the_categorical_cross_entropy(engine):
+    layer = build(channels=4, engine=engine, margin=1, **SOFTMAX)
+    prediction, target = layer.predict(watch(layer)), here(torch.rand(2, 8, 8, 4).softmax(-1))
+    learn = here(torch.tensor([True, False]))
+    expected = -(target * layer.decode(prediction).log()).sum(-1)[0, 1:-1, 1:-1].mean()
+    loss = layer.loss(prediction, target, learn)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(weight.grad.abs().max() > 0 for weight in layer.parameters())

@@ -216,6 +216,7 @@ RECTIFIED = (
     *(
         "balls",
         "balls-large",
+        "balls-local",
         "balls-1l",
         "balls-compact",
         "balls-wide",

@@ -110,6 +110,8 @@ def test_a_model_is_scored_by_what_it_draws():
     first = evaluate_samples(model, frames[:2], samples=3)
     assert first.mean_error.mean == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
     assert first.draw_error.mean > first.mean_error.mean
+    assert first.energy_score.mean != first.first_energy_score.mean > 0
+    assert first.first_energy_score == evaluate_samples(model, frames[:2, :2], samples=3).energy_score
     assert 0 < first.blurred <= 1
     assert first.blurred_truth == pytest.approx(((frames[:2, 1:] > 0.1) & (frames[:2, 1:] < 0.9)).float().mean().item())
     assert math.isfinite(first.calibration)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from torchrsm.streams.grammar import Grammar, Step, embedded_reber, read_grammar
+from torchrsm.streams.grammar import Grammar, Step, embedded_reber, grammar_of, named_grammar, read_grammar
 
 
 def test_strings_of_the_embedded_reber_grammar_are_what_it_allows():
@@ -103,3 +103,49 @@ def test_a_file_that_is_no_grammar_is_refused(tmp_path, text):
     file.write_text('{"states": {"a": [["x", 1, "b"]]}}')
     with pytest.raises(ValueError, match=r"grammar\.json: state 'a' leads to 'b', which is no state"):
         read_grammar(file)
+
+
+def test_the_named_tasks_have_the_ceilings_of_the_protocol():
+    rows, pairs = named_grammar("digits-3"), named_grammar("digits-8x9")
+    assert rows.ceiling().all == pytest.approx(1)
+    assert rows.ceiling(4).all == pytest.approx(0.917, abs=5e-4)
+    assert pairs.ceiling().all == pytest.approx(8 / 9)
+    assert pairs.ceilings_by_position(10) == pytest.approx([3 / 8, 5 / 8, *[1] * 7, None])
+
+
+def test_the_first_symbol_can_be_left_out():
+    grammar = embedded_reber()
+    length = 12  # on average: two symbols before the inner string, eight in it, two behind it
+    counted = (grammar.ceiling().all * length - 1) / (length - 1)  # the first, B, is always known
+    assert grammar.ceiling(first=False).all == pytest.approx(counted)
+    assert grammar.ceiling(first=False).marked == pytest.approx(1)
+    assert grammar.ceiling(0, first=False).all < grammar.ceiling(8, first=False).all < grammar.ceiling(first=False).all
+
+
+def test_ceilings_by_position_are_what_the_best_guess_scores():
+    grammar, uniform = embedded_reber(), random.Random(5).random
+    counts = {}
+    for _ in range(20_000):
+        symbols, left = grammar.string(uniform)
+        for place, (symbol, state) in enumerate(zip(symbols, left, strict=True)):
+            counts.setdefault((place, state), Counter())[symbol] += 1
+    ceilings = grammar.ceilings_by_position(12)
+    for place in range(12):
+        here = [counter for (at, _), counter in counts.items() if at == place]
+        best = sum(max(counter.values()) for counter in here) / sum(counter.total() for counter in here)
+        assert best == pytest.approx(ceilings[place], abs=0.02), place
+    with pytest.raises(ValueError, match="count must be >= 1; got 0"):
+        grammar.ceilings_by_position(0)
+
+
+def test_a_grammar_of_strings_shares_their_beginnings():
+    grammar = grammar_of(["ab", "ac", "b", "ab"], "four")
+    assert grammar.symbols == ("a", "b", "c")
+    assert {step.symbol: step.probability for step in grammar.states["begin"]} == {"a": 0.75, "b": 0.25}
+    assert grammar.states["a"] == (Step("b", pytest.approx(2 / 3), "ab"), Step("c", pytest.approx(1 / 3), "ac"))
+    assert grammar.follows("ab") is not None
+    assert grammar.follows("ba") is None
+    assert grammar.digest() != grammar_of(["ab", "ac", "b"], "four").digest()
+    for strings, message in (([], "must be of strings"), (["a", ""], "must be of strings"), (["a", "ab"], "beginning")):
+        with pytest.raises(ValueError, match=message):
+            grammar_of(strings, "bad")

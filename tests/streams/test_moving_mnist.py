@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from torchrsm.streams import MovingMNIST, check_stream, moving_mnist_sequences
-from torchrsm.streams.moving_mnist import _images, _paths
+from torchrsm.streams.handwriting import handwritten_digits
+from torchrsm.streams.moving_mnist import _paths
 
 WEYL = 0x9E3779B97F4A7C15
 SPLITS = ("train", "validation", "test")
@@ -130,7 +131,7 @@ def test_directions_and_places_are_uniform():
 
 
 def test_splits_share_no_digit_and_have_all_classes():
-    images = {split: _images(28, split) for split in SPLITS}
+    images = {split: handwritten_digits(split).images for split in SPLITS}
     assert [len(images[split]) for split in SPLITS] == [4000, 500, 500]
     seen = {split: {image.tobytes() for image in images[split]} for split in SPLITS}
     for one, other in itertools.combinations(SPLITS, 2):
@@ -143,8 +144,8 @@ def test_splits_share_no_digit_and_have_all_classes():
 
 
 def test_small_digits_are_means_of_four_pixels():
-    expected = _images(28, "test").reshape(-1, 14, 2, 14, 2).mean((2, 4))
-    assert np.abs(_images(14, "test") - expected).max() < 1e-6
+    expected = handwritten_digits("test").images.reshape(-1, 14, 2, 14, 2).mean((2, 4))
+    assert np.abs(handwritten_digits("test", 14).images - expected).max() < 1e-6
 
 
 def test_the_brighter_digit_is_seen():
@@ -164,11 +165,11 @@ def test_is_fast():
 
 
 def test_says_what_to_install(monkeypatch):
-    from torchrsm.streams import moving_mnist
+    from torchrsm.streams import handwriting
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'torchrsm\[digits\]'"):
-        moving_mnist._read_digits.__wrapped__()
+        handwriting._read.__wrapped__()
 
 
 @pytest.mark.parametrize(

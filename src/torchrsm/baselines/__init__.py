@@ -24,6 +24,7 @@ from torchrsm.baselines.sequence_model import BaselineConfig, SequenceModel
 from torchrsm.baselines.simvp import SimVP, SimVPConfig
 from torchrsm.baselines.srtrbm import SRTRBM, SRTRBMConfig
 from torchrsm.baselines.unet import FramesUNet, FramesUNetConfig
+from torchrsm.baselines.window_network import WindowNetwork, WindowNetworkConfig
 from torchrsm.registry import chosen_from
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "SequenceModel",
     "SimVP",
     "SimVPConfig",
+    "WindowNetworkConfig",
     "make_baseline",
 ]
 
@@ -75,6 +77,7 @@ BASELINES: dict[str, tuple[type[BaselineConfig], type[SequenceModel]]] = {
     "predrnn": (PredRNNConfig, PredRNN),
     "simvp": (SimVPConfig, SimVP),
     "unet": (FramesUNetConfig, FramesUNet),
+    "window-network": (WindowNetworkConfig, WindowNetwork),
 }
 """The settings and the model of each baseline, by the ``kind`` of its settings: a file and a line here add one."""
 

@@ -24,6 +24,7 @@ from torchrsm.baselines.sequence_model import (
     SequenceModel,
     Window,
     mean_squared_error,
+    symbol_loss,
 )
 from torchrsm.state import detach
 
@@ -38,11 +39,13 @@ class LSTMConfig(BaselineConfig):
         hidden_units: of each layer below the last, from the frame on.
         readout: ``cell``: a further layer has a unit for each pixel, and its output is the frame. ``linear``: weights
             and a logistic from the last of ``hidden_units`` to the pixels take its place.
+        symbols: how many symbols the last layer names, too, by weights and a softmax; None for none.
     """
 
     kind: Literal["lstm"] = "lstm"
     hidden_units: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(2048, 1024, 1024, 1024), min_length=1)
     readout: Literal["cell", "linear"] = "cell"
+    symbols: int | None = Field(default=None, ge=2)
 
 
 class Memory(NamedTuple):
@@ -120,6 +123,7 @@ class LSTM(SequenceModel):
         sizes = (pixels, *self.units)
         self.layers = nn.ModuleList(nn.LSTMCell(below, units) for below, units in zip(sizes, self.units, strict=False))
         self.readout = nn.Linear(self.units[-1], pixels) if config.readout == "linear" else None
+        self.names = None if config.symbols is None else nn.Linear(self.units[-1], config.symbols)
 
     def initial_state(self, shape: tuple[int, int, int, int]) -> LSTMState:
         """Return empty cells and no frame."""
@@ -131,22 +135,30 @@ class LSTM(SequenceModel):
     def predict(self, state: LSTMState) -> Predicted:
         """Read the last frame."""
         starts = torch.zeros(1, len(state.frame), dtype=torch.bool, device=state.frame.device)
-        frames, layers = self._run(state.frame[None], state.layers, starts)
-        return Predicted(frames[0], layers)
+        frames, layers, logs = self._run(state.frame[None], state.layers, starts)
+        return Predicted(frames[0], layers, None if logs is None else logs[0])
 
     def advance(self, frame: Tensor, prediction: Predicted, state: LSTMState) -> LSTMState:
         """Store the frame."""
         return LSTMState(frame, prediction.memory)
 
     def learn(self, window: Window, state: LSTMState) -> Lesson:
-        """Return the mean squared error of the window's next-frame predictions, computed layer by layer."""
-        frames, layers = self._run(inputs_of(window, state.frame), state.layers, window.starts)
+        """Return the mean squared error of the window's next-frame predictions, computed layer by layer.
+
+        Where symbols are named, the cross-entropy of the next one is added.
+        """
+        frames, layers, logs = self._run(inputs_of(window, state.frame), state.layers, window.starts)
         scored = ~window.starts
-        loss = mean_squared_error(frames, window.frames, scored)
+        loss = mean_squared_error(frames, window.frames, scored) + symbol_loss(logs, window)
         return Lesson((loss,), frames.detach(), scored, LSTMState(window.frames[-1], detach(layers)))
 
-    def _run(self, inputs: Tensor, memories: tuple[Memory, ...], starts: Tensor) -> tuple[Tensor, tuple[Memory, ...]]:
-        """Return the frames ``[time, b, c, h, w]`` that follow the inputs, and the memory after the last."""
+    def _run(
+        self, inputs: Tensor, memories: tuple[Memory, ...], starts: Tensor
+    ) -> tuple[Tensor, tuple[Memory, ...], Tensor | None]:
+        """Return the frames ``[time, b, c, h, w]`` that follow the inputs, the memory after the last, and the symbols.
+
+        The last are ``[time, b, symbols]``, see `Predicted.symbols`.
+        """
         values, after = 2 * inputs.flatten(2) - 1, []
         for layer, memory in zip(self.layers, memories, strict=True):
             assert isinstance(layer, nn.LSTMCell)
@@ -159,4 +171,5 @@ class LSTM(SequenceModel):
             values = torch.stack(outputs)
             after.append(memory)
         pixels = (values + 1) / 2 if self.readout is None else torch.sigmoid(self.readout(values))
-        return pixels.view_as(inputs), tuple(after)
+        logs = None if self.names is None else F.log_softmax(self.names(values), -1)
+        return pixels.view_as(inputs), tuple(after), logs

@@ -39,10 +39,12 @@ class Window(NamedTuple):
     Attributes:
         frames: ``[time, b, c, h, w]`` in 0..1.
         starts: ``[time, b]`` bool, true where a frame is the first of a sequence; nothing before it may be used.
+        symbols: ``[time, b]`` int64, which the frames show; None where they are no symbols.
     """
 
     frames: Tensor
     starts: Tensor
+    symbols: Tensor | None = None
 
 
 class Lesson(NamedTuple):
@@ -72,10 +74,12 @@ class Predicted(NamedTuple):
     Attributes:
         frame: ``[b, c, h, w]`` in 0..1.
         memory: what `SequenceModel.observe` takes over into the next state; (nested) tuples of tensors, or None.
+        symbols: ``[b, symbols]``, the logarithm of how likely each symbol is; None from a model that names none.
     """
 
     frame: Tensor
     memory: Any = None
+    symbols: Tensor | None = None
 
 
 class SequenceModel(nn.Module):
@@ -209,6 +213,20 @@ def mean_squared_error(frames: Tensor, truth: Tensor, scored: Tensor) -> Tensor:
     """
     error = (frames - truth).square().mean((2, 3, 4)) * scored
     return error.sum() / scored.sum().clamp(min=1)
+
+
+def symbol_loss(logs: Tensor | None, window: Window) -> Tensor:
+    """Return the mean cross-entropy of the symbols of a window, a scalar; 0 where none are named or none are shown.
+
+    Args:
+        logs: ``[time, b, symbols]``, the logarithm of how likely each symbol was thought to be.
+        window: what came.
+    """
+    if logs is None or window.symbols is None:
+        return window.frames.new_zeros(())
+    error = -logs.gather(2, window.symbols[..., None])[..., 0]
+    scored = ~window.starts
+    return (error * scored).sum() / scored.sum().clamp(min=1)
 
 
 def _times(shape: tuple[int, ...]) -> str:

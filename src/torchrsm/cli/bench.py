@@ -16,6 +16,8 @@ from torchrsm.devices import choose_device
 from torchrsm.learning.ranks import Ranks
 from torchrsm.rsm import kernels
 from torchrsm.runs.bench import RESULTS_FILE, SYSTEMS, TABLE_FILE, Bench, BenchConfig, table
+from torchrsm.runs.bench.memory import WORLDS, MemoryBench, MemoryBenchConfig
+from torchrsm.runs.bench.memory_results import memory_table
 from torchrsm.runs.settings import DeviceFlag
 
 
@@ -51,8 +53,33 @@ class BenchCommand(Config):
         return text
 
 
+class MemoryBenchCommand(Config):
+    """Train systems in worlds where the past decides, for the same time, and write a table for each.
+
+    Attributes:
+        out: folder of the bench; one that was interrupted goes on, and worlds and systems can be added to it.
+        minutes: of training, each.
+        worlds: `all`, or names separated by commas: noise, flicker, blackout and bar are bouncing balls of which not
+            all is seen; reber, digits-3 and digits-8x9 are symbols in the order of a grammar.
+        systems: `all`, or names of presets separated by commas; `rsm` is the preset of a world of symbols, `n-gram`
+            counts them.
+        seeds: training runs of each system, with the seeds 0, 1, ...
+        threads: of training; None for all cores at hand.
+    """
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    minutes: Annotated[float, Field(gt=0)]
+    worlds: str = "all"
+    systems: str = "all"
+    seeds: Annotated[int, Field(gt=0)] = 1
+    threads: Annotated[int | None, Field(gt=0)] = None
+
+
 def bench(arguments: list[str], ranks: Ranks) -> None:
     """Train and score systems, and write the table."""
+    if arguments[:1] == ["memory"]:
+        _bench_memory(arguments[1:], ranks)
+        return
     command = parse(BenchCommand, arguments, "bench balls")
     config = BenchConfig(
         world=command.world,
@@ -65,3 +92,17 @@ def bench(arguments: list[str], ranks: Ranks) -> None:
     )
     results = Bench(config, command.out, ranks).run(reporting)
     print(f"\n{table(results)}\n\nIn {command.out}: {TABLE_FILE}, {RESULTS_FILE}, error.png, memory.png")
+
+
+def _bench_memory(arguments: list[str], ranks: Ranks) -> None:
+    """Train and score systems in worlds where the past decides, and write the tables."""
+    command = parse(MemoryBenchCommand, arguments, "bench memory")
+    config = MemoryBenchConfig(
+        worlds=WORLDS if command.worlds == "all" else tuple(command.worlds.split(",")),
+        systems=None if command.systems == "all" else tuple(command.systems.split(",")),
+        minutes=command.minutes,
+        seeds=command.seeds,
+        threads=command.threads or kernels.threads(),
+    )
+    results = MemoryBench(config, command.out, ranks).run(reporting)
+    print(f"\n{memory_table(results)}\n\nIn {command.out}: table.md, results.json, a plot of each world")

@@ -17,13 +17,14 @@ from torchrsm.baselines import SequenceModel
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import Clips, as_read, clips_for, size_for
+from torchrsm.cli.symbols import dream_strings
 from torchrsm.config import Config
 from torchrsm.learning.ranks import Ranks
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
 from torchrsm.media.pictures import save_image, two_row_picture
 from torchrsm.model import VideoPredictor
 from torchrsm.predictor import Predictor
-from torchrsm.runs.settings import DeviceFlag
+from torchrsm.runs.settings import DeviceFlag, learned_from
 from torchrsm.sampling import Sampled, SampledWinners
 from torchrsm.scoring.physics import check_world
 from torchrsm.scoring.rollouts import judge_dreams
@@ -34,10 +35,11 @@ from torchrsm.streams import (
     open_frames,
 )
 from torchrsm.streams.paths import printable
+from torchrsm.streams.settings import GrammarConfig
 from torchrsm.streams.splits import TEST_SEED
 from torchrsm.systems import load
 
-DREAM_SUFFIXES = (*FILM_SUFFIXES, ".png", ".npz")
+DREAM_SUFFIXES = (*FILM_SUFFIXES, ".png", ".npz", ".txt")
 FILM_SEQUENCES = 4
 _FRAMES_PER_SECOND = 20.0
 
@@ -49,7 +51,8 @@ class DreamCommand(Config):
         model: folder of a model or a run, the name of a shipped model, or of a baseline.
         out: .mp4 or .gif for a film of up to four of the sequences (prediction red, truth blue, both magenta), .png for
             the two-row picture of the first (above: each frame predicted from the true ones before it; below: the
-            dream), .npz for the numbers of all (arrays `frames`, the dream, `prime` and, as far as known, `truth`).
+            dream), .npz for the numbers of all (arrays `frames`, the dream, `prime` and, as far as known, `truth`). A
+            model of symbols writes strings, one a line, to a .txt.
         prime: true frames that the model sees first.
         steps: frames to imagine.
         sequences: how many, the first ones; None for one, or for all of a file.
@@ -116,6 +119,19 @@ def dream(arguments: list[str], ranks: Ranks) -> None:
     command = parse(DreamCommand, arguments, "dream")
     outputs = {"out": command.out, "json": command.json_file}
     check_outputs(outputs, [command.model, command.frames, command.prime_from])
+    symbols = _symbols_of(command)
+    if symbols is not None:
+        if ranks.rank == 0:
+            dream_strings(
+                command.model,
+                symbols,
+                command.out,
+                command.sequences or 100,
+                command.steps,
+                command.seed,
+                command.device,
+            )
+        return
     predictor = load(command.model, device=command.device)
     frames, source = _frames_to_prime_on(command, predictor)
     if frames.shape[1] < command.prime:
@@ -144,6 +160,20 @@ def dream(arguments: list[str], ranks: Ranks) -> None:
         write_atomically(command.json_file, (scores.model_dump_json(indent=2) + "\n").encode())
         print(scores.table())
     print(f"{len(dream)} dream(s) of {command.steps} steps after {command.prime} frames of {source}: {command.out}")
+
+
+def _symbols_of(command: DreamCommand) -> GrammarConfig | None:
+    """Return the symbols that a model learned from, None for a model of frames; what does not fit is refused."""
+    stream = learned_from(command.model)
+    if not isinstance(stream, GrammarConfig):
+        if command.out.suffix.lower() == ".txt":
+            raise ValueError(f"out must not be a .txt for a model of frames; got {str(command.out)!r}")
+        return None
+    usual = DreamCommand(model=command.model, out=command.out)
+    for name in ("prime", "frames", "prime_from", "sample", "temperature", "json_file"):
+        if getattr(command, name) != getattr(usual, name):
+            raise ValueError(f"{name} is about frames, and {command.model} is a model of symbols")
+    return stream
 
 
 def _dreaming(command: DreamCommand, predictor: VideoPredictor | SequenceModel) -> Predictor[Any, Any]:

@@ -13,6 +13,7 @@ from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import as_read
+from torchrsm.cli.symbols import score_symbols
 from torchrsm.config import Config
 from torchrsm.learning.ranks import Ranks
 from torchrsm.media.pictures import save_image, strip
@@ -24,18 +25,17 @@ from torchrsm.runs.settings import RUN_FILE, DeviceFlag, learned_from, load_run_
 from torchrsm.sampling import Sampled
 from torchrsm.scoring.evaluation import Evaluator
 from torchrsm.scoring.metrics import SIMILARITY_WINDOW
-from torchrsm.scoring.physics import WorldGeometry
-from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, simulator_tracked_error
+from torchrsm.scoring.rollouts import RolloutScores, evaluate_rollouts, simulator_tracked_error, world_geometry
 from torchrsm.scoring.samples import evaluate_samples
 from torchrsm.scoring.sequences import predict_sequences
 from torchrsm.storage.shipped import find_model
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams import DisturbanceConfig, Shown, disturbed_sequences, expected_noisy, load_frames
-from torchrsm.streams.bouncing_balls import BOX, SPEED
 from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
     BallWorldConfig,
     BouncingBallsConfig,
+    GrammarConfig,
     OfBalls,
     StreamConfig,
     VideoConfig,
@@ -126,6 +126,9 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     """Score a model, print the table, and write what was asked for."""
     command = parse(EvaluateCommand, arguments, "evaluate")
     stream = _stream(command.model)
+    if isinstance(stream, GrammarConfig):
+        _score_symbols(command, stream, ranks)
+        return
     trained, looks_at = learned_from(command.model), command.world if isinstance(stream, OfBalls) else stream
     note = None if trained is None else unseen(trained, looks_at)
     film = stream.path if isinstance(stream, VideoConfig) else None
@@ -169,6 +172,18 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     for name, target in (("scores", command.json_file), ("picture", command.strip), ("physics", command.plot)):
         if target is not None:
             print(f"{name}: {target}")
+
+
+def _score_symbols(command: EvaluateCommand, stream: GrammarConfig, ranks: Ranks) -> None:
+    """Score a model of symbols; what is about frames is refused."""
+    usual = EvaluateCommand(model=command.model)
+    for name in ("frames", "layout", "world", "strip", "rollout_steps", "samples", "disturbance"):
+        if getattr(command, name) != getattr(usual, name):
+            raise ValueError(f"{name} is about frames, and {command.model} is a model of symbols")
+    check_outputs({"json": command.json_file}, [command.model])
+    if ranks.rank == 0:
+        streams = command.sequences or SEQUENCES
+        score_symbols(command.model, stream, command.split or "test", streams, command.json_file, command.device)
 
 
 def _shown(frames: Tensor, disturbance: DisturbanceConfig) -> tuple[Tensor, Shown | None]:
@@ -219,10 +234,3 @@ def _rollout(
         geometry=world_geometry(world),
         mapped=ranks.map,
     )
-
-
-def world_geometry(world: BallWorldConfig) -> WorldGeometry:
-    """Return a world in pixels."""
-    side = world.resolution
-    radius, speed = world.radius * side / BOX, SPEED * world.speed * side / BOX
-    return WorldGeometry(balls=world.balls, radius=radius, side=side, speed=speed)

@@ -49,6 +49,8 @@ usage: torchrsm COMMAND ...
                          train one on moving digits
   train kicked-balls|two-way-balls --out DIR [--system PRESET] [settings]
                          train one on balls whose future is not certain
+  train reber|digits-3|digits-8x9 --out DIR, train grammar FILE.json --out DIR [--system PRESET] [settings]
+                         train one on symbols in the order of a grammar
   train --resume --out DIR [--minutes M | --steps N]
                          go on with a run, for longer than it was begun for if you wish
   predict MODEL FILE --out FILM.mp4 [--frames N] [--clip N] [--json FILE]
@@ -61,9 +63,11 @@ usage: torchrsm COMMAND ...
                          score next-frame predictions and dreams on frames that were never learned from: the test
                          sequences, the end of the run's own video, or a file
   dream MODEL --out FILE [--prime 50] [--steps 150] [--sequences N] [--prime-from VIDEO | --frames FILE | --seed S]
-                         let a model imagine what comes next, as .mp4, .gif, .png or .npz
+                         let a model imagine what comes next, as .mp4, .gif, .png or .npz; strings of symbols as .txt
   bench balls --minutes M --out DIR [--systems all|NAME,NAME] [--seeds N] [--memory-from-length 10,50,200]
                          train systems for the same time and score them alike; one table
+  bench memory --minutes M --out DIR [--worlds all|NAME,NAME] [--systems all|NAME,NAME] [--seeds N]
+                         the same in worlds where the past decides: balls of which not all is seen, symbols
   presets                list the presets
   info MODEL|PRESET      describe a model, a run or a preset
 

@@ -1,4 +1,4 @@
-"""``train``: learn from bouncing balls, from a video, from digits or from balls whose future is not certain."""
+"""``train``: learn from bouncing balls, a video, digits, balls whose future is not certain, or symbols."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from torchrsm.runs.presets import PRESETS, preset
 from torchrsm.runs.record import Record
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.runs.trainer import Trainer
-from torchrsm.streams.settings import STREAMS, VideoConfig, frame_shape, open_videos
+from torchrsm.streams.grammar import GRAMMARS
+from torchrsm.streams.settings import STREAMS, GrammarConfig, VideoConfig, frame_shape, open_videos
 
 
 class _TrainCommand(Config):
@@ -117,26 +118,28 @@ def _parsed_to_resume(arguments: list[str]) -> tuple[str, TrainCommand | TrainBa
         rest = arguments
     elif name in _WORLDS:
         rest, system = taken(rest, "--system", begun.name)
-        film = None
-        if name == "video" and rest and not rest[0].startswith("-"):
-            film, *rest = rest
-        _check_begun_with(folder, begun, name, system, film)
+        source = None
+        if name in ("video", "grammar") and rest and not rest[0].startswith("-"):
+            source, *rest = rest
+        _check_begun_with(folder, begun, name, system, source)
     else:
         _check_begun_with(folder, begun, preset(name).stream.kind, preset(name).name, None)
     return begun.name, _parse_train(begun, rest, f"train {name}")
 
 
-def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str, film: str | None) -> None:
+def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str, source: str | None) -> None:
     """Refuse to resume a run under the name of another."""
     if begun.stream.kind != world:
         raise ValueError(f"{folder} was begun with {begun.stream.kind}; it cannot go on with {world}")
     if begun.name != preset(system).name:
         raise ValueError(f"{folder} was begun with {begun.name}; it cannot go on with {system}")
-    if film is not None and isinstance(begun.stream, VideoConfig):
+    if source is not None and isinstance(begun.stream, VideoConfig):
         where = found(begun.stream, folder)
         assert isinstance(where, VideoConfig)
-        if not same_place(Path(film), Path(where.path)):
-            raise ValueError(f"{folder} was begun with the video {begun.stream.path}; it cannot go on with {film}")
+        if not same_place(Path(source), Path(where.path)):
+            raise ValueError(f"{folder} was begun with the video {begun.stream.path}; it cannot go on with {source}")
+    if source is not None and isinstance(begun.stream, GrammarConfig) and source != begun.stream.grammar:
+        raise ValueError(f"{folder} was begun with the grammar {begun.stream.grammar}; it cannot go on with {source}")
 
 
 def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaselineCommand:
@@ -145,11 +148,15 @@ def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaseli
     given: dict[str, Any] = {}
     name = f"train {world}"
     if world == "video":
-        film, rest = _film(rest)
+        film, rest = _first(rest, "train video needs a file or folder first")
         given = {"path": film or "-"}
         name = f"train video {film}" if film else name
+    if world == "grammar":
+        file, rest = _first(rest, f"train grammar needs a file first, or one of {', '.join(GRAMMARS)}")
+        given = {"grammar": file or next(iter(GRAMMARS))}
+        name = f"train grammar {file}" if file else name
     run = preset(system)
-    if run.model.channels != 1:
+    if run.model.channels != 1 and world != "grammar":
         raise ValueError(f"system must be a preset for one channel; got {system!r}")
     stream = STREAMS[world][0].model_validate(given)
     command = _parse_train(adapted(run, stream), rest, name)
@@ -162,11 +169,12 @@ _WORLDS = {
     "digits": "balls-window",
     "kicked-balls": "balls",
     "two-way-balls": "balls",
+    "grammar": "reber",
 }
 
 
-def _film(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Return the path of the film, which stands first or after ``--``, None where help is asked for; and the rest."""
+def _first(arguments: list[str], needed: str) -> tuple[str | None, list[str]]:
+    """Return what is learned from, which stands first or after ``--``, None where help is asked for; and the rest."""
     if "--" in arguments:
         at = arguments.index("--")
         before, after = arguments[:at], arguments[at + 1 :]
@@ -177,7 +185,7 @@ def _film(arguments: list[str]) -> tuple[str | None, list[str]]:
         return arguments[0], arguments[1:]
     if arguments[:1] in (["-h"], ["--help"]):
         return None, arguments
-    raise ValueError(f"train video needs a file or folder first; got {arguments[0] if arguments else 'none'}")
+    raise ValueError(f"{needed}; got {arguments[0] if arguments else 'none'}")
 
 
 def _fitted(run: AnyRunConfig, system: str) -> AnyRunConfig:

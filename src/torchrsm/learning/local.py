@@ -35,13 +35,14 @@ class LearningConfig(ScheduleConfig):
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
     streams_per_update: int | None = Field(default=None, gt=0)
+    head_learning_rate: float = Field(default=5e-4, gt=0)
 
 
 class LocalLearning:
-    """One Adam for each layer of a model; a layer's weights follow that layer's error only.
+    """One Adam for each layer of a model, and one for its head; weights follow the error of their own part only.
 
     Attributes:
-        weights: those of each layer.
+        weights: those of each layer, then the head's.
     """
 
     def __init__(self, model: VideoPredictor, config: LearningConfig) -> None:
@@ -54,11 +55,38 @@ class LocalLearning:
         self.learning_rates = rates
         self.weights = [list(layer.parameters()) for layer in layers]
         self._on_cpu = all(weight.device.type == "cpu" for weight in model.stack.parameters())
+        make = partial(adam, betas=config.betas, epsilon=config.epsilon)
         self._steps = [
-            _LayerSteps(layer, partial(adam, learning_rate=rate, betas=config.betas, epsilon=config.epsilon))
-            for layer, rate in zip(layers, rates, strict=True)
+            _LayerSteps(layer, partial(make, learning_rate=rate)) for layer, rate in zip(layers, rates, strict=True)
         ]
         self.optimisers = [steps.optimiser for steps in self._steps]
+        self._taking = [steps.step for steps in self._steps]
+        if model.head is not None:
+            self.weights.append(list(model.head.parameters()))
+            self.learning_rates = (*rates, config.head_learning_rate)
+            self.optimisers.append(make(self.weights[-1], learning_rate=config.head_learning_rate))
+            self._taking.append(self.optimisers[-1].step)
+
+    def losses(
+        self, prediction: Prediction, frame: Tensor, learn: Tensor, symbols: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return the error of each layer, then the head's: scalars on graphs that share nothing.
+
+        Args:
+            prediction: of the model.
+            frame: that came, ``[b, c, h, w]``.
+            learn: ``[b]`` bool, false for streams to leave out.
+            symbols: that came, ``[b]`` int64; needed for a head.
+
+        Raises:
+            ValueError: the model has a head and frames are no symbols.
+        """
+        losses = self.model.losses(prediction, frame, learn)
+        if self.model.head is None:
+            return losses
+        if symbols is None:
+            raise ValueError("the stream must be one of symbols for a model with a head; got frames without symbols")
+        return (*losses, self.model.symbol_loss(prediction, symbols, learn))
 
     def set_progress(self, progress: float) -> None:
         """Set the learning rates in force at this ``progress`` through the stack's part of the run, in 0..1."""
@@ -67,7 +95,7 @@ class LocalLearning:
             set_rate(optimiser, rate * factor)
 
     def find_gradients(self, losses: tuple[Tensor, ...]) -> None:
-        """Find the gradient of each layer's error for the weights of that layer."""
+        """Find the gradient of the error of each layer, and of the head, for the weights of that part."""
         for own, loss in zip(self.weights, losses, strict=True):
             forget_gradients(own)
             loss.backward()
@@ -84,10 +112,10 @@ class LocalLearning:
             wins: what `wins` counted, over all processes; None for those of the prediction.
         """
         if self._on_cpu:
-            kernels.side_by_side([steps.step for steps in self._steps])
+            kernels.side_by_side(self._taking)
         else:  # other threads have other CUDA streams, where nothing is recorded
-            for steps in self._steps:
-                steps.step()
+            for take in self._taking:
+                take()
         counted = self.wins(prediction) if wins is None else wins
         for (layer, _), count in zip(self._boosted(prediction), counted, strict=True):
             layer.update_duty(count)

@@ -51,11 +51,13 @@ class _Frames(NamedTuple):
         frames: ``[b, c, h, w]``.
         starts: ``[b]`` bool, where a sequence begins.
         seen: ``[b, 1, h, w]`` bool, where the frames show something; None where they do everywhere.
+        symbols: ``[b]`` int64, which the frames show; None where they are no symbols.
     """
 
     frames: Tensor
     starts: Tensor
     seen: Tensor | None
+    symbols: Tensor | None
 
 
 class _Size(NamedTuple):
@@ -185,8 +187,9 @@ class OnlineLearner:
         return "both" if progress >= self._rectifier_from else "stack"
 
     def loss_names(self, phase: str) -> Sequence[str]:
-        """Return the layers, whose loss is the mean squared error, or the rectifier's terms, or all of these."""
+        """Return the layers and the head, or the rectifier's terms, or all of these."""
         layers = [f"loss/layer_{number}" for number in range(1, len(self.model.stack.layers) + 1)]
+        layers += [] if self.model.head is None else ["loss/head"]
         terms = [] if self._rectifying is None else [f"rectifier/{name}" for name in self._rectifying.loss_names]
         return {"stack": layers, "rectifier": terms, "both": [*layers, *terms]}[phase]
 
@@ -200,7 +203,7 @@ class OnlineLearner:
         else:
             kernels.set_threads(1, torch_threads=threads)
         if phase == "rectifier":
-            self.model.stack.zero_grad()  # gradients that no one needs any more
+            self.model.zero_grad()  # gradients that no one needs any more
         self.model.train(phase != "rectifier")
 
     def warm_up(self) -> None:
@@ -209,7 +212,8 @@ class OnlineLearner:
         learn, device = torch.ones_like(updates.state.alone, dtype=torch.bool), updates.state.alone.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             prediction = self.model.predict_raw(fresh)
-            for loss in self.model.losses(prediction, torch.zeros_like(prediction.raw), learn):
+            nothing = torch.zeros_like(prediction.raw)
+            for loss in self._learning.losses(prediction, nothing, learn, torch.zeros_like(updates.state.alone)):
                 loss.backward()
         self.model.zero_grad()
 
@@ -273,7 +277,7 @@ class OnlineLearner:
             state: what these streams have seen.
             fresh: the state of layers that have seen nothing.
         """
-        frames, starts, seen = inputs
+        frames, starts, seen, symbols = inputs
         layers, alone = restart(state.layers, fresh, starts), state.alone
         learn = ~starts
         scored = learn & (alone == 0)  # neither the score nor the stack compares a dream with the frames that came
@@ -284,7 +288,7 @@ class OnlineLearner:
         predicted, heard = prediction.raw, filled(frames, prediction.frame, seen)
         if phase != "rectifier":
             # Where nothing is seen the target is the prediction itself, so nothing is learned there.
-            errors = self.model.losses(prediction, heard, scored)
+            errors = self._learning.losses(prediction, heard, scored, symbols)
             if self._ranks.count > 1:  # sums in place of means; `_divide` makes means over all processes of them
                 errors = tuple(error * scored.sum() for error in errors)
             self._learning.find_gradients(errors)
@@ -318,7 +322,7 @@ class OnlineLearner:
     def _divide(self, losses: Tensor, scored: Tensor) -> None:
         """Divide the stack's sums over all processes, losses (the first ones) and gradients, by the scored streams."""
         share = (1 / scored.clamp(min=1)).to(losses.dtype)
-        losses[: len(self.model.stack.layers)] *= share
+        losses[: len(self._learning.weights)] *= share
         weights = chain.from_iterable(self._learning.weights)
         torch._foreach_mul_([weight.grad for weight in weights if weight.grad is not None], share)
 
@@ -332,4 +336,4 @@ def _together(parts: Sequence[Taught]) -> Taught:
 
 
 def _frames(batch: StreamBatch) -> _Frames:
-    return _Frames(batch.frames, batch.starts, batch.seen)
+    return _Frames(batch.frames, batch.starts, batch.seen, batch.symbols)

@@ -172,8 +172,11 @@ class SequenceLearner:
             for optimiser, rate in group:
                 set_rate(optimiser, rate * factor)
         seen = [batch.seen for batch in batches if batch.seen is not None]
+        symbols = [batch.symbols for batch in batches if batch.symbols is not None]
         window = Window(
-            torch.stack([batch.frames for batch in batches]), torch.stack([batch.starts for batch in batches])
+            torch.stack([batch.frames for batch in batches]),
+            torch.stack([batch.starts for batch in batches]),
+            torch.stack(symbols) if symbols else None,
         )
         shown = _Shown(window, torch.stack(seen) if seen else None)
         return self._updates.run("sequence", self._update, shown)

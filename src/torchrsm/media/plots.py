@@ -164,6 +164,43 @@ def plot_error_by_frames_seen(
     _finish_curves(figure, axes, len(curves), path)
 
 
+def plot_against(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float | None]]],
+    path: str | Path,
+    *,
+    across: str,
+    upwards: str,
+    errors: bool,
+) -> None:
+    """Plot a measure against something, a line with marks for each name, as PNG.
+
+    Args:
+        curves: places and values by the name to show; None leaves a gap.
+        path: the file, written as `save_image` does.
+        across: what the places are.
+        upwards: what the values are, unless they are errors.
+        errors: the values are squared errors per frame, above 0; their axis is logarithmic.
+
+    Raises:
+        ValueError: there is no curve, or the name of the file does not end in ".png".
+        OSError: as `save_image`.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one; got none")
+    figure = _figure((8, 4.5), 140)
+    axes = figure.add_subplot()
+    for name, (places, line) in curves.items():
+        values = np.array([np.nan if value is None else value for value in line], dtype=np.float64)
+        axes.plot(places, values, label=name, linewidth=1.8, marker="o", markersize=4)
+    if errors:
+        _of_errors(axes, across)
+    else:
+        axes.set_xlabel(across)
+        axes.set_ylabel(upwards)
+        _plain(axes)
+    _finish_curves(figure, axes, len(curves), path)
+
+
 def _curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], against: str) -> tuple[Any, Any]:
     """Return a figure of curves and its axes."""
     if not curves:

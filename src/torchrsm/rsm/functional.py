@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Normalisation = Literal["sample", "location", "none"]
-Activation = Literal["sigmoid", "identity"]
+Activation = Literal["sigmoid", "identity", "softmax"]
 Loss = Literal["squared", "cross_entropy"]
 
 EPSILON = 1e-11
@@ -278,7 +278,9 @@ def decode_fully_connected(z: Tensor, weight: Tensor, target: Grid) -> Tensor:
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """Apply the output function of line 9."""
+    """Apply the output function of line 9; a softmax is over the channels of each element."""
+    if activation == "softmax":
+        return torch.softmax(x, -1)
     return torch.sigmoid(x) if activation == "sigmoid" else x
 
 
@@ -314,6 +316,18 @@ def cross_entropy_loss(x: Tensor, target: Tensor, learn: Tensor, margin: int) ->
         learn, margin: as in `prediction_loss`.
     """
     return _mean_of_learned(F.softplus(x) - x * target, learn, margin)
+
+
+def categorical_loss(x: Tensor, target: Tensor, learn: Tensor, margin: int) -> Tensor:
+    """Return the mean cross-entropy of ``softmax(x)`` over the channels, one for each element of the map (line 10).
+
+    Args:
+        x: ``[b, h, w, c]``, before the softmax.
+        target: the same shape, how likely each channel is: in 0..1, of sum 1.
+        learn, margin: as in `prediction_loss`.
+    """
+    error = x.logsumexp(-1, keepdim=True) * target.sum(-1, keepdim=True) - (x * target).sum(-1, keepdim=True)
+    return _mean_of_learned(error, learn, margin)
 
 
 def _mean_of_learned(error: Tensor, learn: Tensor, margin: int) -> Tensor:

@@ -50,13 +50,13 @@ class LayerConfig(Config):
         boost_decay: how much of the running frequency of wins is kept after a step.
         dropout: share of the recurrent and feedback inputs that is dropped in training.
         pool: side of the windows in which the layer above sees these cells.
-        activation: of the prediction.
+        activation: of the prediction; ``softmax`` is over the channels, of which one comes: a symbol.
         changes: what the decoded cells are added to, before the activation: nothing, as published (``zero``), or the
             input that was seen last (``last``), as a logit where the activation is sigmoid. The layer then starts as a
             copy of the last frame, and its cells say what changes. Only for a layer that reads frames.
-        loss: of the prediction: ``squared`` error, as published, or ``cross_entropy`` of a sigmoid, whose gradient does
-            not vanish where the layer is sure and wrong. Both are least at the mean of what comes. Cross-entropy is
-            only for a layer that reads frames, which are in 0..1.
+        loss: of the prediction: ``squared`` error, as published, or ``cross_entropy`` of a sigmoid or a softmax, whose
+            gradient does not vanish where the layer is sure and wrong. Both are least at the mean of what comes.
+            Cross-entropy is only for a layer that reads frames, which are in 0..1.
         output_bias: one for each ``element`` of the input, as published (fixes the frame's size), or each ``channel``.
         margin: rows and columns along each edge of the input that the layer sees but does not predict.
         recurrent_deviation: standard deviation of the recurrent and feedback weights at the start.
@@ -114,8 +114,12 @@ class LayerConfig(Config):
                 f"{name} must be >= stride = {self.stride}, so that the convolutional decoder reaches every element of "
                 f"the input; got {size}"
             )
-        if self.loss == "cross_entropy" and self.activation != "sigmoid":
-            raise ValueError(f"loss cross_entropy needs the activation sigmoid; got {self.activation!r}")
+        if self.loss == "cross_entropy" and self.activation == "identity":
+            raise ValueError(f"loss cross_entropy needs the activation sigmoid or softmax; got {self.activation!r}")
+        if self.activation == "softmax" and (self.loss, self.changes) != ("cross_entropy", "zero"):
+            raise ValueError(
+                f"activation softmax needs loss cross_entropy and changes zero; got {self.loss} and {self.changes}"
+            )
         if self.boost > 0 and self.inhibition_decay is not None:
             raise ValueError(f"boost must be 0 where inhibition_decay is not None; got boost = {self.boost}")
         return self
@@ -285,7 +289,8 @@ class RSMLayer(nn.Module):
     def decode(self, prediction: LayerPrediction) -> Tensor:
         """Return the predicted input ``[b, h, w, c]`` (line 9)."""
         step = self._step(prediction.input_grid)
-        return self._engine.decode(step, self._weights, prediction.cells.index, prediction.z, prediction.base)
+        x = self._engine.decode(step, self._weights, prediction.cells.index, prediction.z, prediction.base)
+        return F.activate(x, "softmax") if self.config.activation == "softmax" else x
 
     def loss(self, prediction: LayerPrediction, target: Tensor | Cells, learn: Tensor) -> Tensor:
         """Return the error of the prediction (line 10), a scalar: the mean of `LayerConfig.loss`.
@@ -306,6 +311,9 @@ class RSMLayer(nn.Module):
                 f"got {learn.dtype} {list(learn.shape)} on {learn.device}"
             )
         index, z, base = prediction.cells.index, prediction.z, prediction.base
+        if self.config.activation == "softmax" and isinstance(target, Tensor):
+            x = ReferenceEngine().decoded(step, self._weights, index, z)
+            return F.categorical_loss(x, target, learn, step.margin)
         return self._engine.loss(step, self._weights, index, z, target, learn, base)
 
     def observe(self, input: Tensor | Cells, prediction: LayerPrediction, state: LayerState) -> LayerState:
@@ -461,7 +469,8 @@ class RSMLayer(nn.Module):
             input_grid=input_grid,
             channels=self.channels,
             input_pool=self.input_pool,
-            activation=config.activation,
+            # Engines know no softmax: the layer applies it to what they decode.
+            activation="identity" if config.activation == "softmax" else config.activation,
             margin=config.margin,
             loss=config.loss,
         )

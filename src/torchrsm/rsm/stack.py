@@ -61,6 +61,14 @@ class RSMStack(nn.Module):
             grid = None if grid is None else strided_grid(strided_grid(grid, config.stride), pool)
         self.layers = nn.ModuleList(built)  # type: ignore[assignment]
 
+    def grids(self, frame_grid: Grid) -> tuple[Grid, ...]:
+        """Return the locations of each layer, for frames of a size."""
+        found, grid, pool = [], frame_grid, 1
+        for layer in self.layers:
+            found.append(strided_grid(strided_grid(grid, pool), layer.config.stride))
+            grid, pool = found[-1], layer.config.pool
+        return tuple(found)
+
     def initial_state(self, batch: int, frame_grid: Grid) -> tuple[LayerState, ...]:
         """Return the states of layers that have seen nothing."""
         first = self.layers[0]

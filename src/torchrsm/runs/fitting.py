@@ -11,7 +11,7 @@ from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.runs.presets import balls_window_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
-from torchrsm.streams.settings import BallWorldConfig, OfBalls, StreamConfig, VideoConfig
+from torchrsm.streams.settings import BallWorldConfig, GrammarConfig, OfBalls, StreamConfig, VideoConfig
 
 _PASSAGES = 4  # through a video, which are learned from side by side
 _NEARBY = 16  # pixels: systems halve frames at most four times, or fold patches of them
@@ -37,8 +37,13 @@ def adapted(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
     RSM loses what is true of bouncing balls alone: it reads inputs near 0, no stream dreams, and the world, which may
     have an up and a down, is not taken to look the same from all sides. Its rectifier changes the last frame instead of
     the stack's prediction, since most of a picture may stand still. Of a video a batch is four passages: its frames are
-    few, so that many small updates tell more than few large ones.
+    few, so that many small updates tell more than few large ones. Where frames are disturbed no stream dreams, since
+    their motion is not that of the world.
     """
+    if isinstance(stream, GrammarConfig):
+        return _naming(run, stream)
+    if isinstance(run, RunConfig) and run.rectifying is not None and stream.disturbance.disturbs:
+        run = run.replace(rectifying=without_dreams(run.rectifying))
     if isinstance(run, BaselineRunConfig) or isinstance(stream, OfBalls | BallWorldConfig):
         return run.replace(stream=stream)
     changes: dict[str, Any] = {"stream": stream, "model.layers.0.input_threshold": 0.0, "model.symmetry": "none"}
@@ -49,6 +54,20 @@ def adapted(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
     if isinstance(stream, VideoConfig):
         changes["training.batch_size"] = _PASSAGES
     return run.replace(**changes)
+
+
+def _naming(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
+    """Return a run that learns from symbols, its model naming as many as there are.
+
+    Raises:
+        ValueError: its model names no symbols.
+    """
+    count = len(stream.symbols())
+    if isinstance(run, RunConfig) and run.model.head is not None:
+        return run.replace(**{"stream": stream, "model.head.symbols": count})
+    if isinstance(run, BaselineRunConfig) and getattr(run.model, "symbols", None) is not None:
+        return run.replace(**{"stream": stream, "model.symbols": count})
+    raise ValueError(f"system must be a preset that names symbols, such as reber or symbol-lstm; got {run.name!r}")
 
 
 def without_dreams(rectifying: RectifyingConfig) -> RectifyingConfig:

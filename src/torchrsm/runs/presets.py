@@ -21,17 +21,21 @@ from torchrsm.baselines import (
     Seq2SeqConvLSTMMultiDecoderConfig,
     SimVPConfig,
     SRTRBMConfig,
+    WindowNetworkConfig,
 )
 from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.learning.windows import SequenceLearningConfig
 from torchrsm.model import ModelConfig
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.local import LocalConfig
 from torchrsm.rectifiers.paper import PaperConfig
 from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.rsm.head import HeadConfig
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, TrainingConfig
-from torchrsm.streams.settings import VariedBallsConfig
+from torchrsm.streams.grammar import named_grammar
+from torchrsm.streams.settings import PUBLISHED_BALLS, GrammarConfig, StreamConfig, VariedBallsConfig
 
 _PAPER_LAYER_1 = LayerConfig(groups=64, cells_per_group=8, active_groups=3, kernel_size=5, pool=2, activation="sigmoid")
 
@@ -175,6 +179,11 @@ def balls_large() -> RunConfig:
     return balls().replace(name="balls-large", **_WIDE, **{"training.minutes": 300})
 
 
+def balls_local() -> RunConfig:
+    """Return `balls` with a row of local stages for a rectifier: no gradient crosses a layer, a stage or a step."""
+    return balls().replace(name="balls-local", **{"model.rectifier": LocalConfig()})
+
+
 def balls_compact() -> RunConfig:
     """Return a wider stack with a trace for the last frames, then a rectifier that sees its prediction and winners."""
     wide = {"groups": 200, "active_groups": 10, "recurrent_kernel_size": 3, "input_frames": 1, "input_decay": 0.7}
@@ -217,6 +226,54 @@ def balls_1l() -> RunConfig:
 def balls_window_1l() -> RunConfig:
     """Return the first layer of `balls-window` alone."""
     return _first_layer_alone(balls_window())
+
+
+def reber() -> RunConfig:
+    """Return a layer with a head that learns the embedded Reber grammar, the published sizes."""
+    layer = LayerConfig(
+        groups=200,
+        cells_per_group=6,
+        active_groups=25,
+        kernel_size=1,
+        stride=1,
+        inhibition_decay=0.98,
+        dropout=0.0,
+        activation="softmax",
+        loss="cross_entropy",
+        output_bias="channel",
+        decoder_deviation=0.1,
+    )
+    return RunConfig(
+        name="reber",
+        model=ModelConfig(layers=(layer,), channels=7, height=1, width=1, head=HeadConfig(symbols=7, hidden_units=500)),
+        learning=LearningConfig(learning_rates=(1e-3,), schedule="cosine", head_learning_rate=1e-3),
+        stream=GrammarConfig(grammar="reber"),
+        training=TrainingConfig(minutes=15, batch_size=100),
+    )
+
+
+def digits_3() -> RunConfig:
+    """Return a layer with a head that learns rows of handwritten digits, the published sizes."""
+    return _of_digits("digits-3", 0.5)
+
+
+def digits_8x9() -> RunConfig:
+    """Return a layer with a head that learns eight sequences of nine digits, which come without any mark."""
+    return _of_digits("digits-8x9", 0.5)
+
+
+def _of_digits(grammar: str, inhibition_decay: float) -> RunConfig:
+    """Return a layer whose every cell sees the whole of a digit."""
+    picture = {"kernel_size": 28, "stride": 28, "activation": "sigmoid", "loss": "squared"}
+    run = reber()
+    layer = run.model.layers[0].replace(**picture, inhibition_decay=inhibition_decay)
+    model = ModelConfig(layers=(layer,), height=28, width=28, head=HeadConfig(symbols=10, hidden_units=1200))
+    symbols = len(named_grammar(grammar).symbols)
+    return run.replace(
+        name=grammar,
+        model=model.replace(**{"head.symbols": symbols}),
+        stream=GrammarConfig(grammar=grammar, pictures="handwritten", restarts=False),
+    )
 
 
 def tiny() -> RunConfig:
@@ -330,6 +387,11 @@ def simvp() -> BaselineRunConfig:
     return _baseline("simvp", SimVPConfig(context=4), batch_size=8, window=4, log_steps=100, **learning)
 
 
+def simvp_10() -> BaselineRunConfig:
+    """Return `simvp` with the last ten frames."""
+    return simvp().replace(name="simvp-10", **{"model.context": 10, "learning.window": 10})
+
+
 def unet() -> BaselineRunConfig:
     """Return the rectifier of `balls-window` on the last four frames alone, taught alike.
 
@@ -339,10 +401,25 @@ def unet() -> BaselineRunConfig:
     return _baseline("unet", FramesUNetConfig(), window=1, log_steps=100, **learning)
 
 
+def symbol_lstm() -> BaselineRunConfig:
+    """Return an LSTM that names the next symbol, taught through windows."""
+    model = LSTMConfig(hidden_units=(256,), readout="linear", symbols=7, channels=7, height=1, width=1)
+    learning = {**_TUNED, "learning_rates": (3e-3,)}
+    return _baseline("symbol-lstm", model, stream=GrammarConfig(), batch_size=32, window=20, **learning)
+
+
+def symbol_window() -> BaselineRunConfig:
+    """Return a network that names the next symbol from the last eight."""
+    model = WindowNetworkConfig(context=8, symbols=7, channels=7, height=1, width=1)
+    learning = {**_TUNED, "learning_rates": (1e-3,)}
+    return _baseline("symbol-window", model, stream=GrammarConfig(), batch_size=32, window=20, **learning)
+
+
 def _baseline(
     name: str,
     model: AnyBaselineConfig,
     *,
+    stream: StreamConfig = PUBLISHED_BALLS,
     batch_size: int = 16,
     log_steps: int = 20,
     checkpoint_seconds: float = 30.0,
@@ -352,6 +429,7 @@ def _baseline(
         name=name,
         model=model,
         learning=SequenceLearningConfig(**learning),
+        stream=stream,
         training=TrainingConfig(
             minutes=15, batch_size=batch_size, log_steps=log_steps, checkpoint_seconds=checkpoint_seconds
         ),
@@ -364,6 +442,7 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         balls,
         balls_window,
         balls_large,
+        balls_local,
         balls_1l,
         balls_window_1l,
         balls_compact,
@@ -389,7 +468,13 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         convlstm_wide,
         predrnn,
         simvp,
+        simvp_10,
         unet,
+        reber,
+        digits_3,
+        digits_8x9,
+        symbol_lstm,
+        symbol_window,
     )
 }
 """All presets by name."""

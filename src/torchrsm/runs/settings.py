@@ -125,6 +125,8 @@ class RunConfig(Config):
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """List the settings of a stack that does not learn, of a rectifier without time, of dreams without a stream."""
+        if self.model.head is None:
+            yield "learning.head_learning_rate", "the model has no head"
         if self.rectifying is None:
             return
         if self.stack_from is not None:
@@ -172,6 +174,12 @@ class RunConfig(Config):
         return learner
 
     @model_validator(mode="after")
+    def _head_names_what_is_shown(self) -> Self:
+        if self.model.head is not None:
+            _check_symbols("model.head.symbols", self.model.head.symbols, self.stream)
+        return self
+
+    @model_validator(mode="after")
     def _rectifier_learns(self) -> Self:
         rectifier = self.model.rectifier
         learns = rectifier is not None and rectifier.learns
@@ -192,6 +200,13 @@ class RunConfig(Config):
         return self
 
 
+def _check_symbols(name: str, named: int, stream: StreamConfig) -> None:
+    """Refuse a model that names other symbols than the stream shows, with a ValueError."""
+    shown = len(stream.symbols())
+    if named != shown:
+        raise ValueError(f"{name} must be {shown}, as many as the stream of {stream.kind} shows; got {named}")
+
+
 class BaselineRunConfig(Config):
     """One complete, named experiment with a baseline.
 
@@ -208,6 +223,13 @@ class BaselineRunConfig(Config):
     learning: SequenceLearningConfig = SequenceLearningConfig()
     stream: AnyStreamConfig = BouncingBallsConfig()
     training: _Training
+
+    @model_validator(mode="after")
+    def _names_what_is_shown(self) -> Self:
+        named = getattr(self.model, "symbols", None)
+        if named is not None:
+            _check_symbols("model.symbols", named, self.stream)
+        return self
 
     @property
     def frames_in_a_step(self) -> int:

@@ -18,7 +18,8 @@ from torchrsm.scoring.physics import (
     summarise_physics,
 )
 from torchrsm.scoring.sequences import Mapped, check_sequences, imagine, one_by_one
-from torchrsm.streams.bouncing_balls import bouncing_ball_sequences, render_balls, simulate_balls
+from torchrsm.streams.bouncing_balls import BOX, SPEED, bouncing_ball_sequences, render_balls, simulate_balls
+from torchrsm.streams.settings import BallWorldConfig
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, split_seed
 
 SIMULATOR_NOISE = 0.03
@@ -109,6 +110,13 @@ def evaluate_rollouts(
         raise ValueError(f"prime must be in 1..{frames.shape[1]}, the frames of a sequence; got {prime}")
     dream = imagine(predictor, frames[:, :prime], steps, batch_size, mapped)
     return judge_dreams(dream, frames, prime, simulator, geometry)
+
+
+def world_geometry(world: BallWorldConfig) -> WorldGeometry:
+    """Return a world in pixels."""
+    side = world.resolution
+    radius, speed = world.radius * side / BOX, SPEED * world.speed * side / BOX
+    return WorldGeometry(balls=world.balls, radius=radius, side=side, speed=speed)
 
 
 def judge_dreams(

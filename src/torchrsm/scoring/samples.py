@@ -91,7 +91,7 @@ def share_of_one(samples: Tensor, one: Tensor, other: Tensor, share: float = 0.2
     neither = torch.minimum(to_one, to_other) > share * apart
     is_one = (to_one < to_other) & ~neither
     either = (~neither).sum(0).clamp(min=1)
-    return is_one.sum(0) / either, neither.to(torch.float64).mean(0)
+    return is_one.sum(0).to(torch.float64) / either, neither.to(torch.float64).mean(0)
 
 
 class SampleScores(BaseModel):
@@ -100,6 +100,7 @@ class SampleScores(BaseModel):
     Attributes:
         samples: draws of each prediction.
         energy_score: of whole frames, see `energy_score`.
+        first_energy_score: the same of frame 2 alone: no motion has been seen, so it is certain of no world that moves.
         crps: see `continuous_ranked_probability_score`.
         draw_error: squared error of a draw, summed over the pixels of a frame.
         mean_error: the same of the mean of the draws.
@@ -114,6 +115,7 @@ class SampleScores(BaseModel):
 
     samples: int
     energy_score: _SummaryField
+    first_energy_score: _SummaryField
     crps: _SummaryField
     draw_error: _SummaryField
     mean_error: _SummaryField
@@ -126,6 +128,7 @@ class SampleScores(BaseModel):
         """Return the scores as a text table, every line at most 120 characters."""
         rows = (
             ("energy score", self.energy_score),
+            ("energy score of frame 2 (no motion is known)", self.first_energy_score),
             ("CRPS of a pixel", self.crps),
             ("squared error of a draw", self.draw_error),
             (f"squared error of the mean of {self.samples}", self.mean_error),
@@ -134,7 +137,7 @@ class SampleScores(BaseModel):
             ("pixels in 0.1..0.9", f"{self.blurred:.3f} (truth {self.blurred_truth:.3f})"),
         )
         lines = [f"{self.samples} draws of each frame that may come, mean ± sd over sequences"]
-        return "\n".join([*lines, *(f"{name:<42}{value}" for name, value in rows)])
+        return "\n".join([*lines, *(f"{name:<46}{value}" for name, value in rows)])
 
 
 def evaluate_samples(
@@ -180,10 +183,12 @@ def evaluate_samples(
         return torch.stack(found, -1)  # [measures, b, t - 1]
 
     parts = mapped(measure, list(enumerate(frames.split(batch_size))))
-    energy, crps, draw, mean, raw, variance, blurred, truth = torch.cat(parts, 1).mean(-1)
+    measured = torch.cat(parts, 1)
+    energy, crps, draw, mean, raw, variance, blurred, truth = measured.mean(-1)
     return SampleScores(
         samples=samples,
         energy_score=summarise(energy),
+        first_energy_score=summarise(measured[0, :, 0]),
         crps=summarise(crps),
         draw_error=summarise(draw),
         mean_error=summarise(mean),

@@ -12,6 +12,7 @@ from torchrsm.streams.bouncing_balls_on_device import BouncingBallsOnDevice
 from torchrsm.streams.chance_balls import (
     KickedBalls,
     TwoWayBalls,
+    crossings,
     kicked_ball_sequences,
     two_way_ball_sequences,
 )
@@ -19,11 +20,13 @@ from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.disturbed import DisturbanceConfig, Disturbed, Shown, disturbed_sequences, expected_noisy
 from torchrsm.streams.film_clock import Gap
 from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReader
+from torchrsm.streams.grammar import GRAMMARS, Grammar, Step, grammar_of, named_grammar, read_grammar
 from torchrsm.streams.image_folder import ImageFolder
 from torchrsm.streams.layouts import describe_frames
 from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.pictures import AnimationReader, ImageFolderReader
 from torchrsm.streams.stream import Stream, StreamBatch, check_stream
+from torchrsm.streams.symbols import SymbolStream
 from torchrsm.streams.transforms import Pad
 from torchrsm.streams.turns import Turns
 from torchrsm.streams.varied_balls import VariedBalls
@@ -31,6 +34,7 @@ from torchrsm.streams.video_file import VideoFile, load_clips, numbered_frames, 
 from torchrsm.streams.webcam import Webcam
 
 __all__ = [
+    "GRAMMARS",
     "AnimationReader",
     "ArrayStream",
     "BallSequences",
@@ -42,6 +46,7 @@ __all__ = [
     "Disturbed",
     "FrameSource",
     "Gap",
+    "Grammar",
     "ImageFolder",
     "ImageFolderReader",
     "KickedBalls",
@@ -49,8 +54,10 @@ __all__ = [
     "NumberedFrame",
     "Pad",
     "Shown",
+    "Step",
     "Stream",
     "StreamBatch",
+    "SymbolStream",
     "Turns",
     "TwoWayBalls",
     "VariedBalls",
@@ -59,16 +66,20 @@ __all__ = [
     "Webcam",
     "bouncing_ball_sequences",
     "check_stream",
+    "crossings",
     "describe_frames",
     "disturbed_sequences",
     "expected_noisy",
+    "grammar_of",
     "kicked_ball_sequences",
     "load_clips",
     "load_frames",
     "moving_mnist_sequences",
+    "named_grammar",
     "numbered_frames",
     "open_clips",
     "open_frames",
+    "read_grammar",
     "render_balls",
     "simulate_balls",
     "two_way_ball_sequences",

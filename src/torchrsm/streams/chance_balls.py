@@ -6,7 +6,7 @@ function of the seed, the number of the sequence and the frame alone, and no spe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchrsm.compiling import compiled
-from torchrsm.streams.bouncing_balls import BOX, BallSequences, BouncingBalls, FloatArray, Playing
+from torchrsm.streams.bouncing_balls import (
+    BOX,
+    BallSequences,
+    BouncingBalls,
+    FloatArray,
+    Playing,
+    render_balls,
+    simulate_balls,
+)
 from torchrsm.streams.random import WEYL, mix, uniform
 
 MARK = 0.3
@@ -118,6 +126,56 @@ def two_way_ball_sequences(sequences: int, *, seed: int = 0, **settings: Any) ->
         ValueError: an argument is outside its range, or the balls do not fit into the box.
     """
     return _played(TwoWayBalls(sequences, seed=seed, dephased=False, **settings))
+
+
+class Crossings(NamedTuple):
+    """The frames of sequences of `TwoWayBalls` that chance has just decided, with both futures.
+
+    Attributes:
+        sequence, time: of each such frame, ``[n]`` int64. Up to the frame before it, the ball is not seen to turn.
+        left, right: the frame if the ball turns left, and if it turns right, ``[n, 1, h, w]``.
+        turned_left: which of them came, ``[n]`` bool.
+    """
+
+    sequence: Tensor
+    time: Tensor
+    left: Tensor
+    right: Tensor
+    turned_left: Tensor
+
+
+def crossings(sequences: BallSequences, radius: float = 1.2) -> Crossings:
+    """Return the frames that follow those in which a ball is first seen beyond the mark.
+
+    Args:
+        sequences: of one ball, from `two_way_ball_sequences`.
+        radius: of the ball, world units.
+
+    Raises:
+        ValueError: there are several balls in a sequence.
+    """
+    positions, velocities = sequences.positions, sequences.velocities
+    if positions.shape[2] != 1:
+        raise ValueError(f"sequences must be of one ball each; got {positions.shape[2]}")
+    x = positions[:, :, 0, 0]
+    beyond = (x[:, 1:-1] < BOX / 2) != (x[:, :-2] < BOX / 2)
+    sequence, before = beyond.nonzero(as_tuple=True)
+    seen = before + 1  # the frame in which the ball is first seen there
+    place, velocity = positions[sequence, seen], velocities[sequence, seen]
+    # The ball flew in the direction (d, .); turned left, its vertical speed is -d, see `_turn`.
+    flew = (x[sequence, seen] - x[sequence, before]).sign()
+    turned_left = velocity[:, 0, 1].sign() == -flew
+    ways = []
+    for way in (velocity, -velocity):
+        moved, _ = simulate_balls(place, way, 2, radius=radius)
+        frames = render_balls(moved[:, 1], radius=radius, resolution=sequences.frames.shape[-1])
+        draw_mark(frames)
+        ways.append(frames)
+    came, other = ways
+    chosen = turned_left.view(-1, 1, 1, 1)
+    return Crossings(
+        sequence, seen + 1, torch.where(chosen, came, other), torch.where(chosen, other, came), turned_left
+    )
 
 
 def _played(stream: BouncingBalls) -> BallSequences:

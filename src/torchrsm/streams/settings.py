@@ -20,10 +20,13 @@ from torchrsm.streams.chance_balls import KickedBalls, TwoWayBalls
 from torchrsm.streams.clips import ClipStream
 from torchrsm.streams.disturbed import DisturbanceConfig, Disturbed
 from torchrsm.streams.film_store import Clip
+from torchrsm.streams.grammar import named_grammar
+from torchrsm.streams.handwriting import DigitSplit
 from torchrsm.streams.layouts import require_layout
 from torchrsm.streams.moving_mnist import MovingMNIST
 from torchrsm.streams.paths import printable
 from torchrsm.streams.stream import Stream
+from torchrsm.streams.symbols import Pictures, SymbolStream
 from torchrsm.streams.turns import Turns
 from torchrsm.streams.varied_balls import VariedBalls, check_ranges
 from torchrsm.streams.video_file import Reader, open_clips, store_parts
@@ -57,6 +60,10 @@ class StreamConfig(Config):
         Nothing, where that is not known.
         """
         return {}
+
+    def symbols(self) -> tuple[str, ...]:
+        """Return the names of the symbols that the frames show, in the order of their numbers; none for pictures."""
+        return ()
 
 
 class BallWorldConfig(StreamConfig):
@@ -149,17 +156,50 @@ OfBalls = BouncingBallsConfig | VariedBallsConfig
 
 
 class MovingMNISTConfig(StreamConfig):
-    """Moving digits; see `torchrsm.streams.MovingMNIST`."""
+    """Moving digits; see `torchrsm.streams.MovingMNIST`.
+
+    Attributes:
+        digits: in each sequence.
+        resolution: height and width of a frame, pixels.
+        sequence_length: frames in a sequence.
+        deterministic: a digit bounces off a wall as light does; else in a direction that is drawn at random.
+    """
 
     subject = "moving digits"
     kind: Annotated[Literal["digits"], tyro.conf.Suppress] = "digits"
     digits: int = Field(default=2, gt=0)
     resolution: int = Field(default=64, ge=16)
     sequence_length: int = Field(default=20, ge=2)
+    deterministic: bool = True
 
     def span(self) -> dict[str, tuple[float, float] | str]:
         """Return how many digits there are, and on how many pixels."""
         return {name: (getattr(self, name),) * 2 for name in ("digits", "resolution")}
+
+
+class GrammarConfig(StreamConfig):
+    """Symbols in the order of a grammar; see `torchrsm.streams.SymbolStream`.
+
+    Attributes:
+        grammar: one of `torchrsm.streams.grammar.GRAMMARS`, or a file for `torchrsm.streams.grammar.read_grammar`.
+        pictures: how symbols are shown: ``one-hot`` in a channel each; digits also as ``handwritten`` examples drawn at
+            random, or each by a ``fixed`` one.
+        restarts: memory is cleared where a string begins; else strings follow each other without any mark.
+    """
+
+    subject = "symbols"
+    kind: Annotated[Literal["grammar"], tyro.conf.Suppress] = "grammar"
+    grammar: str = "reber"
+    pictures: Pictures = "one-hot"
+    restarts: bool = True
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return the name of the grammar, and how it is shown."""
+        return {"grammar": self.grammar, "pictures": self.pictures}
+
+    def symbols(self) -> tuple[str, ...]:
+        """Return the symbols of the grammar."""
+        return named_grammar(self.grammar).symbols
 
 
 def _plain_path(given: Any) -> Any:
@@ -248,6 +288,32 @@ def _digits(config: MovingMNISTConfig, batch_size: int, seed: int) -> Stream:
     return MovingMNIST(batch_size, seed=seed, split="train", **config.arguments())
 
 
+def _symbols(config: GrammarConfig, batch_size: int, seed: int) -> Stream:
+    return symbol_stream(config, batch_size, seed)
+
+
+def symbol_stream(
+    config: GrammarConfig, batch_size: int, seed: int, split: DigitSplit = "train", dephased: bool = True
+) -> SymbolStream:
+    """Return the stream of a grammar.
+
+    Args:
+        config: its settings.
+        batch_size: strings side by side.
+        seed: of the strings.
+        split: of the handwritten digits that show them.
+        dephased: whether the elements begin at different places of their first strings.
+
+    Raises:
+        ValueError: the file holds no grammar, or a symbol that is to be shown as a digit is none.
+        OSError: it cannot be read.
+    """
+    settings: dict[str, Any] = {"pictures": config.pictures, "restarts": config.restarts}
+    return SymbolStream(
+        named_grammar(config.grammar), batch_size, seed=seed, split=split, dephased=dephased, **settings
+    )
+
+
 def _video(config: VideoConfig, batch_size: int, seed: int) -> Stream:
     return ClipStream(_learned_clips(config), batch_size, mirror=config.mirror, seed=seed)
 
@@ -258,6 +324,7 @@ STREAMS: dict[str, tuple[type[StreamConfig], Callable[[Any, int, int], Stream]]]
     "kicked-balls": (KickedBallsConfig, _balls(KickedBalls)),
     "two-way-balls": (TwoWayBallsConfig, _balls(TwoWayBalls)),
     "digits": (MovingMNISTConfig, _digits),
+    "grammar": (GrammarConfig, _symbols),
     "video": (VideoConfig, _video),
 }
 """Settings by ``kind``, and what makes the stream from them, a batch size and a seed: a file and a line here add one.

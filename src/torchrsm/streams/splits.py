@@ -17,13 +17,16 @@ from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
     BallWorldConfig,
     BouncingBallsConfig,
+    GrammarConfig,
     MovingMNISTConfig,
     OfBalls,
     StreamConfig,
     VideoConfig,
     learned_frames,
     open_videos,
+    symbol_stream,
 )
+from torchrsm.streams.symbols import SymbolStream
 from torchrsm.streams.video_file import load_parts
 
 Split = Literal["test", "validation"]
@@ -125,6 +128,7 @@ def _other_digits(config: MovingMNISTConfig, split: Split, sequences: int) -> Te
         resolution=config.resolution,
         sequence_length=config.sequence_length,
         split=split,
+        deterministic=config.deterministic,
     )
 
 
@@ -144,6 +148,22 @@ def _end_of_videos(config: VideoConfig, split: Split, sequences: int) -> Tensor:
             raise ValueError(f"{setting} must leave 2 frames in a row of each clip; got {len(end)}: {name}")
     length = min(len(end) for end in ends)
     return torch.from_numpy(np.stack([end[:length] for end in ends])).float() / 255
+
+
+def held_out_symbols(config: GrammarConfig, split: Split = "test", batch_size: int = 100) -> SymbolStream:
+    """Return the stream of symbols of a grammar that a run that learns from ``config`` never sees, to score it on.
+
+    Its strings are drawn with a seed of their own, its handwritten digits are others.
+
+    Args:
+        config: what the run learns from.
+        split: "test" for figures to publish, "validation" for every choice before that.
+        batch_size: strings side by side.
+
+    Raises:
+        ValueError: the split is unknown, or the settings do not fit.
+    """
+    return symbol_stream(config, batch_size, split_seed(split, 1), split)
 
 
 HELD_OUT: dict[str, Callable[[Any, Split, int], Tensor]] = {

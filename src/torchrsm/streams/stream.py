@@ -26,6 +26,8 @@ class StreamBatch(NamedTuple):
     """``[batch]`` int64, number of the sequence that the frame belongs to."""
     seen: Tensor | None = None
     """``[batch, 1, height, width]`` bool, true where the frame shows something; None where it does so everywhere."""
+    symbols: Tensor | None = None
+    """``[batch]`` int64, the symbol that each frame shows, from 0; None where frames are no symbols."""
 
 
 @runtime_checkable
@@ -248,6 +250,8 @@ def _check_batch(number: int, batch: StreamBatch, shape: tuple[int, int, int, in
     expected = {"frames": (shape, torch.float32), "starts": (shape[:1], torch.bool), "index": (shape[:1], torch.int64)}
     if batch.seen is not None:
         expected["seen"] = ((shape[0], 1, *shape[2:]), torch.bool)
+    if batch.symbols is not None:
+        expected["symbols"] = (shape[:1], torch.int64)
     for name, (expected_shape, dtype) in expected.items():
         value = getattr(batch, name)
         if not isinstance(value, Tensor):
@@ -262,8 +266,10 @@ def _check_batch(number: int, batch: StreamBatch, shape: tuple[int, int, int, in
     low, high = float(batch.frames.min()), float(batch.frames.max())
     if low < 0 or high > 1:
         raise ValueError(f"{where} frames must be within 0..1; got {low:g}..{high:g}")
-    if int(batch.index.min()) < 0:
-        raise ValueError(f"{where} index must be 0 or more; got {int(batch.index.min())}")
+    for name in ("index", "symbols"):
+        numbers = getattr(batch, name)
+        if numbers is not None and int(numbers.min()) < 0:
+            raise ValueError(f"{where} {name} must be 0 or more; got {int(numbers.min())}")
 
 
 def _check_starts(number: int, batch: StreamBatch, previous: StreamBatch | None) -> None:

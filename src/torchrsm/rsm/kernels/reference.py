@@ -36,9 +36,9 @@ class ReferenceEngine:
 
     def decode(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
         """See `Engine.decode`."""
-        return F.activate(self._decoded(step, weights, index, z, base), step.activation)
+        return F.activate(self.decoded(step, weights, index, z, base), step.activation)
 
-    def _decoded(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None) -> Tensor:
+    def decoded(self, step: Step, weights: Weights, index: Tensor, z: Tensor, base: Tensor | None = None) -> Tensor:
         """Return what `decode` returns, before the activation."""
         groups = F.to_dense(Cells(index % step.groups, z), step.groups)
         if step.decoder_kernel_size == 0:
@@ -59,7 +59,7 @@ class ReferenceEngine:
         base: Tensor | None = None,
     ) -> Tensor:
         """See `Engine.loss`."""
-        x, goal = self._decoded(step, weights, index, z, base), _dense_input(step, target)[..., : step.channels]
+        x, goal = self.decoded(step, weights, index, z, base), _dense_input(step, target)[..., : step.channels]
         if step.cross_entropy:
             return F.cross_entropy_loss(x, goal, learn, step.margin)
         return F.prediction_loss(F.activate(x, step.activation), goal, learn, step.margin)

@@ -31,6 +31,7 @@ from torchrsm.devices import DeviceName
 from torchrsm.learning.ranks import Ranks
 from torchrsm.predictor import Predictor
 from torchrsm.rsm import kernels
+from torchrsm.runs.bench.folder import take_folder, write_json
 from torchrsm.runs.bench.measuring import peak_mebibytes, prediction_speeds, short_run
 from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, table
 from torchrsm.runs.lock import locked
@@ -41,14 +42,12 @@ from torchrsm.runs.trainer import Trainer
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WindowPhysics
 from torchrsm.scoring.rollouts import evaluate_rollouts
-from torchrsm.storage.tensors import make_folder, write_atomically
+from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.settings import BouncingBallsConfig
 from torchrsm.streams.splits import bouncing_ball_frames
 from torchrsm.systems import load
 
 _ALONE = Ranks()
-
-SETTINGS_FILE = "bench.json"
 
 RESULTS_FILE = "results.json"
 
@@ -156,11 +155,8 @@ class Bench:
     def _prepare(self) -> None:
         """Make the folder, if it is not that of something else."""
         settings = self.config.model_dump(include=set(COMPARABLE), mode="json")
-        _check_folder(self.folder, settings)
-        for part in ("", "runs", "scores", "memory"):
-            make_folder(self.folder / part)
+        take_folder(self.folder, settings, ("runs", "scores", "memory"))
         _rename_former(self.folder)
-        write_atomically(self.folder / SETTINGS_FILE, (json.dumps(settings, indent=2) + "\n").encode())
 
     def run(self, reporting: Reporting, say: Callable[[str], None] = print) -> Results:
         """Do what is not done yet, and write the table again after each part.
@@ -198,7 +194,7 @@ class Bench:
 
     def _measure_memory(self, name: str, length: int, say: Callable[[str], None]) -> None:
         peak = peak_mebibytes(short_run(name, length, self.config.threads, self.config.device))
-        _write_json(self._memory_file(name, length), {"system": name, "length": length, "peak_mebibytes": peak})
+        write_json(self._memory_file(name, length), {"system": name, "length": length, "peak_mebibytes": peak})
         say(f"{name}: peak memory {peak:,.0f} MiB on sequences of {length} frames")
 
     def _memory_file(self, name: str, length: int) -> Path:
@@ -234,7 +230,7 @@ class Bench:
         systems: dict[str, Predictor[Any, Any]] = {
             name: load(self._run_folder(name, 0), device=self.config.device) for name in names
         }
-        _write_json(file, prediction_speeds(systems))
+        write_json(file, prediction_speeds(systems))
 
     def _write(self) -> Results:
         """Write the table of all that the folder holds so far."""
@@ -309,35 +305,8 @@ def _seed(number: int, scores: NextFrameScores, folder: Path) -> Seed:
     )
 
 
-def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise NotADirectoryError(f"out must be a folder; {folder} is a file")
-    file = folder / SETTINGS_FILE
-    if not file.exists():
-        others = sorted(path.name for path in folder.iterdir())
-        if others:
-            raise FileExistsError(f"{folder} must be new, empty or of a bench; it holds {others[0]}")
-        return
-    try:
-        before = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if isinstance(before, dict):
-        before = {"device": "cpu", **before}  # which is what benches that name none were made on
-    for name, now in settings.items():
-        if not isinstance(before, dict) or before.get(name) != now:
-            was = before.get(name) if isinstance(before, dict) else before
-            raise ValueError(f"{folder} holds another bench, with {name} = {was}; it cannot go on with {now}")
-
-
 def _rename_former(folder: Path) -> None:
     """Give what a bench did under the former names of presets the names of today."""
     for former, name in FORMER_NAMES.items():
         for done in [*folder.glob(f"*/{former}-seed-*"), *folder.glob(f"memory/{former}-[0-9]*.json")]:
             done.rename(done.with_name(name + done.name.removeprefix(former)))
-
-
-def _write_json(file: Path, content: Any) -> None:
-    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
