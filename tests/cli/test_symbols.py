@@ -113,3 +113,41 @@ def test_bad_grammars_are_refused(tmp_path, refused):
 
 def test_a_run_goes_on_with_its_own_grammar_alone(run, refused):
     refused("train", "grammar", "digits-3", "--system", "reber", "--resume", "--out", run, says=["was begun with the"])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A small text in the form of the Penn Treebank."""
+    folder = tmp_path_factory.mktemp("text")
+    for name, count in (("train", 300), ("valid", 60), ("test", 60)):
+        lines = ["the cat sat on a mat", "a dog ran", "the <unk> slept"] * (count // 3)
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("system", ["words-boosted", "words-rsm", "symbol-lstm"])
+def test_words_are_learned_scored_and_written(text, tmp_path, system, capsys):
+    folder, scores, out = tmp_path / "run", tmp_path / "scores.json", tmp_path / "text.txt"
+    small = ["--stream.numbers", "6", *SMALL]
+    small += [] if system == "symbol-lstm" else ["--model.layers.0.groups", "90"]
+    assert main(["train", "words", str(text), "--system", system, "--out", str(folder), *small]) == 0
+    assert main(["evaluate", str(folder), "--json", str(scores)]) == 0
+    assert "mixed with a cache and with chance" in capsys.readouterr().out
+    written = json.loads(scores.read_text())
+    assert 1 < written["with_cache"] < 1.1 * written["perplexity"] < 40
+    assert main(["dream", str(folder), "--steps", "30", "--out", str(out)]) == 0
+    known = {"the", "cat", "sat", "on", "a", "mat", "dog", "ran", "<unk>", "slept"}
+    assert set(out.read_text().split()) <= known
+    assert "30 words after 50 of" in capsys.readouterr().out
+    assert main(["train", "words", str(text), "--system", system, "--resume", "--out", str(folder)]) == 0
+
+
+def test_bad_texts_are_refused(text, tmp_path, refused):
+    refused("train", "words", tmp_path / "nowhere", "--out", tmp_path / "run", says=["text must be a folder or a file"])
+    refused("train", "words", "--out", tmp_path / "run", says=["train words needs a text first"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for name in ("train", "valid", "test"):
+        (empty / f"{name}.txt").write_text("\n")
+    refused("train", "words", empty, "--out", tmp_path / "run", says=["the train part of", "must have words"])
+    refused("train", "words", text, "--system", "balls", "--out", tmp_path / "run", says=["names symbols"])

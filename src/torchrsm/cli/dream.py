@@ -17,7 +17,7 @@ from torchrsm.baselines import SequenceModel
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import Clips, as_read, clips_for, size_for
-from torchrsm.cli.symbols import dream_strings
+from torchrsm.cli.symbols import dream_strings, dream_text
 from torchrsm.config import Config
 from torchrsm.learning.ranks import Ranks
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
@@ -35,7 +35,7 @@ from torchrsm.streams import (
     open_frames,
 )
 from torchrsm.streams.paths import printable
-from torchrsm.streams.settings import GrammarConfig
+from torchrsm.streams.settings import OfSymbols, WordsConfig
 from torchrsm.streams.splits import TEST_SEED
 from torchrsm.systems import load
 
@@ -122,15 +122,7 @@ def dream(arguments: list[str], ranks: Ranks) -> None:
     symbols = _symbols_of(command)
     if symbols is not None:
         if ranks.rank == 0:
-            dream_strings(
-                command.model,
-                symbols,
-                command.out,
-                command.sequences or 100,
-                command.steps,
-                command.seed,
-                command.device,
-            )
+            _write_symbols(command, symbols)
         return
     predictor = load(command.model, device=command.device)
     frames, source = _frames_to_prime_on(command, predictor)
@@ -162,15 +154,25 @@ def dream(arguments: list[str], ranks: Ranks) -> None:
     print(f"{len(dream)} dream(s) of {command.steps} steps after {command.prime} frames of {source}: {command.out}")
 
 
-def _symbols_of(command: DreamCommand) -> GrammarConfig | None:
+def _write_symbols(command: DreamCommand, stream: OfSymbols) -> None:
+    """Let a model write strings, or a text."""
+    if isinstance(stream, WordsConfig):
+        dream_text(command.model, stream, command.out, command.steps, command.seed, command.device)
+        return
+    strings = command.sequences or 100
+    dream_strings(command.model, stream, command.out, strings, command.steps, command.seed, command.device)
+
+
+def _symbols_of(command: DreamCommand) -> OfSymbols | None:
     """Return the symbols that a model learned from, None for a model of frames; what does not fit is refused."""
     stream = learned_from(command.model)
-    if not isinstance(stream, GrammarConfig):
+    if not isinstance(stream, OfSymbols):
         if command.out.suffix.lower() == ".txt":
             raise ValueError(f"out must not be a .txt for a model of frames; got {str(command.out)!r}")
         return None
     usual = DreamCommand(model=command.model, out=command.out)
-    for name in ("prime", "frames", "prime_from", "sample", "temperature", "json_file"):
+    others = ("sequences",) if isinstance(stream, WordsConfig) else ()
+    for name in ("prime", "frames", "prime_from", "sample", "temperature", "json_file", *others):
         if getattr(command, name) != getattr(usual, name):
             raise ValueError(f"{name} is about frames, and {command.model} is a model of symbols")
     return stream

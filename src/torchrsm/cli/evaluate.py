@@ -13,7 +13,7 @@ from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import as_read
-from torchrsm.cli.symbols import score_symbols
+from torchrsm.cli.symbols import score_symbols, score_text
 from torchrsm.config import Config
 from torchrsm.learning.ranks import Ranks
 from torchrsm.media.pictures import save_image, strip
@@ -35,10 +35,11 @@ from torchrsm.streams.settings import (
     PUBLISHED_BALLS,
     BallWorldConfig,
     BouncingBallsConfig,
-    GrammarConfig,
     OfBalls,
+    OfSymbols,
     StreamConfig,
     VideoConfig,
+    WordsConfig,
     unseen,
 )
 from torchrsm.streams.splits import FRAMES_IN_A_SEQUENCE, Split, bouncing_ball_frames, held_out_frames
@@ -126,7 +127,7 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     """Score a model, print the table, and write what was asked for."""
     command = parse(EvaluateCommand, arguments, "evaluate")
     stream = _stream(command.model)
-    if isinstance(stream, GrammarConfig):
+    if isinstance(stream, OfSymbols):
         _score_symbols(command, stream, ranks)
         return
     trained, looks_at = learned_from(command.model), command.world if isinstance(stream, OfBalls) else stream
@@ -174,16 +175,23 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
             print(f"{name}: {target}")
 
 
-def _score_symbols(command: EvaluateCommand, stream: GrammarConfig, ranks: Ranks) -> None:
+def _score_symbols(command: EvaluateCommand, stream: OfSymbols, ranks: Ranks) -> None:
     """Score a model of symbols; what is about frames is refused."""
     usual = EvaluateCommand(model=command.model)
     for name in ("frames", "layout", "world", "strip", "rollout_steps", "samples", "disturbance"):
         if getattr(command, name) != getattr(usual, name):
             raise ValueError(f"{name} is about frames, and {command.model} is a model of symbols")
     check_outputs({"json": command.json_file}, [command.model])
-    if ranks.rank == 0:
+    if ranks.rank > 0:
+        return
+    split = command.split or "test"
+    if isinstance(stream, WordsConfig):
+        if command.sequences is not None:
+            raise ValueError(f"sequences chooses among strings, which a text has not; got {command.sequences}")
+        score_text(command.model, stream, split, command.json_file, command.device)
+    else:
         streams = command.sequences or SEQUENCES
-        score_symbols(command.model, stream, command.split or "test", streams, command.json_file, command.device)
+        score_symbols(command.model, stream, split, streams, command.json_file, command.device)
 
 
 def _shown(frames: Tensor, disturbance: DisturbanceConfig) -> tuple[Tensor, Shown | None]:

@@ -51,6 +51,8 @@ usage: torchrsm COMMAND ...
                          train one on balls whose future is not certain
   train reber|digits-3|digits-8x9 --out DIR, train grammar FILE.json --out DIR [--system PRESET] [settings]
                          train one on symbols in the order of a grammar
+  train words FOLDER|FILE --out DIR [--system PRESET] [settings]
+                         train one on the words of a text
   train --resume --out DIR [--minutes M | --steps N]
                          go on with a run, for longer than it was begun for if you wish
   predict MODEL FILE --out FILM.mp4 [--frames N] [--clip N] [--json FILE]

@@ -7,9 +7,11 @@ from typing import Any
 
 from torchrsm.runs.record import training_summary
 from torchrsm.scoring.symbols import evaluate_symbols, write_strings
+from torchrsm.scoring.words import HEARD, expected_by, score_words, write_words
 from torchrsm.storage.tensors import write_atomically
-from torchrsm.streams.settings import GrammarConfig, symbol_stream
+from torchrsm.streams.settings import GrammarConfig, WordsConfig, symbol_stream
 from torchrsm.streams.splits import TEST_SEED, Split, held_out_symbols
+from torchrsm.streams.words import END
 from torchrsm.systems import load
 
 SYMBOLS = 500  # of each of the streams that are scored
@@ -36,6 +38,53 @@ def score_symbols(
     print(scores.table())
     if json_file is not None:
         print(f"scores: {json_file}")
+
+
+def score_text(model: str, stream: WordsConfig, split: Split, json_file: Path | None, device: str) -> None:
+    """Score how well a model expects the words of a text that it never learned from, and print the table.
+
+    Args:
+        model: its folder.
+        stream: what it learned from.
+        split: of the text. The mixture with a cache is chosen on the validation part in any case.
+        json_file: where the scores are written, too; None for nowhere.
+        device: where the model computes.
+    """
+    predictor: Any = load(model, device=device)
+    coded = stream.coded()
+    validation = expected_by(predictor, coded, "validation")
+    scored = validation if split == "validation" else expected_by(predictor, coded, split)
+    scores = score_words(model, validation, scored, len(coded.text.words), training_summary(model))
+    if json_file is not None:
+        write_atomically(json_file, (scores.model_dump_json(indent=2) + "\n").encode())
+    print(scores.table())
+    if json_file is not None:
+        print(f"scores: {json_file}")
+
+
+def dream_text(model: str, stream: WordsConfig, out: Path, words: int, seed: int | None, device: str) -> None:
+    """Let a model write a text, word by word, and print its beginning.
+
+    Args:
+        model: its folder.
+        stream: what it learned from.
+        out: the file, text; a sentence a line.
+        words: how many it writes.
+        seed: of the draws; None for that of the test.
+        device: where the model computes.
+
+    Raises:
+        ValueError: the file is no text.
+    """
+    if out.suffix.lower() != ".txt":
+        raise ValueError(f"out must end in .txt for a model of symbols; got {str(out)!r}")
+    coded = stream.coded()
+    written = write_words(load(model, device=device), coded, words, TEST_SEED if seed is None else seed)
+    lines = "".join("\n" if word == END else f"{word} " for word in written)
+    text = "\n".join(line.strip() for line in lines.splitlines()) + "\n"
+    write_atomically(out, text.encode())
+    print("\n".join(text.splitlines()[:10]))
+    print(f"{words} words after {HEARD} of {stream.path}: {out}")
 
 
 def dream_strings(

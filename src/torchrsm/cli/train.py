@@ -23,7 +23,15 @@ from torchrsm.runs.record import Record
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig, load_run_config
 from torchrsm.runs.trainer import Trainer
 from torchrsm.streams.grammar import GRAMMARS
-from torchrsm.streams.settings import STREAMS, GrammarConfig, VideoConfig, frame_shape, open_videos
+from torchrsm.streams.settings import (
+    STREAMS,
+    GrammarConfig,
+    OfSymbols,
+    VideoConfig,
+    WordsConfig,
+    frame_shape,
+    open_videos,
+)
 
 
 class _TrainCommand(Config):
@@ -119,7 +127,7 @@ def _parsed_to_resume(arguments: list[str]) -> tuple[str, TrainCommand | TrainBa
     elif name in _WORLDS:
         rest, system = taken(rest, "--system", begun.name)
         source = None
-        if name in ("video", "grammar") and rest and not rest[0].startswith("-"):
+        if name in ("video", "grammar", "words") and rest and not rest[0].startswith("-"):
             source, *rest = rest
         _check_begun_with(folder, begun, name, system, source)
     else:
@@ -138,6 +146,9 @@ def _check_begun_with(folder: str, begun: AnyRunConfig, world: str, system: str,
         assert isinstance(where, VideoConfig)
         if not same_place(Path(source), Path(where.path)):
             raise ValueError(f"{folder} was begun with the video {begun.stream.path}; it cannot go on with {source}")
+    words = begun.stream.path if isinstance(begun.stream, WordsConfig) else None
+    if source is not None and words is not None and not same_place(Path(source), Path(words)):
+        raise ValueError(f"{folder} was begun with the text {words}; it cannot go on with {source}")
     if source is not None and isinstance(begun.stream, GrammarConfig) and source != begun.stream.grammar:
         raise ValueError(f"{folder} was begun with the grammar {begun.stream.grammar}; it cannot go on with {source}")
 
@@ -155,11 +166,17 @@ def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaseli
         file, rest = _first(rest, f"train grammar needs a file first, or one of {', '.join(GRAMMARS)}")
         given = {"grammar": file or next(iter(GRAMMARS))}
         name = f"train grammar {file}" if file else name
+    if world == "words":
+        text, rest = _first(rest, "train words needs a text first, a folder or a file")
+        given = {"path": text or "-"}
+        name = f"train words {text}" if text else name
     run = preset(system)
-    if run.model.channels != 1 and world != "grammar":
+    if run.model.channels != 1 and world not in ("grammar", "words"):
         raise ValueError(f"system must be a preset for one channel; got {system!r}")
     stream = STREAMS[world][0].model_validate(given)
-    command = _parse_train(adapted(run, stream), rest, name)
+    # How many symbols there are follows from flags, too.
+    begun = run.replace(stream=stream) if isinstance(stream, OfSymbols) else adapted(run, stream)
+    command = _parse_train(begun, rest, name)
     return command.replace(run=_fitted(command.run, system))
 
 
@@ -170,6 +187,7 @@ _WORLDS = {
     "kicked-balls": "balls",
     "two-way-balls": "balls",
     "grammar": "reber",
+    "words": "words-boosted",
 }
 
 
@@ -190,6 +208,8 @@ def _first(arguments: list[str], needed: str) -> tuple[str | None, list[str]]:
 
 def _fitted(run: AnyRunConfig, system: str) -> AnyRunConfig:
     """Return a run whose model reads the frames; a video is read a little wider or narrower where it must be."""
+    if isinstance(run.stream, OfSymbols):
+        run = adapted(run, run.stream)
     shape = frame_shape(run.stream)
     if not isinstance(run.stream, VideoConfig):
         return sized(run, shape)

@@ -11,7 +11,7 @@ from torchrsm.learning.local import LearningConfig
 from torchrsm.learning.rectifying import RectifyingConfig
 from torchrsm.runs.presets import balls_window_1l
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
-from torchrsm.streams.settings import BallWorldConfig, GrammarConfig, OfBalls, StreamConfig, VideoConfig
+from torchrsm.streams.settings import BallWorldConfig, OfBalls, OfSymbols, StreamConfig, VideoConfig
 
 _PASSAGES = 4  # through a video, which are learned from side by side
 _NEARBY = 16  # pixels: systems halve frames at most four times, or fold patches of them
@@ -40,7 +40,7 @@ def adapted(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
     few, so that many small updates tell more than few large ones. Where frames are disturbed no stream dreams, since
     their motion is not that of the world.
     """
-    if isinstance(stream, GrammarConfig):
+    if isinstance(stream, OfSymbols):
         return _naming(run, stream)
     if isinstance(run, RunConfig) and run.rectifying is not None and stream.disturbance.disturbs:
         run = run.replace(rectifying=without_dreams(run.rectifying))
@@ -62,12 +62,13 @@ def _naming(run: AnyRunConfig, stream: StreamConfig) -> AnyRunConfig:
     Raises:
         ValueError: its model names no symbols.
     """
-    count = len(stream.symbols())
     if isinstance(run, RunConfig) and run.model.head is not None:
-        return run.replace(**{"stream": stream, "model.head.symbols": count})
-    if isinstance(run, BaselineRunConfig) and getattr(run.model, "symbols", None) is not None:
-        return run.replace(**{"stream": stream, "model.symbols": count})
-    raise ValueError(f"system must be a preset that names symbols, such as reber or symbol-lstm; got {run.name!r}")
+        named = "model.head.symbols"
+    elif isinstance(run, BaselineRunConfig) and getattr(run.model, "symbols", None) is not None:
+        named = "model.symbols"
+    else:
+        raise ValueError(f"system must be a preset that names symbols, such as reber or symbol-lstm; got {run.name!r}")
+    return run.replace(**{"stream": stream, named: len(stream.symbols())})
 
 
 def without_dreams(rectifying: RectifyingConfig) -> RectifyingConfig:

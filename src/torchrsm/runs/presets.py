@@ -276,6 +276,49 @@ def _of_digits(grammar: str, inhibition_decay: float) -> RunConfig:
     )
 
 
+def words_boosted() -> RunConfig:
+    """Return a boosted layer of single cells for the words of a text, the published sizes."""
+    layer = LayerConfig(
+        groups=1500,
+        active_groups=80,
+        kernel_size=1,
+        stride=1,
+        recurrent_decay=0.85,
+        normalisation="location",
+        inhibition_decay=None,
+        boost=1.2,
+        boost_decay=0.99,
+        dropout=0.0,
+        activation="sigmoid",
+        output_bias="channel",
+        decoder_deviation=0.1,
+    )
+    return reber().replace(
+        name="words-boosted",
+        **{"model.layers": (layer,), "model.head": HeadConfig(symbols=7), "training.batch_size": 100},
+    )
+
+
+def words_rsm() -> RunConfig:
+    """Return a layer with groups and inhibition for the words of a text, the published sizes."""
+    layer = LayerConfig(
+        groups=600,
+        cells_per_group=8,
+        active_groups=20,
+        kernel_size=1,
+        stride=1,
+        recurrent_decay=0.85,
+        inhibition_decay=0.8,
+        dropout=0.0,
+        activation="sigmoid",
+        output_bias="channel",
+        decoder_deviation=0.1,
+    )
+    return reber().replace(
+        name="words-rsm", **{"model.layers": (layer,), "model.head": HeadConfig(symbols=7, hidden_units=1200)}
+    )
+
+
 def tiny() -> RunConfig:
     """Return two small layers on small frames, with every mechanism of the published ones; for tests."""
     below = LayerConfig(groups=12, cells_per_group=3, active_groups=2, kernel_size=5, pool=2, activation="sigmoid")
@@ -473,6 +516,8 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         reber,
         digits_3,
         digits_8x9,
+        words_boosted,
+        words_rsm,
         symbol_lstm,
         symbol_window,
     )

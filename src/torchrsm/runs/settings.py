@@ -162,9 +162,12 @@ class RunConfig(Config):
             others: channels, height and width of frames that take turns with those.
 
         Raises:
-            ValueError: the model cannot read such frames, or ``stack_from`` is another kind of stack.
+            ValueError: the model cannot read such frames, names other symbols than they show, or ``stack_from`` is
+                another kind of stack.
             FileNotFoundError: there is no ``stack_from``.
         """
+        if self.model.head is not None:
+            _check_symbols("model.head.symbols", self.model.head.symbols, self.stream)
         stack_learns = self.stack_from is None
         learner = OnlineLearner(
             self.model, self.learning, self.rectifying, stack_learns, shape, device, ranks, others=others
@@ -172,12 +175,6 @@ class RunConfig(Config):
         if begins and self.stack_from is not None:
             learner.take_stack(VideoPredictor.from_pretrained(self.stack_from))
         return learner
-
-    @model_validator(mode="after")
-    def _head_names_what_is_shown(self) -> Self:
-        if self.model.head is not None:
-            _check_symbols("model.head.symbols", self.model.head.symbols, self.stream)
-        return self
 
     @model_validator(mode="after")
     def _rectifier_learns(self) -> Self:
@@ -224,13 +221,6 @@ class BaselineRunConfig(Config):
     stream: AnyStreamConfig = BouncingBallsConfig()
     training: _Training
 
-    @model_validator(mode="after")
-    def _names_what_is_shown(self) -> Self:
-        named = getattr(self.model, "symbols", None)
-        if named is not None:
-            _check_symbols("model.symbols", named, self.stream)
-        return self
-
     @property
     def frames_in_a_step(self) -> int:
         """Frames of each stream that one update takes."""
@@ -253,11 +243,15 @@ class BaselineRunConfig(Config):
         """Return what learns in this run, as it is before the first update; the arguments are `RunConfig`'s.
 
         Raises:
-            ValueError: the model cannot read such frames, or frames of several sizes take turns.
+            ValueError: the model cannot read such frames, names other symbols than they show, or frames of several
+                sizes take turns.
         """
         if others:
             sizes = ", ".join(f"{height} x {width}" for _, height, width in (shape[1:], *others))
             raise ValueError(f"the frames of a baseline must have one size; got {sizes}")
+        named = getattr(self.model, "symbols", None)
+        if named is not None:
+            _check_symbols("model.symbols", named, self.stream)
         return SequenceLearner(make_baseline(self.model), self.learning, shape, device, ranks)
 
 

@@ -31,6 +31,9 @@ _REMEMBERED = 3000  # words of a cache; the oldest then count next to nothing
 
 _EM_STEPS = 50
 
+HEARD = 50
+"""Words of a text that a model hears before it writes on."""
+
 
 class Expected(NamedTuple):
     """How likely words were thought to be before they came, in rows that were read side by side.
@@ -195,3 +198,33 @@ def score_words(
         decay=decay,
         training=training,
     )
+
+
+def write_words(predictor: Predictor[Any, Any], coded: CodedText, words: int, seed: int = 0) -> list[str]:
+    """Let a predictor go on with the test part of a text: it hears `HEARD` words, then those that it draws itself.
+
+    Args:
+        predictor: whose predictions have ``symbols``.
+        coded: the text.
+        words: to write, 1 or more.
+        seed: of the draws, 0 to 2^62.
+
+    Raises:
+        ValueError: ``words`` is below 1, or the predictor tells no words.
+    """
+    if words < 1:
+        raise ValueError(f"words must be >= 1; got {words}")
+    stream = WordStream(coded, 1, split="test")
+    generator, written = torch.Generator().manual_seed(seed), []
+    with torch.inference_mode(), evaluation_mode(predictor):
+        state = predictor.initial_state((1, *stream.frame_shape))
+        for place in range(HEARD + words):
+            prediction = predictor.predict(state)
+            if place < HEARD:
+                frame = next(stream).frames
+            else:
+                symbol = torch.multinomial(log_probabilities(prediction).exp(), 1, generator=generator)[:, 0]
+                frame = stream.show(symbol)
+                written.append(coded.text.words[int(symbol)])
+            state = predictor.observe(frame.to(prediction.frame.device), prediction, state)
+    return written

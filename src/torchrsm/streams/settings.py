@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import unquote_to_bytes
@@ -30,6 +30,7 @@ from torchrsm.streams.symbols import Pictures, SymbolStream
 from torchrsm.streams.turns import Turns
 from torchrsm.streams.varied_balls import VariedBalls, check_ranges
 from torchrsm.streams.video_file import Reader, open_clips, store_parts
+from torchrsm.streams.words import CodedText, WordStream, coded_text
 
 _OF_BALLS = ("balls", "radius", "resolution", "speed")  # settings of their world, by the names of a single one
 
@@ -202,6 +203,48 @@ class GrammarConfig(StreamConfig):
         return named_grammar(self.grammar).symbols
 
 
+class WordsConfig(StreamConfig):
+    """The words of a text; see `torchrsm.streams.words`.
+
+    Attributes:
+        path: a folder with ``train.txt``, ``valid.txt`` and ``test.txt``, a sentence a line, or a single file.
+        vocabulary: most words; any other is unknown.
+        numbers: of the code that shows a word.
+        window: words on each side from which codes are learned.
+        codes: a file with a code for each word in place of learned ones: a word and its numbers a line.
+    """
+
+    subject = "words"
+    kind: Annotated[Literal["words"], tyro.conf.Suppress] = "words"
+    path: str
+    vocabulary: int = Field(default=10_000, ge=2)
+    numbers: int = Field(default=100, gt=0)
+    window: int = Field(default=5, gt=0)
+    codes: str | None = None
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List the settings of learned codes where codes are given."""
+        if self.codes is not None:
+            for name in ("numbers", "window"):
+                yield name, "codes are given"
+
+    def span(self) -> dict[str, tuple[float, float] | str]:
+        """Return the name of the text."""
+        return {"text": Path(self.path).name}
+
+    def coded(self) -> CodedText:
+        """Return the text with the codes of its words."""
+        return coded_text(self.path, self.vocabulary, self.numbers, self.window, self.codes)
+
+    def symbols(self) -> tuple[str, ...]:
+        """Return the words of the vocabulary."""
+        return self.coded().text.words
+
+
+OfSymbols = GrammarConfig | WordsConfig
+"""Streams of symbols, whose models name the next one."""
+
+
 def _plain_path(given: Any) -> Any:
     """Take a path in the forms that Python has for it, and in that of `_utf8_path`."""
     if isinstance(given, bytes | os.PathLike):
@@ -292,6 +335,10 @@ def _symbols(config: GrammarConfig, batch_size: int, seed: int) -> Stream:
     return symbol_stream(config, batch_size, seed)
 
 
+def _words(config: WordsConfig, batch_size: int, seed: int) -> Stream:
+    return WordStream(config.coded(), batch_size)
+
+
 def symbol_stream(
     config: GrammarConfig, batch_size: int, seed: int, split: DigitSplit = "train", dephased: bool = True
 ) -> SymbolStream:
@@ -325,6 +372,7 @@ STREAMS: dict[str, tuple[type[StreamConfig], Callable[[Any, int, int], Stream]]]
     "two-way-balls": (TwoWayBallsConfig, _balls(TwoWayBalls)),
     "digits": (MovingMNISTConfig, _digits),
     "grammar": (GrammarConfig, _symbols),
+    "words": (WordsConfig, _words),
     "video": (VideoConfig, _video),
 }
 """Settings by ``kind``, and what makes the stream from them, a batch size and a seed: a file and a line here add one.
