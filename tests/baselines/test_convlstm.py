@@ -127,7 +127,7 @@ def test_the_bias_of_the_forget_gates_is_that_of_the_settings():
 )
 def test_what_moves_is_predicted_moved_far_from_the_walls(settings, shift):
     shape = (2, 1, 44, 44)
-    predictor, (frames, starts) = model(settings, shape), window(4, shape=shape)
+    predictor, (frames, starts, _) = model(settings, shape), window(4, shape=shape)
     moved = frames.roll(shift, (-2, -1))
     here, there = (play(predictor, f, starts)[0].roll(by, (-2, -1)) for f, by in ((frames, shift), (moved, (0, 0))))
     torch.testing.assert_close(here[..., 20:24, 20:24], there[..., 20:24, 20:24], rtol=0, atol=1e-5)
@@ -149,7 +149,7 @@ def test_a_wall_is_no_black_pixel():
 
 @torch.no_grad()
 def test_what_the_residual_adds_is_the_last_frame():
-    predictor, (frames, starts) = model(WIDE), window()
+    predictor, (frames, starts, _) = model(WIDE), window()
     predictor.readout.weight.zero_()
     predictor.readout.bias.zero_()
     predicted, _ = play(predictor, frames, starts)
@@ -160,7 +160,7 @@ def test_what_the_residual_adds_is_the_last_frame():
 @torch.no_grad()
 @KINDS
 def test_a_prediction_depends_on_the_frames_before_and_on_no_other(settings):
-    predictor, (frames, starts) = model(settings), window()
+    predictor, (frames, starts, _) = model(settings), window()
     changed = frames.clone()
     changed[3] = torch.rand(SHAPE)
     before, _ = play(predictor, frames, starts)
@@ -178,7 +178,7 @@ def test_frames_of_another_shape_are_refused():
 @torch.no_grad()
 @KINDS
 def test_dreams_are_frames(settings):
-    predictor, (frames, starts) = model(settings), window()
+    predictor, (frames, starts, _) = model(settings), window()
     _, state = play(predictor, frames, starts)
     dream, _ = rollout(predictor, state, 5)
     assert dream.shape == (BATCH, 5, *SHAPE[1:])
@@ -223,7 +223,7 @@ def test_the_loss_is_the_error_of_a_pixel_that_could_be_predicted(settings):
 @torch.no_grad()
 @KINDS
 def test_a_stream_that_starts_in_mid_window_knows_nothing_from_before(settings):
-    predictor, (frames, starts) = model(settings), window(starts=[(3, 1)])
+    predictor, (frames, starts, _) = model(settings), window(starts=[(3, 1)])
     other = frames.clone()
     other[:3, 1] = torch.rand(3, *SHAPE[1:])
     state = predictor.initial_state(SHAPE)

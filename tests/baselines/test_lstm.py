@@ -48,7 +48,7 @@ def test_the_network_has_the_published_layers():
 @torch.no_grad()
 @READOUTS
 def test_it_is_the_lstm_of_torch_on_frames_in_minus_one_to_one(readout):
-    predictor, (frames, starts) = model(readout=readout), window()
+    predictor, (frames, starts, _) = model(readout=readout), window()
     seen = torch.cat((torch.full((1, BATCH, 24), 0.0), 2 * frames[:-1].flatten(2) - 1))
     for layer in predictor.layers:
         reference = nn.LSTM(layer.input_size, layer.hidden_size)
@@ -71,7 +71,7 @@ def test_a_step_is_that_of_torch():
 @torch.no_grad()
 @READOUTS
 def test_a_prediction_depends_on_the_frames_before_and_on_no_other(readout):
-    predictor, (frames, starts) = model(readout=readout), window()
+    predictor, (frames, starts, _) = model(readout=readout), window()
     changed = frames.clone()
     changed[4] = torch.rand(SHAPE)
     before, _ = play(predictor, frames, starts)
@@ -89,7 +89,7 @@ def test_frames_of_another_shape_are_refused():
 @torch.no_grad()
 @READOUTS
 def test_dreams_are_frames(readout):
-    predictor, (frames, starts) = model(readout=readout), window()
+    predictor, (frames, starts, _) = model(readout=readout), window()
     _, state = play(predictor, frames, starts)
     dream, _ = rollout(predictor, state, 5)
     assert dream.shape == (BATCH, 5, *SHAPE[1:])
@@ -141,7 +141,7 @@ def test_the_loss_is_the_error_of_a_pixel_that_could_be_predicted():
 
 @torch.no_grad()
 def test_a_stream_that_starts_in_mid_window_knows_nothing_from_before():
-    predictor, (frames, starts) = model(), window(starts=[(3, 1)])
+    predictor, (frames, starts, _) = model(), window(starts=[(3, 1)])
     other = frames.clone()
     other[:3, 1] = torch.rand(3, *SHAPE[1:])
     state = predictor.initial_state(SHAPE)

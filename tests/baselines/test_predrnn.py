@@ -63,7 +63,7 @@ def test_the_future_changes_nothing():
 
 
 def test_learning_sees_what_predicting_sees():
-    predictor, (frames, starts) = model(), window()
+    predictor, (frames, starts, _) = model(), window()
     lesson = predictor.learn(Window(frames, starts), predictor.initial_state(SHAPE))
     whole, state = step_by_step(predictor, frames)
     assert torch.allclose(lesson.frames[:, [0, 2]], whole[:, [0, 2]], atol=1e-6)
@@ -74,7 +74,7 @@ def test_learning_sees_what_predicting_sees():
 
 
 def test_windows_that_follow_each_other_are_one():
-    predictor, (frames, starts) = model(), window()
+    predictor, (frames, starts, _) = model(), window()
     whole = predictor.learn(Window(frames, starts), predictor.initial_state(SHAPE))
     first = predictor.learn(Window(frames[:3], starts[:3]), predictor.initial_state(SHAPE))
     second = predictor.learn(Window(frames[3:], starts[3:]), first.state)

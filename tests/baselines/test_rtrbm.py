@@ -83,7 +83,7 @@ def test_learning_sees_what_predicting_sees(kind, direct):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_windows_that_follow_each_other_are_one(kind):
-    predictor, (frames, starts) = model(kind), window()
+    predictor, (frames, starts, _) = model(kind), window()
     whole = predictor.learn(Window(frames, starts), predictor.initial_state(SHAPE))
     first = predictor.learn(Window(frames[:3], starts[:3]), predictor.initial_state(SHAPE))
     second = predictor.learn(Window(frames[3:], starts[3:]), first.state)

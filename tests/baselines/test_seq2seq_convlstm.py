@@ -57,7 +57,7 @@ def test_the_networks_have_the_published_layers():
 
 @torch.no_grad()
 def test_a_decoder_with_the_weights_of_the_encoder_reads_the_last_frame_once_more():
-    predictor, (frames, starts) = model("one"), window()
+    predictor, (frames, starts, _) = model("one"), window()
     predictor.decoder.load_state_dict(predictor.encoder.state_dict())
     _, state = play(predictor, frames, starts)
     twice = torch.cat((frames, frames[-1:]))
@@ -71,7 +71,7 @@ def test_a_decoder_with_the_weights_of_the_encoder_reads_the_last_frame_once_mor
 @DECODERS
 def test_a_decoder_goes_on_with_its_own_output(decoders):
     """Several steps at once are as many single ones, each from the memory and the frame that the last one left."""
-    predictor, (frames, starts) = model(decoders), window()
+    predictor, (frames, starts, _) = model(decoders), window()
     _, state = play(predictor, frames, starts)
     memory = predictor._handed_over(state.layers)
     value, told = 2 * frames[-1] - 1, []
@@ -84,7 +84,7 @@ def test_a_decoder_goes_on_with_its_own_output(decoders):
 
 @torch.no_grad()
 def test_two_decoders_know_of_the_last_layer_alone():
-    predictor, (frames, starts) = model("two"), window()
+    predictor, (frames, starts, _) = model("two"), window()
     _, state = play(predictor, frames, starts)
     before = predictor.predict(state).frame
     state.layers[0].hidden.normal_()
@@ -100,7 +100,7 @@ def test_two_decoders_know_of_the_last_layer_alone():
 @torch.no_grad()
 @DECODERS
 def test_a_prediction_depends_on_the_frames_before_and_on_no_other(decoders):
-    predictor, (frames, starts) = model(decoders), window()
+    predictor, (frames, starts, _) = model(decoders), window()
     changed = frames.clone()
     changed[3] = torch.rand(SHAPE)
     before, _ = play(predictor, frames, starts)
@@ -112,7 +112,7 @@ def test_a_prediction_depends_on_the_frames_before_and_on_no_other(decoders):
 @torch.no_grad()
 @DECODERS
 def test_dreams_are_frames_that_the_encoder_reads(decoders):
-    predictor, (frames, starts) = model(decoders), window()
+    predictor, (frames, starts, _) = model(decoders), window()
     _, state = play(predictor, frames, starts)
     dream, after = rollout(predictor, state, 5)
     assert dream.shape == (BATCH, 5, *SHAPE[1:])
@@ -197,7 +197,7 @@ def test_the_other_decoder_counts_as_the_settings_say():
 @torch.no_grad()
 @DECODERS
 def test_a_stream_that_starts_in_mid_window_knows_nothing_from_before(decoders):
-    predictor, (frames, starts) = model(decoders), window(starts=[(3, 1)])
+    predictor, (frames, starts, _) = model(decoders), window(starts=[(3, 1)])
     other = frames.clone()
     other[:3, 1] = torch.rand(3, *SHAPE[1:])
     state = predictor.initial_state(SHAPE)
@@ -216,7 +216,7 @@ def test_the_gradient_reaches_every_weight(decoders):
 
 @DECODERS
 def test_a_curriculum_asks_for_more_and_more(decoders):
-    predictor, (frames, starts) = model(decoders, curriculum_updates=2), window()
+    predictor, (frames, starts, _) = model(decoders, curriculum_updates=2), window()
     predictor.train()
     fresh = predictor.initial_state(SHAPE)
     horizons = []

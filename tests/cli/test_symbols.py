@@ -57,7 +57,7 @@ def test_a_model_writes_strings(run, tmp_path, capsys):
     assert out.read_text().splitlines() == lines
 
 
-@pytest.mark.parametrize("system", ["reber", "symbol-lstm", "symbol-window"])
+@pytest.mark.parametrize("system", ["reber", "symbol-lstm", "window-network"])
 def test_any_grammar_can_be_learned_by_any_system_that_names_symbols(tmp_path, system, capsys):
     file = tmp_path / "grammar.json"
     file.write_text(json.dumps({"states": {"a": [["x", 0.5, "b"], ["y", 0.5, "c"]], "b": [["z", 1, "c"]], "c": []}}))

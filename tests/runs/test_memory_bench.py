@@ -199,7 +199,7 @@ def test_the_command_line_runs_a_bench(tmp_path, capsys):
 
 def test_a_trained_system_learns_something(tmp_path):
     torch.manual_seed(0)
-    config = MemoryBenchConfig(worlds=("digits-3",), systems=("symbol-window",), **{**SMALL, "minutes": 0.03})
+    config = MemoryBenchConfig(worlds=("digits-3",), systems=("window-network",), **{**SMALL, "minutes": 0.03})
     (row,) = MemoryBench(config, tmp_path / "bench").run(reporting, lambda line: None).rows
     assert row.seeds[0].symbols.accuracy.all > 0.5
     assert row.seeds[0].frames > 1000

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from torchrsm.baselines.ngram import KneserNey
+from torchrsm.baselines.ngram import KneserNey, expected_by_counts
 from torchrsm.baselines.sequence_model import Predicted
 from torchrsm.scoring.words import (
     Expected,
     cached,
     expected_by,
-    expected_by_counts,
     mixture_weights,
     perplexity,
     score_words,

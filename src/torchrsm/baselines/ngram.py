@@ -10,11 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchrsm.baselines.sequence_model import Predicted
 from torchrsm.predictor import check_frame, check_shape
+from torchrsm.scoring.words import Expected, rows_of
+from torchrsm.streams.words import END, Text, TextSplit
 
 START = -1
 """Stands before the first symbol of a sequence."""
@@ -177,3 +180,20 @@ class NGramPredictor:
         if history not in self._known:
             self._known[history] = self.counts.probabilities(history)
         return self._known[history]
+
+
+def expected_by_counts(counts: KneserNey, text: Text, split: TextSplit) -> Expected:
+    """Read a part of a text as `torchrsm.scoring.words.expected_by` does, by n-grams; each sentence begins anew."""
+    part = text.part(split)
+    readers, steps = rows_of(len(part))
+    end = text.words.index(END)
+    begins = np.arange(readers) * len(part) // readers
+    rows = np.stack([part[begin : begin + steps] for begin in begins])
+    likely = np.empty((readers, steps - 1))
+    for row, found in zip(rows.tolist(), likely, strict=True):
+        sentence = 0
+        for place in range(1, steps):
+            if row[place - 1] == end:
+                sentence = place
+            found[place - 1] = counts.probability(row[place], row[max(sentence, place - counts.order + 1) : place])
+    return Expected(rows, likely)

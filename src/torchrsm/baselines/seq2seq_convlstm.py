@@ -150,7 +150,7 @@ class Seq2SeqConvLSTM(SequenceModel):
         Raises:
             ValueError: the window is not longer than ``decode_every``, so there is nothing to decode.
         """
-        frames, starts = window
+        frames, starts, _ = window
         if len(frames) < self.shortest_window:
             raise ValueError(f"window must be longer than decode_every {self.config.decode_every}; got {len(frames)}")
         numbers = range(self.config.decode_every - 1, len(frames) - 1, self.config.decode_every)
@@ -202,7 +202,7 @@ class Seq2SeqConvLSTM(SequenceModel):
             window, points, memories: see `_decoded`.
             offsets: ``[steps]``, of the frames that it is to tell, from the last one that was read.
         """
-        frames, starts = window
+        frames, starts, _ = window
         decoded = self._decode(decoder, memories, frames[points].flatten(0, 1), len(offsets))
         wanted = offsets[:, None] + points
         there = (wanted >= 0) & (wanted < len(frames))

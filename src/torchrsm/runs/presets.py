@@ -451,11 +451,11 @@ def symbol_lstm() -> BaselineRunConfig:
     return _baseline("symbol-lstm", model, stream=GrammarConfig(), batch_size=32, window=20, **learning)
 
 
-def symbol_window() -> BaselineRunConfig:
+def window_network() -> BaselineRunConfig:
     """Return a network that names the next symbol from the last eight."""
     model = WindowNetworkConfig(context=8, symbols=7, channels=7, height=1, width=1)
     learning = {**_TUNED, "learning_rates": (1e-3,)}
-    return _baseline("symbol-window", model, stream=GrammarConfig(), batch_size=32, window=20, **learning)
+    return _baseline("window-network", model, stream=GrammarConfig(), batch_size=32, window=20, **learning)
 
 
 def _baseline(
@@ -519,7 +519,7 @@ PRESETS: dict[str, Callable[[], AnyRunConfig]] = {
         words_boosted,
         words_rsm,
         symbol_lstm,
-        symbol_window,
+        window_network,
     )
 }
 """All presets by name."""

@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from torchrsm.baselines.ngram import KneserNey
 from torchrsm.predictor import Predictor, evaluation_mode
 from torchrsm.scoring.symbols import log_probabilities
-from torchrsm.streams.words import END, CodedText, Text, TextSplit, WordStream
+from torchrsm.streams.words import CodedText, TextSplit, WordStream
 
 FloatArray = NDArray[np.float64]
 
@@ -94,7 +93,7 @@ def expected_by(predictor: Predictor[Any, Any], coded: CodedText, split: TextSpl
     Raises:
         ValueError: the predictor tells no words.
     """
-    readers, steps = _rows(len(coded.text.part(split)))
+    readers, steps = rows_of(len(coded.text.part(split)))
     stream = WordStream(coded, readers, split=split)
     words, likely = [], []
     with torch.inference_mode(), evaluation_mode(predictor):
@@ -109,24 +108,7 @@ def expected_by(predictor: Predictor[Any, Any], coded: CodedText, split: TextSpl
     return Expected(torch.stack(words, 1).numpy(), torch.stack(likely[1:], 1).numpy())
 
 
-def expected_by_counts(counts: KneserNey, text: Text, split: TextSplit) -> Expected:
-    """Do what `expected_by` does by counted n-grams, for which each sentence begins anew."""
-    part = text.part(split)
-    readers, steps = _rows(len(part))
-    end = text.words.index(END)
-    begins = np.arange(readers) * len(part) // readers
-    rows = np.stack([part[begin : begin + steps] for begin in begins])
-    likely = np.empty((readers, steps - 1))
-    for row, found in zip(rows.tolist(), likely, strict=True):
-        sentence = 0
-        for place in range(1, steps):
-            if row[place - 1] == end:
-                sentence = place
-            found[place - 1] = counts.probability(row[place], row[max(sentence, place - counts.order + 1) : place])
-    return Expected(rows, likely)
-
-
-def _rows(words: int) -> tuple[int, int]:
+def rows_of(words: int) -> tuple[int, int]:
     """Return how many rows of a part are read side by side, and how long they are."""
     readers = max(1, min(READERS, words // 20))
     return readers, words // readers
@@ -174,7 +156,7 @@ def score_words(
 
     Args:
         model: its name.
-        validation, test: from `expected_by` or `expected_by_counts`.
+        validation, test: from `expected_by`.
         vocabulary: how many words there are.
         training: how the model was trained.
     """

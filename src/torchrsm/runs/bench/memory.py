@@ -71,7 +71,7 @@ N_GRAM = "n-gram"
 
 OF_BALLS = ("copy-last", "balls", "simvp", "simvp-10", "predrnn", "convlstm-wide")
 
-OF_SYMBOLS = ("rsm", "symbol-lstm", "symbol-window", N_GRAM)
+OF_SYMBOLS = ("rsm", "symbol-lstm", "window-network", N_GRAM)
 """The systems of worlds of symbols; ``rsm`` is the preset of the world."""
 
 WINDOWS = (1, 2, 4, 8)
