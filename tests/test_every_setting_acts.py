@@ -17,17 +17,34 @@ from torchrsm.rsm import kernels
 from torchrsm.runs.settings import BaselineRunConfig, RunConfig
 from torchrsm.state import flatten
 from torchrsm.streams import BouncingBalls, StreamBatch
-from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VariedBallsConfig, make_stream
+from torchrsm.streams.settings import (
+    BouncingBallsConfig,
+    GrammarConfig,
+    MovingMNISTConfig,
+    VariedBallsConfig,
+    make_stream,
+)
 
 SIZE = (1, 8, 8)
 BASELINE_NAMED_SO = "baseline "  # stands before the name of a baseline that is that of a rectifier, too
-KINDS = (*RECTIFIERS, *(f"{BASELINE_NAMED_SO}{kind}" if kind in RECTIFIERS else kind for kind in BASELINES))
+OF_SYMBOLS = "symbols"  # RSM with a head
+KINDS = (
+    *RECTIFIERS,
+    *(f"{BASELINE_NAMED_SO}{kind}" if kind in RECTIFIERS else kind for kind in BASELINES),
+    OF_SYMBOLS,
+)
 STREAMS, UPDATES = 4, 12
 
 
 @cache
 def small(kind):
-    """A small run of a system: RSM with a rectifier of this kind, or a baseline."""
+    """A small run of a system: RSM with a rectifier of this kind, or with a head, or a baseline."""
+    if kind == OF_SYMBOLS:
+        layer = {"groups": 6, "active_groups": 2, "kernel_size": 1, "stride": 1, "output_bias": "channel"}
+        size = {"channels": 7, "height": 1, "width": 1}
+        model = {"layers": [layer], "head": {"symbols": 7, "hidden_units": 4}, **size}
+        training = {"steps": UPDATES, "batch_size": STREAMS}
+        return RunConfig(name="small", model=model, learning={}, stream=GrammarConfig(), training=training)
     if kind in KINDS and kind not in RECTIFIERS:
         kind = kind.removeprefix(BASELINE_NAMED_SO)
         size = {"height": SIZE[1], "width": SIZE[2]}
@@ -73,6 +90,7 @@ SMALL_BASELINES = {
     "predrnn": {"hidden_channels": 4, "layers": 1},
     "simvp": {"context": 2, "spatial_channels": 4, "temporal_channels": 4, "temporal_blocks": 2},
     "unet": {"features": 2, "inner_features": 4, "blocks": 1},
+    "window-network": {"context": 2, "hidden_units": (6,)},
 }
 
 
@@ -83,8 +101,16 @@ def learned(run):
     if isinstance(run.model, ConstantVelocityConfig):  # which sees nothing but balls
         balls = BouncingBalls(STREAMS, resolution=run.model.height, seed=1)
         frames = torch.stack([next(balls).frames for _ in range(UPDATES)])
+    count = len(run.stream.symbols())
+    named = torch.randint(count, (UPDATES, STREAMS), generator=torch.Generator().manual_seed(2)) if count else None
     batches = [
-        StreamBatch(f, torch.tensor([t == 0] * STREAMS), torch.zeros(STREAMS).long()) for t, f in enumerate(frames)
+        StreamBatch(
+            f,
+            torch.tensor([t == 0] * STREAMS),
+            torch.zeros(STREAMS).long(),
+            symbols=None if named is None else named[t],
+        )
+        for t, f in enumerate(frames)
     ]
     before = kernels.threads(), torch.get_num_threads()
     with torch.random.fork_rng():
@@ -103,7 +129,10 @@ def learned(run):
             for frame in frames[:3]:
                 prediction = learner.model.predict(state)
                 state = learner.model.observe(frame, prediction, state)
-            seen = {"prediction": learner.model.predict(state).frame}
+            prediction = learner.model.predict(state)
+            seen = {"prediction": prediction.frame}
+            if getattr(prediction, "symbols", None) is not None:
+                seen["symbols"] = prediction.symbols
     tensors = seen | flatten("state", learner.state)
     for name, module in learner.modules.items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
@@ -140,6 +169,15 @@ def draws(kind):
 
 BOOST = {"model.layers.0.inhibition_decay": None, "model.layers.0.boost": 5.0}
 
+SOFTMAX = {
+    "groups": 6,
+    "active_groups": 2,
+    "kernel_size": 1,
+    "stride": 1,
+    "output_bias": "channel",
+    "activation": "softmax",
+    "loss": "cross_entropy",
+}
 RSM = [
     ("compact", {}, "model.layers.0.groups", 7),
     ("compact", {}, "model.layers.0.cells_per_group", 2),
@@ -152,6 +190,8 @@ RSM = [
     ("compact", {}, "model.feedback", False),
     ("compact", {}, "model.layers.0.recurrent_kernel_size", 3),
     ("compact", {}, "model.layers.0.recurrent_decay", 0.5),
+    ("compact", {"model.layers.0.recurrent_decay": 0.5}, "model.layers.0.learns_decay", True),
+    ("compact", {}, "model.layers.0.forgetting", 0.5),
     ("compact", {}, "model.layers.0.input_frames", 2),
     ("compact", {}, "model.layers.0.input_decay", 0.5),
     ("compact", {}, "model.layers.0.input_threshold", 0.5),
@@ -228,6 +268,11 @@ RSM = [
         )
     ),
     ("compact", {}, "training.seed", 1),
+    (OF_SYMBOLS, {}, "model.head", None),
+    (OF_SYMBOLS, {}, "model.head.hidden_units", 5),
+    (OF_SYMBOLS, {}, "model.head.dropout", 0.5),
+    (OF_SYMBOLS, {}, "learning.head_learning_rate", 1e-2),
+    (OF_SYMBOLS, {"model.layers.0.loss": "squared"}, "model.layers.0", SOFTMAX),
 ]
 
 LEARNING = [
@@ -259,6 +304,7 @@ BOLTZMANN = [
 ]
 STACK = [("hidden_channels", (3, 1)), ("kernel_sizes", (5, 3)), ("forget_bias", 1.0)]
 FLEXIBLE = ("lstm", "rtrbm", "pgn", "convlstm", "copy-last", "dtsbn")
+SYMBOLS = {"model.channels": 7, "model.height": 1, "model.width": 1, "stream": GrammarConfig()}
 BASELINE = [
     *(("constant-velocity", {}, f"model.{name}", value) for name, value in (("balls", 1), ("radius", 2.0))),
     ("constant-velocity", {}, "model", {"kind": "constant-velocity", "height": 20, "width": 20}),
@@ -267,6 +313,9 @@ BASELINE = [
     *((kind, {}, "model.width", 12) for kind in FLEXIBLE),
     ("lstm", {}, "model.hidden_units", (4, 3)),
     ("lstm", {}, "model.readout", "linear"),
+    *((kind, SYMBOLS, "model.symbols", 7) for kind in ("lstm", "window-network")),
+    ("window-network", {}, "model.context", 3),
+    ("window-network", {}, "model.hidden_units", (4,)),
     *((kind, {}, f"model.{name}", value) for kind in ("rtrbm", "srtrbm") for name, value in BOLTZMANN),
     ("srtrbm", {}, "model.tile", 8),
     ("srtrbm", {}, "model.initial_gate", 1.0),
@@ -356,6 +405,7 @@ REFUSED = [
         "the decoder is fully_connected",
     ),
     ("compact", {}, "model.layers.1.pool", 2, "no layer stands above"),
+    ("compact", {}, "learning.head_learning_rate", 0.1, "the model has no head"),
     ("compact", {"model.layers": [ALONE]}, "model.fresh_feedback", True, "there is one layer"),
     ("compact", {"model.layers": [ALONE]}, "model.feedback", False, "there is one layer"),
     ("compact", {"model.feedback": False}, "model.fresh_feedback", True, "there is no feedback"),
@@ -438,6 +488,10 @@ def test_how_a_given_stack_would_learn_is_refused(path, value):
         (MovingMNISTConfig(resolution=28, sequence_length=4), "digits", 1),
         (MovingMNISTConfig(resolution=28, sequence_length=4), "resolution", 29),
         (MovingMNISTConfig(resolution=28, sequence_length=4), "sequence_length", 3),
+        (MovingMNISTConfig(resolution=28, sequence_length=20), "deterministic", False),
+        (GrammarConfig(), "grammar", "digits-3"),
+        (GrammarConfig(), "restarts", False),
+        (GrammarConfig(grammar="digits-3"), "pictures", "fixed"),
     ],
 )
 def test_a_setting_changes_the_world(config, path, value):
@@ -445,7 +499,7 @@ def test_a_setting_changes_the_world(config, path, value):
         stream = make_stream(config, 2, 0)
         return [
             (tuple(b.frames.shape), b.frames.tolist(), b.starts.tolist())
-            for b, _ in zip(stream, range(6), strict=False)
+            for b, _ in zip(stream, range(12), strict=False)
         ]
 
     assert batches(config) == batches(config)
@@ -469,6 +523,8 @@ ELSEWHERE = {
     *((run, name) for run in ("RunConfig", "BaselineRunConfig") for name in ("learning", "training", "stream")),
     ("RunConfig", "model"),
     ("RunConfig", "rectifying"),
+    # As many as the stream shows: tests/cli/test_symbols.py.
+    ("HeadConfig", "symbols"),
     # The frames' size, where the weights fit any: tests/test_model.py.
     ("ModelConfig", "height"),
     ("ModelConfig", "width"),
@@ -500,6 +556,7 @@ def test_every_setting_is_in_the_table():
 def sections(run):
     yield from (run, run.model, run.learning, run.training)
     if isinstance(run, RunConfig):
-        yield from (*run.model.layers, run.model.rectifier)
+        yield from run.model.layers
+        yield from (part for part in (run.model.rectifier, run.model.head) if part is not None)
         if run.rectifying is not None:
             yield run.rectifying

@@ -200,7 +200,7 @@ def test_a_stream(tmp_path, monkeypatch):
     settings["stream"] = {"kind": "flicker", "period": 3}
     with pytest.raises(
         ValueError,
-        match="kind must be one of balls, varied-balls, kicked-balls, two-way-balls, digits, grammar, words, video; got 'flicker'",
+        match="kind must be one of balls, varied-balls, kicked-balls, .*, words, video; got 'flicker'",
     ):
         RunConfig.model_validate(settings)
     monkeypatch.setitem(STREAMS, "flicker", (FlickerConfig, flicker))

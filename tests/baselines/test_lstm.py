@@ -101,7 +101,7 @@ def test_dreams_are_frames(readout):
 
 
 def test_the_frame_before_is_unseen_where_a_sequence_starts():
-    frames, starts = window(starts=[(3, 1)])
+    frames, starts, _ = window(starts=[(3, 1)])
     before = inputs_of(Window(frames, starts), torch.zeros(SHAPE))
     assert (before[0] == UNSEEN).all()
     assert (before[3, 1] == UNSEEN).all()

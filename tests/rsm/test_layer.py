@@ -352,3 +352,60 @@ def test_the_loss_of_softmax_is_the_categorical_cross_entropy(engine):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert all(weight.grad.abs().max() > 0 for weight in layer.parameters())
+
+
+# --- A decay that is learned, and forgetting --------------------------------------------------------------------------
+
+TRACE = {"recurrent_decay": 0.6, "dropout": 0.0}
+
+
+def test_a_decay_that_is_learned_begins_as_one_that_is_not(engine):
+    """Up to the last bits: the trace is made a step later."""
+    learned, fixed = (build(engine=engine, learns_decay=learns, **TRACE) for learns in (True, False))
+    with torch.no_grad():
+        for name, weight in fixed.named_parameters():
+            learned.get_parameter(name).copy_(weight)
+    predictions = [layer.predict(watch(layer, steps=5)) for layer in (learned, fixed)]
+    assert torch.equal(*(prediction.cells.index for prediction in predictions))
+    torch.testing.assert_close(*(prediction.z for prediction in predictions))
+    assert torch.sigmoid(learned.decay).tolist() == pytest.approx([0.6] * 12)
+
+
+def test_the_decay_has_a_gradient_of_this_step_alone():
+    layer = build(learns_decay=True, **TRACE)
+    state = watch(layer, steps=4)
+    assert not state.trace.requires_grad
+    prediction = layer.predict(state)
+    layer.loss(prediction, here(torch.zeros(2, 8, 8, 1)), here(torch.ones(2, dtype=torch.bool))).backward()
+    fades = (0.6 * state.trace > to_dense(state.cells, 12)).flatten(0, 2).any(0)
+    assert fades.any()
+    moved = layer.decay.grad != 0
+    assert moved.any()
+    assert not (moved & ~fades).any()
+
+
+def test_a_decay_needs_a_start():
+    with pytest.raises(ValidationError, match="recurrent_decay must be > 0 where learns_decay is on"):
+        LayerConfig(**MINIMAL, learns_decay=True)
+
+
+@pytest.mark.parametrize("inhibition_decay", [None, 0.0, 0.5])
+def test_a_stream_that_forgets_keeps_its_last_input(inhibition_decay):
+    settings = {"recurrent_decay": 0.6, "inhibition_decay": inhibition_decay}
+    layer = build(forgetting=0.5, **settings).train()
+    plain = build(**settings)
+    torch.manual_seed(3)
+    x = here(torch.rand(40, 8, 8, 1))
+    state = layer.initial_state(40, torch.zeros_like(x))
+    prediction = layer.predict(state)
+    after, kept = layer.observe(x, prediction, state), plain.observe(x, prediction, state)
+    forgot = (after.cells.index < 0).flatten(1).all(1)
+    assert 8 < forgot.sum() < 32
+    assert torch.equal(after.input, kept.input)
+    for now, before in ((after.cells.index, kept.cells.index), (after.cells.value, kept.cells.value)):
+        assert torch.equal(now[~forgot], before[~forgot])
+    for now, before in ((after.trace, kept.trace), (after.inhibition, kept.inhibition)):
+        if now is not None:
+            assert torch.equal(now[~forgot], before[~forgot])
+            assert not now[forgot].any()
+    assert torch.equal(layer.eval().observe(x, prediction, state).cells.index, kept.cells.index)

@@ -37,6 +37,10 @@ class LayerConfig(Config):
         recurrent_kernel_size: side of the neighbourhood whose last cells a cell sees; 1, as published, for its own
             place.
         recurrent_decay: eps, how much of the recurrent memory is left after a step; 0 for the last cells alone.
+        learns_decay: each cell learns how much of its own trace is left, from ``recurrent_decay`` on; its gradient ends
+            with the step, as all do. Source, of ``forgetting`` and ``boost``, too: Jeremy Gordon, David Rawlinson,
+            Subutai Ahmad, arXiv 1912.01116.
+        forgetting: chance with which a stream forgets its memory, all but its last input, after a step of training.
         input_frames: frames that the layer reads at once, the last one first, those before it as further channels. Only
             for a layer that reads frames.
         input_decay: adds a fading trace ``max(input_decay * trace, input)`` to the input as further channels; None for
@@ -74,6 +78,8 @@ class LayerConfig(Config):
     recurrent: bool = True
     recurrent_kernel_size: int = Field(default=1, gt=0)
     recurrent_decay: float = Field(default=0.0, ge=0, lt=1)
+    learns_decay: bool = False
+    forgetting: float = Field(default=0.0, ge=0, lt=1)
     input_frames: int = Field(default=1, gt=0)
     input_decay: float | None = Field(default=None, gt=0, lt=1)
     input_threshold: float = Field(default=0.0, ge=0, lt=1)
@@ -114,6 +120,10 @@ class LayerConfig(Config):
                 f"{name} must be >= stride = {self.stride}, so that the convolutional decoder reaches every element of "
                 f"the input; got {size}"
             )
+        if self.learns_decay and self.recurrent_decay == 0:
+            raise ValueError(
+                "recurrent_decay must be > 0 where learns_decay is on: it is where the decay starts; got 0"
+            )
         if self.loss == "cross_entropy" and self.activation == "identity":
             raise ValueError(f"loss cross_entropy needs the activation sigmoid or softmax; got {self.activation!r}")
         if self.activation == "softmax" and (self.loss, self.changes) != ("cross_entropy", "zero"):
@@ -146,7 +156,8 @@ class LayerState(NamedTuple):
         input: the last inputs ``[b, h, w, c']``, the last first, their trace behind them; or the last cells of the
             layer below.
         cells: the layer's own last cells, ``[b, h, w, k]``.
-        trace: recurrent memory ``[b, h, w, n]``, or None where ``recurrent_decay`` is 0.
+        trace: recurrent memory ``[b, h, w, n]``, or None where ``recurrent_decay`` is 0. Where the decay is learned, as
+            it was before the last cells: the next prediction lets it fade and takes these up.
         inhibition: ``[b, h, w, n]`` in 0..1, or None where the last winners alone are inhibited or nothing is.
     """
 
@@ -223,6 +234,10 @@ class RSMLayer(nn.Module):
             self.register_buffer("recurrent", torch.zeros(config.cells, config.cells), persistent=False)
         self.feedback = None if cells_above is None else _normal(cells_above, config.cells, config.recurrent_deviation)
         self.bias = nn.Parameter(torch.zeros(config.cells))
+        self.decay = None
+        if config.learns_decay:  # as a logit, so that it stays between 0 and 1
+            start = torch.tensor(config.recurrent_decay)
+            self.decay = nn.Parameter(torch.logit(start).expand(config.cells).clone())
         if config.decoder == "fully_connected":
             assert input_grid is not None
             grid = F.strided_grid(input_grid, config.stride)
@@ -278,9 +293,9 @@ class RSMLayer(nn.Module):
             inhibition=state.inhibition,
             boost=F.boost_factor(self.duty, config.boost, config.active_groups) if config.boost else None,
         )
-        if chance is None:
+        if chance is None and self.decay is None:
             index, a = self._engine.select(step, self._weights, context)
-        else:
+        else:  # the other engines draw nothing, and give no gradient of what is remembered
             index, a = ReferenceEngine().select(step, self._weights, context, chance)
         y = torch.tanh(a)
         z = F.group_values(y, config.cells_per_group)
@@ -335,12 +350,27 @@ class RSMLayer(nn.Module):
             if config.input_threshold > 0:
                 input = nn.functional.threshold(input, config.input_threshold, 0.0)
         trace, inhibition = state.trace, state.inhibition
-        if trace is not None:
+        if self.decay is not None:
+            with torch.no_grad():
+                trace = self._trace(state)
+        elif trace is not None:
             trace = F.update_trace(trace, F.to_dense(y, config.cells), config.recurrent_decay)
         if inhibition is not None and config.inhibition_decay is not None:
             winners = F.to_dense(y._replace(value=torch.ones_like(y.value)), config.cells)
             inhibition = F.update_inhibition(inhibition, winners, config.inhibition_decay)
+        if self.training and config.forgetting > 0:
+            return self._forgetful(LayerState(input, y, trace, inhibition))
         return LayerState(input, y, trace, inhibition)
+
+    def _forgetful(self, state: LayerState) -> LayerState:
+        """Return a state in which some streams, drawn at random, remember nothing but their last input."""
+        cells = state.cells
+        forgets = torch.rand(len(cells.index), 1, 1, 1, device=cells.value.device) < self.config.forgetting
+        return state._replace(
+            cells=Cells(cells.index.masked_fill(forgets, -1), cells.value.masked_fill(forgets, 0)),
+            trace=None if state.trace is None else state.trace.masked_fill(forgets, 0),
+            inhibition=None if state.inhibition is None else state.inhibition.masked_fill(forgets, 0),
+        )
 
     @torch.no_grad()
     def wins(self, cells: Cells) -> Tensor:
@@ -372,6 +402,8 @@ class RSMLayer(nn.Module):
         if self.feedback is not None:
             yield "feedback", (Axis(len(self.feedback), "cells"), own)
         yield "bias", (own,)
+        if self.decay is not None:
+            yield "decay", (own,)
         yield "decoder", (own, Axis((config.decoder_kernel_size or config.kernel_size) ** 2, "window"), predicts)
         if reads_cells:
             yield "output_bias", (predicts,)
@@ -422,8 +454,15 @@ class RSMLayer(nn.Module):
             return Cells(torch.full_like(index, -1), torch.zeros_like(value))
         over = self.config.normalisation
         if state.trace is not None:
-            return self._dropout(F.normalise(state.trace, over))
+            trace = state.trace if self.decay is None else self._trace(state)
+            return self._dropout(F.normalise(trace, over))
         return state.cells._replace(value=self._dropout(F.normalise(state.cells.value, over)))
+
+    def _trace(self, state: LayerState) -> Tensor:
+        """Return the trace with the last cells taken up, where the decay is learned (line 1)."""
+        assert state.trace is not None
+        assert self.decay is not None
+        return torch.maximum(torch.sigmoid(self.decay) * state.trace, F.to_dense(state.cells, self.config.cells))
 
     def _base(self, input: Tensor | Cells) -> Tensor | None:
         """Return what the decoded cells are added to, a constant."""
