@@ -155,6 +155,26 @@ def test_another_future_of_the_same_past(page, drawing_server):
     another.wait_for(state="hidden")
 
 
+def test_what_the_models_see_can_be_disturbed(page):
+    playing(page)
+    caption, select = page.locator("#panes .pane:not([hidden]) .truth .name"), page.locator("#disturb")
+    assert caption.text_content() == "truth"
+    select.select_option("bar")
+    page.locator(".truth .name", has_text="what it sees").first.wait_for()
+    # The middle of the picture is hatched: grey, with more blue than red.
+    middle = """() => { const c = document.querySelector("#truth-0");
+        return [...c.getContext("2d").getImageData(c.width / 2, c.height / 2, 1, 1).data]; }"""
+    red, _, blue, _ = page.evaluate(middle)
+    assert blue == red + 18
+    page.locator("body").click(position={"x": 3, "y": 3})
+    page.keyboard.press("h")
+    page.wait_for_function("document.querySelector('#disturb').value === 'blank'")
+    page.keyboard.press("h")
+    page.wait_for_function("document.querySelector('#disturb').value === 'none'")
+    page.locator("#truth-0").wait_for()
+    page.wait_for_function("document.querySelector('.truth .name').textContent === 'truth'")
+
+
 def test_it_fits_the_screen(page):
     wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1]

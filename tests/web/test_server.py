@@ -280,7 +280,21 @@ def test_no_file_is_read_outside_of_the_static_folder(server):
 
 def mutated(rng):
     """A request that is nearly right, or nothing of the kind."""
-    kinds = ["configure", "play", "pause", "step", "dream", "redraw", "wake", "speed", "place", "train", "stop", "clip"]
+    kinds = [
+        "configure",
+        "play",
+        "pause",
+        "step",
+        "dream",
+        "redraw",
+        "disturb",
+        "wake",
+        "speed",
+        "place",
+        "train",
+        "stop",
+    ]
+    kinds.append("clip")
     fields = ["id", "x", "y", "vx", "minutes", "models", "source", "frames_per_second", "ball", "__proto__", "type"]
     values = [
         None,

@@ -259,6 +259,82 @@ def test_another_future_needs_a_dream_and_a_model_that_draws(drawing):
         plain.apply(messages.Redraw())
 
 
+# --- What the models see ----------------------------------------------------------------------------------------------
+
+
+def names_of(message):
+    return [entry.name for entry in message.header.arrays]
+
+
+def test_what_is_hidden_is_shown_as_hidden(library):
+    session = configured(library, "balls")
+    assert "shown" not in names_of(session.advance())
+    session.apply(messages.Disturb(by="bar"))
+    assert session.state().disturbed == "bar"
+    message = session.advance()
+    truth, shown, hidden = (array(message, name) for name in ("truth", "shown", "hidden"))
+    assert hidden.shape == (1, 30, 30)
+    columns = (hidden[0] == 255).all(0)
+    assert columns.sum() == 10
+    assert not (hidden[0] == 255).any(0)[~columns].any()
+    assert np.array_equal(shown[:, :, ~columns], truth[:, :, ~columns])
+    assert not shown[:, :, columns].any()
+    session.apply(messages.Disturb(by="none"))
+    assert "hidden" not in names_of(session.advance())
+
+
+def test_noise_hides_nothing(library):
+    session = configured(library, "balls")
+    session.apply(messages.Disturb(by="noise"))
+    first, second = session.advance(), session.advance()
+    assert not array(first, "hidden").any()
+    noise = array(first, "shown").astype(float) - array(first, "truth")
+    assert 0.08 < noise.std() / 255 < 0.25
+    assert not np.array_equal(array(first, "shown"), array(second, "shown"))
+
+
+def test_flicker_hides_half_of_the_frames(library):
+    session = configured(library, "copy-last")
+    session.apply(messages.Disturb(by="flicker"))
+    hidden = [bool(array(session.advance(), "hidden").all()) for _ in range(60)]
+    assert 18 < sum(hidden) < 42
+
+
+@pytest.mark.parametrize("model", ["balls", "copy-last"])
+def test_who_sees_nothing_goes_on_with_its_own(library, model):
+    """As in a dream, while the truth goes on."""
+    shown = []
+    for request in (messages.Disturb(by="blank"), messages.Dream()):
+        session = configured(library, model)
+        for _ in range(5):
+            session.advance()
+        session.apply(request)
+        shown.append([array(session.advance(), "prediction:0") for _ in range(5)])
+    assert all(map(np.array_equal, *shown))
+
+
+def test_the_past_is_what_was_seen_and_imagined(library):
+    model, world = library.model("balls"), BallsWorld(3, seed=5)
+    session = configured(library, "balls")
+    state = model.initial_state((1, 1, 30, 30))
+    session.apply(messages.Disturb(by="bar"))
+    seen = torch.ones(1, 1, 30, 30, dtype=torch.bool)
+    seen[..., 10:20] = False
+    for _ in range(4):
+        message = session.advance()
+        prediction = model.predict(state)
+        state = model.observe(world.next().frame, prediction, state, seen)
+    assert np.array_equal(array(message, "prediction:0"), (prediction.frame[0] * 255).round().to(torch.uint8).numpy())
+
+
+def test_another_source_is_seen_in_the_same_way(library):
+    session = configured(library, "balls")
+    session.apply(messages.Disturb(by="blank"))
+    session.apply(messages.Configure(models=("copy-last",)))
+    assert session.state().disturbed == "blank"
+    assert array(session.advance(), "hidden").all()
+
+
 def test_a_copy_of_a_world_goes_on_by_itself():
     frames = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
     for world in (BallsWorld(3, seed=1), DigitsWorld(seed=1), ClipWorld(frames)):

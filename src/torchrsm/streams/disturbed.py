@@ -108,7 +108,7 @@ class Disturbed:
         starts, numbers = batch.starts.tolist(), batch.index.tolist()
         self._times = [0 if start else time + 1 for start, time in zip(starts, self._times, strict=True)]
         shown = [
-            _shown(frame, number, time, self._config, self._seed)
+            show_frame(frame, number, time, self._config, self._seed)
             for frame, number, time in zip(batch.frames, numbers, self._times, strict=True)
         ]
         seen = torch.stack([one.seen for one in shown if one.seen is not None]) if self._config.hides else None
@@ -159,7 +159,7 @@ def disturbed_sequences(frames: Tensor, config: DisturbanceConfig, seed: int = 0
     """
     _check_bar(config, frames.shape[-1])
     shown = [
-        [_shown(frame, number, time, config, seed) for time, frame in enumerate(sequence)]
+        [show_frame(frame, number, time, config, seed) for time, frame in enumerate(sequence)]
         for number, sequence in enumerate(frames)
     ]
     made = torch.stack([torch.stack([one.frames for one in sequence]) for sequence in shown])
@@ -188,7 +188,7 @@ def expected_noisy(frames: Tensor, deviation: float) -> Tensor:
     return mean.to(frames.dtype)
 
 
-def _shown(frame: Tensor, number: int, time: int, config: DisturbanceConfig, seed: int) -> Shown:
+def show_frame(frame: Tensor, number: int, time: int, config: DisturbanceConfig, seed: int) -> Shown:
     """Return what is shown of one frame ``[c, h, w]``.
 
     Args:

@@ -24,6 +24,7 @@ MAX_MINUTES = 10.0  # of training at the page
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Mode = Literal["predict", "dream"]
+Disturbance = Literal["none", "noise", "flicker", "bar", "blank"]
 
 
 class _Request(Config):
@@ -106,6 +107,18 @@ class Redraw(_Request):
     type: Literal["redraw"] = "redraw"
 
 
+class Disturb(_Request):
+    """Disturb what the models see from now on. Where they are shown nothing they hear their own predictions.
+
+    Attributes:
+        by: ``noise`` on each pixel, ``flicker`` hides half of the frames, ``bar`` a third of the columns, ``blank``
+            everything; ``none`` shows all again.
+    """
+
+    type: Literal["disturb"] = "disturb"
+    by: Disturbance
+
+
 class Wake(_Request):
     """Let the models see the true frames again from now on."""
 
@@ -162,7 +175,7 @@ class Clip(_Request):
     type: Literal["clip"] = "clip"
 
 
-Request = Configure | Play | Pause | Advance | Dream | Redraw | Wake | Speed | Place | Train | Stop | Clip
+Request = Configure | Play | Pause | Advance | Dream | Redraw | Disturb | Wake | Speed | Place | Train | Stop | Clip
 _REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
 
 
@@ -280,6 +293,7 @@ class SessionState(_Message):
         step: frames shown so far.
         dream_from: the first step that was dreamt; None while awake.
         future: which of the futures that may come is dreamt, from 1; None while awake, or where no model draws.
+        disturbed: by what the models' view is disturbed.
         draws: whether a model draws what may come in a dream, so that there are several futures.
         channels, height, width: of the frames.
         training: None where none was begun.
@@ -294,6 +308,7 @@ class SessionState(_Message):
     step: int
     dream_from: int | None
     future: int | None
+    disturbed: Disturbance
     draws: bool
     channels: int
     height: int
@@ -305,11 +320,13 @@ class ArrayEntry(_Message):
     """One array of a binary message.
 
     Attributes:
-        name: ``truth``; for each pane p from 0 ``prediction:p``, for each layer l from 0 ``winners:p:l``, the number
-            of each winner at each place, the first the strongest, 65535 for none, and for each stage s of the rectifier
-            but the last ``stage:p:s``, the frame that it makes; ``film`` for a clip, MP4.
+        name: ``truth``; where the models' view is disturbed ``shown``, what they are shown, and ``hidden``, 255 where
+            that is nothing, else 0; for each pane p from 0 ``prediction:p``, for each layer l from 0 ``winners:p:l``,
+            the number of each winner at each place, the first the strongest, 65535 for none, and for each stage s of
+            the rectifier but the last ``stage:p:s``, the frame that it makes; ``film`` for a clip, MP4.
         dtype: ``uint8`` or ``uint16``, little-endian.
-        shape: ``[channels, height, width]`` of frames, ``[height, width, winners]`` of winners.
+        shape: ``[channels, height, width]`` of frames, ``[1, height, width]`` of ``hidden``, ``[height, width,
+            winners]`` of winners.
     """
 
     name: str

@@ -23,7 +23,9 @@ from torchrsm.runs.presets import preset
 from torchrsm.runs.settings import RunConfig
 from torchrsm.scoring import physics
 from torchrsm.scoring.metrics import frame_squared_error
-from torchrsm.streams import ClipStream, Stream
+from torchrsm.streams import ClipStream, DisturbanceConfig, Stream
+from torchrsm.streams import Shown as ShownFrame
+from torchrsm.streams.disturbed import show_frame
 from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, StreamConfig, VideoConfig, make_stream
 from torchrsm.web.library import Library
 from torchrsm.web.messages import (
@@ -33,6 +35,8 @@ from torchrsm.web.messages import (
     Clip,
     Configure,
     DigitsSource,
+    Disturb,
+    Disturbance,
     Dream,
     LayerShape,
     Mode,
@@ -61,6 +65,7 @@ CLIP_FRAMES = 300
 _TRAINING_STREAMS = 8
 _PAINTED_FRAMES = 3  # in which a ball that is placed in a dream is painted into it
 _NO_WINNER = 65535
+_NOISE, _FLICKER = 0.2, 0.5  # deviation of a pixel; share of the frames that are hidden
 _GEOMETRY = {balls: physics.WorldGeometry(balls=balls) for balls in range(1, 7)}
 
 
@@ -119,6 +124,13 @@ class _Watcher:
         noise = None if self.chance is None else model.noise(prediction, self.chance)
         *before, frame = model.stages(prediction, noise)
         return prediction._replace(frame=frame), tuple(before)
+
+    def observe(self, frame: Tensor, prediction: Any, seen: Tensor | None) -> Any:
+        """Return what the model remembers after a frame of which it saw what ``seen`` says; None for all of it."""
+        model: Any = self.model
+        if seen is None:
+            return model.observe(frame, prediction, self.state)
+        return model.observe(frame, prediction, self.state, seen)
 
     @classmethod
     def of(
@@ -221,6 +233,7 @@ class Session:
     step: int = 0
     dream_from: int | None = None
     future: int | None = None
+    disturbed: Disturbance = "none"
     _moment: _Moment | None = None
     _world: World | None = None
     _watchers: list[_Watcher] = field(default_factory=list)
@@ -256,6 +269,7 @@ class Session:
             step=self.step,
             dream_from=self.dream_from,
             future=self.future,
+            disturbed=self.disturbed,
             draws=any(watcher.draws for watcher in self._watchers),
             channels=channels,
             height=height,
@@ -280,6 +294,7 @@ class Session:
             Advance: lambda _: self._play(False),
             Dream: lambda _: self._switch("dream"),
             Redraw: lambda _: self._redraw(),
+            Disturb: self._disturb,
             Wake: lambda _: self._switch("predict"),
             Speed: self._speed,
             Place: self._place,
@@ -296,7 +311,9 @@ class Session:
         seen = self._world.next()
         dreams = self.mode == "dream"
         start = torch.tensor([seen.start], device=self.library.device)
-        true_frame = seen.frame.to(self.library.device)
+        shown = None if dreams else self._shown_of(seen.frame)
+        mask = None if shown is None or shown.seen is None else shown.seen.to(self.library.device)
+        came = (seen.frame if shown is None else shown.frames).to(self.library.device)
         with torch.no_grad():
             frames, cells, stages = [], [], []
             for watcher in self._watchers:
@@ -306,8 +323,8 @@ class Session:
                 frames.append(prediction.frame.cpu())
                 stages.append([frame.cpu() for frame in before])
                 cells.append([c.cells for c in prediction.layers] if hasattr(prediction, "layers") else [])
-                heard = self._paint(prediction.frame) if dreams else true_frame
-                watcher.state = watcher.model.observe(heard, prediction, watcher.state)
+                heard = self._paint(prediction.frame) if dreams else came
+                watcher.state = watcher.observe(heard, prediction, mask)
         self.step += 1
         errors: list[float | None] = [_finite(frame_squared_error(frame, seen.frame)) for frame in frames]
         copied = None if self._before is None else _finite(frame_squared_error(self._before, seen.frame))
@@ -320,7 +337,7 @@ class Session:
         self._count_painted()
         if self._training is not None and self._training.running and share > 0:
             self._learn(begun + share / self.frames_per_second)
-        return self._message(seen.frame, frames, cells, stages, errors, copied, energies)
+        return self._message(seen.frame, shown, frames, cells, stages, errors, copied, energies)
 
     def clip(self) -> Message:
         """Return a film of what was shown last: truth, prediction and overlay of each pane, with the error."""
@@ -401,6 +418,23 @@ class Session:
             watcher.state, watcher.last = state, last
         self._painted = None
         self._dream(self.future + 1)
+
+    def _disturb(self, request: Disturb) -> None:
+        self.disturbed = request.by
+
+    def _shown_of(self, frame: Tensor) -> ShownFrame | None:
+        """Return what the models are shown of a frame ``[1, c, h, w]``; None for all of it."""
+        if self.disturbed == "none":
+            return None
+        if self.disturbed == "blank":
+            return ShownFrame(torch.zeros_like(frame), torch.zeros_like(frame[:, :1], dtype=torch.bool))
+        settings: dict[str, Any] = {
+            "noise": {"noise": (_NOISE,)},
+            "flicker": {"flicker": (_FLICKER,)},
+            "bar": {"bar": (max(1, frame.shape[-1] // 3),)},
+        }
+        shown = show_frame(frame[0], 0, self.step, DisturbanceConfig(**settings[self.disturbed]), self.seed)
+        return ShownFrame(shown.frames[None], None if shown.seen is None else shown.seen[None])
 
     def _speed(self, request: Speed) -> None:
         self.frames_per_second = request.frames_per_second
@@ -485,6 +519,7 @@ class Session:
     def _message(
         self,
         truth: Tensor,
+        shown: ShownFrame | None,
         frames: list[Tensor],
         cells: list[list[Any]],
         stages: list[list[Tensor]],
@@ -494,6 +529,9 @@ class Session:
     ) -> Message:
         true, predicted = _levels(truth), tuple(_levels(frame) for frame in frames)
         arrays: list[tuple[str, NDArray[Any]]] = [("truth", true)]
+        if shown is not None:
+            seen = torch.ones_like(truth[:, :1], dtype=torch.bool) if shown.seen is None else shown.seen
+            arrays += [("shown", _levels(shown.frames)), ("hidden", _levels((~seen).float()))]
         arrays += [(f"prediction:{pane}", frame) for pane, frame in enumerate(predicted)]
         arrays += [
             (f"winners:{pane}:{layer}", _strongest_first(c.index, c.value))

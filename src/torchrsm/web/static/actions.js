@@ -7,6 +7,7 @@ import { saveFile } from "./save.js";
 
 const SPEEDS = [1, 2, 5, 10, 15, 20, 30, 45, 60];
 const MAX_TRIES = 8;
+const DISTURBANCES = ["none", "noise", "flicker", "bar", "blank"];
 
 export class Actions {
   #store;
@@ -52,6 +53,21 @@ export class Actions {
   redraw() {
     const { session } = this.#state;
     if (this.#ready && session.draws && session.mode === "dream") this.#ask("redraw");
+  }
+
+  /** Disturb what the models see; see `Disturb` in messages.py. */
+  disturb(by) {
+    if (!this.#ready) return;
+    this.#state.chosen.disturbed = by;
+    this.#ask("disturb", { by });
+  }
+
+  /** Disturb it in the next way, after the last not at all. */
+  disturbNext() {
+    if (!this.#ready) return;
+    const next = DISTURBANCES[(DISTURBANCES.indexOf(this.#state.session.disturbed) + 1) % DISTURBANCES.length];
+    this.disturb(next);
+    announce(`The models see ${document.querySelector(`#disturb option[value=${next}]`).textContent}.`);
   }
 
   /** Set the speed; what comes within a moment is sent as one. */
@@ -157,10 +173,11 @@ export class Actions {
     const names = new Set(hello.models.map((model) => model.name));
     const models = chosen.models.filter((name) => names.has(name));
     const first = hello.models.find((model) => choosable(this.#state, model, chosen.source)) ?? hello.models[0];
-    const { playing, framesPerSecond } = chosen;
+    const { playing, framesPerSecond, disturbed } = chosen;
     if (!(await this.#configure({ ...chosen, models: models.length > 0 ? models : [first.name] }, false))) return;
     if (this.#state.preferred.length === 0) this.#state.preferred = this.#state.chosen.models;
     if (framesPerSecond !== null) await this.#ask("speed", { frames_per_second: framesPerSecond });
+    if (disturbed !== "none") await this.#ask("disturb", { by: disturbed });
     await this.#ask(playing ? "play" : "step");
   }
 

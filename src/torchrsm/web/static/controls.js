@@ -21,6 +21,7 @@ export function controlsView(actions) {
   on("speed", "input", () => actions.setSpeed(byId("speed").valueAsNumber));
   on("source", "change", () => actions.setSource(chosenSource()));
   on("balls", "change", () => actions.setBalls(Number(byId("balls").value)));
+  on("disturb", "change", () => actions.disturb(byId("disturb").value));
   on("train", "click", () => actions.train(Number(byId("minutes").value)));
   on("stop", "click", () => actions.stop());
   on("clip", "click", () => actions.clip());
@@ -45,7 +46,7 @@ function chosenSource() {
 
 function showAvailable({ connection, session, pending, hello }) {
   const ready = connection.phase === "open" && session !== null;
-  for (const id of ["play", "step", "dream", "redraw", "speed", "source", "balls", "minutes", "add-model", "remove-model"]) byId(id).disabled = !ready;
+  for (const id of ["play", "step", "dream", "redraw", "speed", "source", "balls", "disturb", "minutes", "add-model", "remove-model"]) byId(id).disabled = !ready;
   const waits = {
     play: ["play", "pause"],
     step: ["step"],
@@ -57,6 +58,7 @@ function showAvailable({ connection, session, pending, hello }) {
     "add-model": ["configure"],
     source: ["configure"],
     balls: ["configure"],
+    disturb: ["disturb"],
   };
   for (const [id, types] of Object.entries(waits)) {
     byId(id).setAttribute("aria-busy", String(types.some((type) => pending.has(type))));
@@ -76,6 +78,7 @@ function showSession(state) {
   byId("dream").title = isDreaming(state)
     ? "From now on the models see the true frames again (d)"
     : "From now on the models see their own predictions alone (d)";
+  if (!pending.has("disturb")) byId("disturb").value = session.disturbed;
   const redraw = byId("redraw");
   const several = session.draws && isDreaming(state);
   if (!several && document.activeElement === redraw) byId("dream").focus();

@@ -14,6 +14,19 @@ export function drawFrame(pixels, { shape: [channels, height, width], data }) {
   }
 }
 
+/** Draw what a model is shown of a frame; hatched where that is nothing. */
+export function drawShown(pixels, shown, hidden) {
+  drawFrame(pixels, shown);
+  const [, height, width] = shown.shape;
+  for (let y = 0, i = 0, o = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1, i += 1, o += 4) {
+      if (hidden.data[i] === 0) continue;
+      const level = (x + y) % 4 < 2 ? 62 : 38;
+      [pixels[o], pixels[o + 1], pixels[o + 2]] = [level, level + 6, level + 18];
+    }
+  }
+}
+
 /** Draw two frames over each other: red where only the prediction has something, blue where only the truth, magenta both. */
 export function drawOverlay(pixels, truth, prediction) {
   const [channels, height, width] = truth.shape;

@@ -11,6 +11,7 @@ export function listenForKeys(actions, { state }, { upload, train, help }) {
     ArrowRight: () => actions.step(),
     d: () => actions.toggleDream(),
     n: () => actions.redraw(),
+    h: () => actions.disturbNext(),
     "+": () => actions.changeSpeed(1),
     "=": () => actions.changeSpeed(1),
     "-": () => actions.changeSpeed(-1),

@@ -1,6 +1,6 @@
 // The panes: for each model its frames and winner maps, drawn when a frame has come.
 
-import { drawFrame, drawOverlay, drawWinners } from "./draw.js";
+import { drawFrame, drawOverlay, drawShown, drawWinners } from "./draw.js";
 import { isFrame, isWinners } from "./protocol.js";
 import { choosable, dreamName, dreamStep } from "./state.js";
 
@@ -38,6 +38,7 @@ class Pane {
   #canvases;
   #select;
   #caption;
+  #seen;
   #winners = []; // {canvas, before}
   #layers = "";
   #stages = []; // {canvas}
@@ -56,6 +57,7 @@ class Pane {
       this.#canvases[name] = new PixelCanvas(canvas);
     }
     this.#caption = find(".prediction figcaption");
+    this.#seen = find(".truth .name");
     this.#select = find(".model");
     this.#select.id = `model-${number}`;
     this.#select.setAttribute("aria-label", number === 0 ? "Model" : "Second model");
@@ -132,7 +134,12 @@ class Pane {
     const [truth, prediction] = [arrays.get("truth"), arrays.get(`prediction:${this.#number}`)];
     if (!isFrame(truth)) return;
     const [, height, width] = truth.shape;
-    this.#canvases.truth.draw(height, width, (pixels) => drawFrame(pixels, truth));
+    const [shown, hidden] = [arrays.get("shown"), arrays.get("hidden")];
+    const disturbed = isFrame(shown) && isFrame(hidden) && shown.shape.join() === truth.shape.join();
+    this.#canvases.truth.draw(height, width, (pixels) =>
+      disturbed ? drawShown(pixels, shown, hidden) : drawFrame(pixels, truth),
+    );
+    this.#seen.textContent = disturbed ? "what it sees" : "truth";
     if (!isFrame(prediction) || prediction.shape.join() !== truth.shape.join()) return;
     this.#canvases.prediction.draw(height, width, (pixels) => drawFrame(pixels, prediction));
     this.#canvases.overlay.draw(height, width, (pixels) => drawOverlay(pixels, truth, prediction));

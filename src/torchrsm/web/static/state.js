@@ -9,7 +9,7 @@ export function initialState() {
     hello: null,
     session: null,
     frame: null, // the last one: {header, arrays}
-    chosen: { source: { kind: "balls", balls: 3 }, models: [], playing: true, framesPerSecond: null },
+    chosen: { source: { kind: "balls", balls: 3 }, models: [], playing: true, framesPerSecond: null, disturbed: "none" },
     preferred: [], // models that people chose; `chosen.models` are others where these do not read the source
     videos: [], // {id, name, frames, channels, height, width}
     shapes: new Map(), // what is known of a source's frames, by sourceKey
