@@ -5,9 +5,9 @@
 
 The corpus (W. N. Francis, H. Kucera, Brown University, 1964) is distributed "with the permission of the copyright
 holder, redistribution permitted"; it is not part of this repository. Its files hold words with their parts of speech,
-``word/tag``. As in the treebank's text for language models, marks are left out, and words that are rare become
-``<unk>``, which `torchrsm.streams.words` does when it reads the text. Of each genre one file of twenty is for validation
-and one for the test.
+``word/tag``. As in the treebank's text for language models, marks are left out. Words that are rare become ``<unk>``
+when `torchrsm.streams.words` reads the text. Of twenty files, in the order of their names, one is for validation and
+one for the test.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from torchrsm.baselines.rtrbm import BoltzmannConfig
 from torchrsm.model import VideoPredictor
 from torchrsm.rsm.symmetry import tied_parts
 from torchrsm.runs.bench import Results, Row, draw, read_results, verdict
+from torchrsm.runs.bench.memory_results import MemoryResults, memory_table
 from torchrsm.runs.bench.online_results import OnlineResults, Search, draw_online, drift_table, online_table
 from torchrsm.runs.presets import preset
 from torchrsm.runs.settings import AnyRunConfig, BaselineRunConfig, RunConfig
@@ -87,7 +88,7 @@ def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
     parts = (
         *(_bench(), _systems(), _errors(), *map(_ablation, ABLATIONS), _rectifiers(), _stages(), _rectifier_cost()),
-        *(_online(), _dreams()),
+        *(_memory(), _words(), _online(), _dreams()),
         *(_worlds_of_balls(), _worlds(), _film_memory(), _speed()),
     )
     return "\n\n".join(part for part in parts if part)
@@ -534,6 +535,40 @@ def _rectifier_cost() -> str:
             f"| {row['name']} | {row['seconds_per_frame'] * 1000:.2f} | {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
             f" | {size['for_gradient']:.1f}{stage} | {size['weights']:.1f} | {size['optimisers']:.1f} |"
         )
+    return "\n".join(lines)
+
+
+def _memory() -> str:
+    """Worlds in which the past decides: balls of which not all is seen, and symbols."""
+    result = read("memory.json")
+    return memory_table(MemoryResults.model_validate(result)) if result else ""
+
+
+def _words() -> str:
+    """Perplexity of words."""
+    result = read("words.json")
+    if not result:
+        return ""
+    rows = sorted(result["rows"], key=lambda row: statistics.mean(seed["perplexity"] for seed in row["seeds"]))
+    words = result["words"]
+    lines = [
+        f"Perplexity of the words of `{result['text']}` (`benchmarks/words.py`): {words['train']:,} to learn from,"
+        f" {words['test']:,} for the test, a vocabulary of {result['vocabulary']:,}; {result['minutes']:g} minutes of"
+        f" {cores(result['threads'])} each; mean over training seeds (least to largest). The mixture with a cache and"
+        " with chance is chosen on the validation part.",
+        "",
+        "| system | alone | with a cache | words learned from |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"**{row['name']}**" if row["rsm"] else row["name"]]
+        for measure in ("perplexity", "with_cache"):
+            values = [seed[measure] for seed in row["seeds"]]
+            range_ = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{range_}")
+        frames = [seed["training"]["frames"] for seed in row["seeds"] if seed["training"]]
+        cells.append(f"{statistics.mean(frames):,.0f}" if frames else f"{words['train']:,}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -452,6 +452,41 @@ def test_the_error_of_each_stage(tmp_path: Path) -> None:
         module.main(["copy-last"])
 
 
+def test_systems_learn_the_words_of_one_text(monkeypatch, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for name, count in (("train", 200), ("valid", 40), ("test", 40)):
+        (text / f"{name}.txt").write_text("the cat sat on a mat\na dog ran\n" * (count // 2))
+    module, file = benchmark("words"), tmp_path / "words.json"
+    options = [str(text), "--minutes", "0.004", "--numbers", "4", "--json", str(file), "--out", str(tmp_path / "out")]
+    module.main([*options, "--systems", "symbol-lstm", "--seeds", "0,1"])
+    rows = {row["name"]: row["seeds"] for row in json.loads(file.read_text())["rows"]}
+    assert [len(seeds) for seeds in rows.values()] == [1, 2]
+    assert 1 < rows["kneser-ney-5"][0]["perplexity"] < 2
+    assert rows["symbol-lstm"][0]["training"]["preset"] == "symbol-lstm"
+    tables = benchmark("results_table")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    table = tables._words()
+    assert "| kneser-ney-5 | 1." in table
+    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {5}
+    with pytest.raises(SystemExit, match="text: text must be a folder or a file"):
+        module.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")])
+
+
+def test_the_brown_corpus_is_written_as_sentences(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    line = "\n\tThe/at Fulton/np-tl Jury/nn said/vbd ,/, in/in 1961/cd ,/, ``/`` no/at evidence/nn ''/'' ./.\n\n"
+    for number in range(1, 21):
+        (package / f"ca{number:02}").write_text(line)
+    (package / "README").write_text("no file of the corpus")
+    benchmark("brown_text").main([str(package), "--out", str(tmp_path / "brown")])
+    assert (tmp_path / "brown" / "valid.txt").read_text() == "the fulton jury said in N no evidence\n"
+    assert len((tmp_path / "brown" / "train.txt").read_text().splitlines()) == 18
+    with pytest.raises(SystemExit, match="must hold files of the Brown corpus"):
+        benchmark("brown_text").main([str(tmp_path / "brown"), "--out", str(tmp_path / "other")])
+
+
 def test_rectifiers_need_a_stack(tmp_path: Path) -> None:
     module = benchmark("rectifiers")
     for stack, message in (("nowhere", "--stack: "), ("balls", "--rows must be of none, .*; got magic")):
