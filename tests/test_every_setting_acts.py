@@ -492,6 +492,7 @@ def test_how_a_given_stack_would_learn_is_refused(path, value):
         (GrammarConfig(), "grammar", "digits-3"),
         (GrammarConfig(), "restarts", False),
         (GrammarConfig(grammar="digits-3"), "pictures", "fixed"),
+        (GrammarConfig(grammar="digits-3", pictures="handwritten"), "shift", 2),
     ],
 )
 def test_a_setting_changes_the_world(config, path, value):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the same names as in the table below, for type checkers and
     from torchrsm.rectifiers.paper import PaperConfig
     from torchrsm.rectifiers.sharpening import SharpeningConfig
     from torchrsm.rectifiers.unet import UNetConfig
+    from torchrsm.rsm.head import HeadConfig
     from torchrsm.rsm.layer import LayerConfig, RSMLayer
     from torchrsm.rsm.stack import RSMStack
     from torchrsm.runs.fitting import fit
@@ -33,7 +34,17 @@ if TYPE_CHECKING:  # the same names as in the table below, for type checkers and
     from torchrsm.scoring.evaluation import Evaluator
     from torchrsm.scoring.rollouts import evaluate_rollouts
     from torchrsm.storage.shipped import shipped_models
-    from torchrsm.streams.settings import BouncingBallsConfig, MovingMNISTConfig, VideoConfig, frame_shape
+    from torchrsm.streams.settings import (
+        BouncingBallsConfig,
+        GrammarConfig,
+        KickedBallsConfig,
+        MovingMNISTConfig,
+        TwoWayBallsConfig,
+        VariedBallsConfig,
+        VideoConfig,
+        WordsConfig,
+        frame_shape,
+    )
     from torchrsm.streams.splits import TEST_SEED, VALIDATION_SEED, bouncing_ball_frames, held_out_frames
     from torchrsm.systems import load
     from torchrsm.watching import Surprise, Watcher
@@ -49,6 +60,9 @@ __all__ = [
     "BouncingBallsConfig",
     "CompactConfig",
     "Evaluator",
+    "GrammarConfig",
+    "HeadConfig",
+    "KickedBallsConfig",
     "LayerConfig",
     "LearningConfig",
     "LocalConfig",
@@ -71,10 +85,13 @@ __all__ = [
     "Surprise",
     "Trainer",
     "TrainingConfig",
+    "TwoWayBallsConfig",
     "UNetConfig",
+    "VariedBallsConfig",
     "VideoConfig",
     "VideoPredictor",
     "Watcher",
+    "WordsConfig",
     "bouncing_ball_frames",
     "evaluate_rollouts",
     "export_step",
@@ -123,6 +140,7 @@ _NAMES = {  # of each module
     "torchrsm.rectifiers.paper": ("PaperConfig",),
     "torchrsm.rectifiers.sharpening": ("SharpeningConfig",),
     "torchrsm.rectifiers.unet": ("UNetConfig",),
+    "torchrsm.rsm.head": ("HeadConfig",),
     "torchrsm.rsm.layer": (
         "LayerConfig",
         "RSMLayer",
@@ -144,8 +162,13 @@ _NAMES = {  # of each module
     "torchrsm.storage.shipped": ("shipped_models",),
     "torchrsm.streams.settings": (
         "BouncingBallsConfig",
+        "GrammarConfig",
+        "KickedBallsConfig",
         "MovingMNISTConfig",
+        "TwoWayBallsConfig",
+        "VariedBallsConfig",
         "VideoConfig",
+        "WordsConfig",
         "frame_shape",
     ),
     "torchrsm.streams.splits": (

@@ -57,6 +57,12 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
 
 
+def cache_folder() -> Path | None:
+    """Return the folder in which the machine code of this package is kept; None where none can be written."""
+    cache = _cache(cache_folder)
+    return None if cache is None else Path(cache.cache_path)
+
+
 def _cache(function: Callable[..., Any]) -> _Cache | None:
     """Return the cache of a function in the first place that can be written, None if there is none."""
     for place in (_where_numba_looks, _in_temporary_folder):

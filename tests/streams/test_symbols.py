@@ -68,6 +68,30 @@ def test_a_fixed_digit_is_the_same_in_every_split():
     assert len({frame.numpy().tobytes() for frame in shown[0]}) == 4
 
 
+def test_examples_can_be_moved():
+    grammar = named_grammar("digits-3")
+    still, moved = (
+        SymbolStream(grammar, 40, pictures="handwritten", restarts=False, seed=2, shift=shift) for shift in (0, 2)
+    )
+    one, other = next(still), next(moved)
+    assert torch.equal(one.symbols, other.symbols)
+    found = set()
+    for picture, at in zip(one.frames[:, 0], other.frames[:, 0], strict=True):
+        padded = torch.nn.functional.pad(picture, (4,) * 4)
+        ways = [
+            (y, x)
+            for y in range(-2, 3)
+            for x in range(-2, 3)
+            if torch.equal(padded[4 + y : 32 + y, 4 + x : 32 + x], at)
+        ]
+        assert ways
+        found.update(ways)
+    assert len(found) > 10
+    config = GrammarConfig(grammar="digits-3", pictures="handwritten", shift=2)
+    assert make_stream(config, 2, 0).state_dict()["shift"] == 2
+    assert held_out_symbols(config).state_dict()["shift"] == 0
+
+
 def test_splits_share_no_digit():
     images = [{image.tobytes() for image in handwritten_digits(split).images} for split in ("train", "test")]
     assert not images[0] & images[1]
@@ -143,6 +167,7 @@ def test_a_foreign_position_is_refused(change, message):
         ({"batch_size": 3000}, "batch_size must be an integer in 1..2000; got 3000"),
         ({"split": "all"}, "split must be one of train, validation, test; got 'all'"),
         ({"seed": -1}, "seed must be"),
+        ({"shift": 9}, "shift must be an integer in 0..8; got 9"),
     ],
 )
 def test_what_is_out_of_range_is_refused(settings, message):

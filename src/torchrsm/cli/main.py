@@ -28,6 +28,7 @@ _MODULES = {  # the file beside this one that has a function of the command's na
     "dream": "dream",
     "presets": "describe",
     "info": "describe",
+    "doctor": "doctor",
 }
 _TOGETHER = ("train", "evaluate", "dream", "bench")  # commands that several processes work on, which `torchrun` starts
 _EXTRAS = {  # packages that are not always installed, and what installs them
@@ -72,6 +73,7 @@ usage: torchrsm COMMAND ...
                          the same in worlds where the past decides: balls of which not all is seen, symbols
   presets                list the presets
   info MODEL|PRESET      describe a model, a run or a preset
+  doctor [--device D]    say what is installed, and try for some seconds whether all works
 
 MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline (copy-last, constant-velocity).
 Commands that compute take --device auto|cpu|cuda|cuda:N|mps. `torchrsm COMMAND --help` lists every flag."""

@@ -186,6 +186,7 @@ class GrammarConfig(StreamConfig):
         pictures: how symbols are shown: ``one-hot`` in a channel each; digits also as ``handwritten`` examples drawn at
             random, or each by a ``fixed`` one.
         restarts: memory is cleared where a string begins; else strings follow each other without any mark.
+        shift: pixels, up to which handwritten examples are moved at random while a run learns.
     """
 
     subject = "symbols"
@@ -193,6 +194,12 @@ class GrammarConfig(StreamConfig):
     grammar: str = "reber"
     pictures: Pictures = "one-hot"
     restarts: bool = True
+    shift: int = Field(default=0, ge=0, le=8)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """List the shift of what is no handwritten example."""
+        if self.pictures != "handwritten":
+            yield "shift", f"pictures is {self.pictures}"
 
     def span(self) -> dict[str, tuple[float, float] | str]:
         """Return the name of the grammar, and how it is shown."""
@@ -355,7 +362,8 @@ def symbol_stream(
         ValueError: the file holds no grammar, or a symbol that is to be shown as a digit is none.
         OSError: it cannot be read.
     """
-    settings: dict[str, Any] = {"pictures": config.pictures, "restarts": config.restarts}
+    shift = config.shift if split == "train" else 0  # what a model is scored on stays as it was written
+    settings: dict[str, Any] = {"pictures": config.pictures, "restarts": config.restarts, "shift": shift}
     return SymbolStream(
         named_grammar(config.grammar), batch_size, seed=seed, split=split, dephased=dephased, **settings
     )

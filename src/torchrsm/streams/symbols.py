@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from torchrsm.compiling import compiled
 from torchrsm.streams.grammar import Grammar
@@ -23,6 +24,7 @@ Pictures = Literal["one-hot", "handwritten", "fixed"]
 """How symbols are shown: a channel each, a handwritten example at random, or always the same one."""
 
 _LARGEST = 2**63 - 1
+_MOST_SHIFTED = 8  # pixels
 _SKIPPED = 32  # de-phased, the elements of a batch begin 0 to this less 1 symbols into their first string
 
 IntArray = NDArray[np.int64]
@@ -54,6 +56,7 @@ class SymbolStream:
             mark.
         seed: 0 to 2^63 - 1.
         split: of the handwritten digits.
+        shift: pixels, up to which a handwritten example is moved at random on each axis, 0 to 8.
         dephased: whether the elements begin at different places of their first strings.
 
     Raises:
@@ -70,6 +73,7 @@ class SymbolStream:
         restarts: bool = True,
         seed: int = 0,
         split: DigitSplit = "train",
+        shift: int = 0,
         dephased: bool = True,
     ) -> None:
         if pictures not in get_args(Pictures):
@@ -85,10 +89,11 @@ class SymbolStream:
             "restarts": require_boolean("restarts", restarts),
             "seed": require_integer("seed", seed, 0, _LARGEST),
             "split": split,
+            "shift": require_integer("shift", shift, 0, _MOST_SHIFTED),
             "dephased": require_boolean("dephased", dephased),
         }
         self._restarts, self._seed = restarts, np.uint64(seed)
-        self._shown = _shown(grammar, pictures, split)
+        self._shown = _shown(grammar, pictures, split, shift)
         self._table = _table(grammar)
         self._numbers: IntArray = np.arange(self._batch_size)
         self._positions: IntArray = np.zeros(self._batch_size, np.int64)
@@ -287,17 +292,33 @@ class _Handwritten:
 
     shape = (1, SIDE, SIDE)
 
-    def __init__(self, classes: list[int], split: DigitSplit, fixed: bool) -> None:
+    def __init__(self, classes: list[int], split: DigitSplit, fixed: bool, shift: int) -> None:
         digits = handwritten_digits(split)
         of_class = [torch.from_numpy(digits.images[digits.classes == one]) for one in classes]
         count = 1 if fixed else min(len(images) for images in of_class)
-        self._pictures = torch.stack([images[:count] for images in of_class])[:, :, None]  # [symbols, n, 1, h, w]
+        pictures = torch.stack([images[:count] for images in of_class])[:, :, None]
+        self._pictures = F.pad(pictures, (shift,) * 4)  # [symbols, n, 1, h, w]
+        self._shift = shift
 
     def frames(self, symbols: Tensor, draws: Tensor) -> Tensor:
-        return self._pictures[symbols, (draws * self._pictures.shape[1]).long()]
+        which, draws = _drawn(draws, self._pictures.shape[1])
+        chosen = self._pictures[symbols, which]
+        if self._shift == 0:
+            return chosen
+        top, draws = _drawn(draws, 2 * self._shift + 1)
+        left, _ = _drawn(draws, 2 * self._shift + 1)
+        places = zip(chosen, top.tolist(), left.tolist(), strict=True)
+        return torch.stack([picture[:, y : y + SIDE, x : x + SIDE] for picture, y, x in places])
 
 
-def _shown(grammar: Grammar, pictures: Pictures, split: DigitSplit) -> _OneHot | _Handwritten:
+def _drawn(draws: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return integers below ``count``, one for each draw in [0, 1), and what is left of the draws, in [0, 1) again."""
+    scaled = draws * count
+    number = scaled.long().clamp(max=count - 1)
+    return number, scaled - number
+
+
+def _shown(grammar: Grammar, pictures: Pictures, split: DigitSplit, shift: int) -> _OneHot | _Handwritten:
     if pictures == "one-hot":
         return _OneHot(len(grammar.symbols))
     for symbol in grammar.symbols:
@@ -305,4 +326,5 @@ def _shown(grammar: Grammar, pictures: Pictures, split: DigitSplit) -> _OneHot |
             raise ValueError(f"pictures must be one-hot where a symbol is no digit; got {pictures} and {symbol!r}")
     # A fixed picture is the same in every split: it is part of the task, not an example of it.
     fixed = pictures == "fixed"
-    return _Handwritten([int(symbol) for symbol in grammar.symbols], "train" if fixed else split, fixed)
+    classes = [int(symbol) for symbol in grammar.symbols]
+    return _Handwritten(classes, "train" if fixed else split, fixed, 0 if fixed else shift)
