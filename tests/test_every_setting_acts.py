@@ -490,7 +490,7 @@ def test_how_a_given_stack_would_learn_is_refused(path, value):
         (MovingMNISTConfig(resolution=28, sequence_length=4), "sequence_length", 3),
         (MovingMNISTConfig(resolution=28, sequence_length=20), "deterministic", False),
         (GrammarConfig(), "grammar", "digits-3"),
-        (GrammarConfig(), "restarts", False),
+        (GrammarConfig(grammar="digits-8x9"), "restarts", False),
         (GrammarConfig(grammar="digits-3"), "pictures", "fixed"),
         (GrammarConfig(grammar="digits-3", pictures="handwritten"), "shift", 2),
     ],

@@ -59,9 +59,9 @@ def test_an_engine_that_chooses_other_winners_is_found(monkeypatch):
 
 
 def test_an_error_that_does_not_fall_is_found(monkeypatch):
-    monkeypatch.setattr(doctor, "_UPDATES", 4)
+    monkeypatch.setattr(doctor, "_UPDATES", 8)
     monkeypatch.setattr(doctor, "float", lambda value: 1.0, raising=False)
-    with pytest.raises(ArithmeticError, match="the error must fall within 4 updates"):
+    with pytest.raises(ArithmeticError, match="the error must fall within 8 updates"):
         doctor._learning(doctor.choose_device("cpu"))
 
 
