@@ -192,6 +192,7 @@ RSM = [
     ("compact", {}, "model.layers.0.recurrent_decay", 0.5),
     ("compact", {"model.layers.0.recurrent_decay": 0.5}, "model.layers.0.learns_decay", True),
     ("compact", {}, "model.layers.0.forgetting", 0.5),
+    ("compact", {}, "model.layers.0.recall", 2),
     ("compact", {}, "model.layers.0.input_frames", 2),
     ("compact", {}, "model.layers.0.input_decay", 0.5),
     ("compact", {}, "model.layers.0.input_threshold", 0.5),

@@ -86,7 +86,7 @@ class ModelConfig(Config):
         if self.height is None and any(layer.depends_on_size for layer in self.layers):
             raise ValueError("height and width must be given: a layer has output_bias 'element' or a connected decoder")
         for level, layer in enumerate(self.layers[1:], 2):
-            for name in ("input_frames", "input_decay", "input_threshold", "changes", "loss"):
+            for name in ("input_frames", "input_decay", "input_threshold", "changes", "loss", "recall"):
                 if getattr(layer, name) != LayerConfig.model_fields[name].default:
                     raise ValueError(
                         f"{name} is for the first layer, which reads frames; layer {level} has {getattr(layer, name)}"

@@ -331,7 +331,8 @@ def test_a_layer_without_memory_learns_with_all_its_weights(engine):
 
 # --- Softmax ----------------------------------------------------------------------------------------------------------
 
-SOFTMAX = {"activation": "softmax", "loss": "cross_entropy", "dropout": 0.0}
+SOFTMAX_ALONE = {"activation": "softmax", "loss": "cross_entropy"}
+SOFTMAX = {**SOFTMAX_ALONE, "dropout": 0.0}
 
 
 def test_softmax_is_over_the_channels(engine):
@@ -409,3 +410,86 @@ def test_a_stream_that_forgets_keeps_its_last_input(inhibition_decay):
             assert torch.equal(now[~forgot], before[~forgot])
             assert not now[forgot].any()
     assert torch.equal(layer.eval().observe(x, prediction, state).cells.index, kept.cells.index)
+
+
+# --- Recall -----------------------------------------------------------------------------------------------------------
+
+RECALLS = {"recall": 2, "dropout": 0.0, "activation": "sigmoid"}
+
+
+def inputs(steps=5, batch=2, channels=1):
+    return here(torch.rand(steps, batch, 8, 8, channels, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_inputs_before_the_last_are_kept():
+    layer, x = build(channels=3, **RECALLS), inputs(channels=3)
+    state = layer.initial_state(2, torch.zeros_like(x[0]))
+    assert not state.past.any()
+    for frame in x:
+        state = layer.observe(frame, layer.predict(state), state)
+    assert torch.equal(state.input, x[-1])
+    assert torch.equal(state.past, torch.cat((x[-2], x[-3]), -1))
+
+
+def test_recall_adds_the_error_of_what_the_winners_tell(engine):
+    layer = build(engine=engine, margin=1, **RECALLS)
+    plain = build(engine=engine, margin=1, dropout=0.0, activation="sigmoid")
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            weight.copy_(layer.get_parameter(name))
+        layer.recall_bias.normal_()
+    state = watch(layer, steps=4)
+    prediction, target = layer.predict(state), inputs()[0]
+    learn = here(torch.tensor([True, False]))
+    told = layer.recalled(prediction)
+    assert told.shape == (2, 8, 8, 2)
+    inside = (slice(None), slice(1, -1), slice(1, -1))
+    errors = (told - state.past).square()[inside][0]
+    same = plain.loss(plain.predict(state._replace(past=None)), target, learn)
+    expected = same + errors[..., 0].mean() + errors[..., 1].mean()
+    loss = layer.loss(prediction, target, learn)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    assert all(weight.grad.abs().max() > 0 for weight in layer.parameters())
+
+
+def test_recall_of_symbols_is_a_softmax():
+    layer = build(channels=4, recall=1, **SOFTMAX)
+    state = layer.initial_state(2, here(torch.zeros(2, 8, 8, 4)))
+    symbols = here(torch.eye(4)[torch.randint(4, (3, 2, 8, 8), generator=torch.Generator().manual_seed(1))])
+    for frame in symbols:
+        state = layer.observe(frame, layer.predict(state), state)
+    prediction, everything = layer.predict(state), here(torch.ones(2, dtype=torch.bool))
+    told = layer.recalled(prediction)
+    torch.testing.assert_close(told.sum(-1), here(torch.ones(2, 8, 8)))
+    expected = -(symbols[-2] * told.log()).sum(-1).mean() - (symbols[0] * layer.decode(prediction).log()).sum(-1).mean()
+    torch.testing.assert_close(layer.loss(prediction, symbols[0], everything), expected)
+
+
+def test_a_layer_learns_to_recall():
+    """What it saw two steps ago, which nothing in its input tells."""
+    torch.manual_seed(0)
+    settings = {"kernel_size": 1, "stride": 1, "groups": 100, "cells_per_group": 1, "active_groups": 15, "dropout": 0.0}
+    config = LayerConfig(
+        **settings, **SOFTMAX_ALONE, inhibition_decay=None, recall=1, recurrent_deviation=2.0, output_bias="channel"
+    )
+    layer = here(RSMLayer(config, 5, input_grid=Grid(1, 1)))
+    optimiser = torch.optim.Adam(layer.parameters(), 0.01)
+    symbols = here(torch.eye(5)[torch.randint(5, (500, 60), generator=torch.Generator().manual_seed(1))])[
+        :, :, None, None
+    ]
+    learn, state, hits = here(torch.ones(60, dtype=torch.bool)), layer.initial_state(60, symbols[0] * 0), []
+    for frame in symbols:
+        prediction = layer.predict(state)
+        hits.append((layer.recalled(prediction).argmax(-1) == state.past.argmax(-1)).float().mean().item())
+        optimiser.zero_grad()
+        layer.loss(prediction, frame, learn).backward()
+        optimiser.step()
+        state = layer.observe(frame, prediction, state)
+    assert sum(hits[2:22]) / 20 < 0.5
+    assert sum(hits[-20:]) / 20 > 0.8
+
+
+def test_recall_needs_a_convolutional_decoder():
+    with pytest.raises(ValidationError, match="recall must be 0 where the decoder is fully_connected; got 1"):
+        LayerConfig(**MINIMAL, recall=1, decoder="fully_connected")

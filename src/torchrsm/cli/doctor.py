@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -115,7 +116,7 @@ def _trials(device: torch.device) -> tuple[_Trial, ...]:
     return (
         _Trial("engine", lambda: _engine(device)),
         _Trial("learning", lambda: _learning(device)),
-        *(_Trial(f"model {name}", lambda name=name: _model(name, device)) for name in shipped_models()),
+        *(_Trial(f"model {name}", partial(_model, name, device)) for name in shipped_models()),
         *(_Trial("speed", lambda: _speed(device)) for _ in shipped_models()[:1]),
     )
 

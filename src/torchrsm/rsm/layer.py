@@ -61,6 +61,9 @@ class LayerConfig(Config):
         loss: of the prediction: ``squared`` error, as published, or ``cross_entropy`` of a sigmoid or a softmax, whose
             gradient does not vanish where the layer is sure and wrong. Both are least at the mean of what comes.
             Cross-entropy is only for a layer that reads frames, which are in 0..1.
+        recall: how many inputs before the last one the winners must tell, too, by decoders of their own; the error of
+            each adds to that of the prediction. So a layer keeps what it cannot use yet. It is as local: the inputs are
+            at hand, and no gradient crosses a step. Only for a layer that reads frames.
         output_bias: one for each ``element`` of the input, as published (fixes the frame's size), or each ``channel``.
         margin: rows and columns along each edge of the input that the layer sees but does not predict.
         recurrent_deviation: standard deviation of the recurrent and feedback weights at the start.
@@ -92,6 +95,7 @@ class LayerConfig(Config):
     activation: Activation = "identity"
     changes: Literal["zero", "last"] = "zero"
     loss: Loss = "squared"
+    recall: int = Field(default=0, ge=0)
     output_bias: Literal["element", "channel"] = "element"
     margin: int = Field(default=0, ge=0)
     recurrent_deviation: float = Field(default=0.03, gt=0)
@@ -130,6 +134,8 @@ class LayerConfig(Config):
             raise ValueError(
                 f"activation softmax needs loss cross_entropy and changes zero; got {self.loss} and {self.changes}"
             )
+        if self.recall and self.decoder == "fully_connected":
+            raise ValueError(f"recall must be 0 where the decoder is fully_connected; got {self.recall}")
         if self.boost > 0 and self.inhibition_decay is not None:
             raise ValueError(f"boost must be 0 where inhibition_decay is not None; got boost = {self.boost}")
         return self
@@ -159,12 +165,15 @@ class LayerState(NamedTuple):
         trace: recurrent memory ``[b, h, w, n]``, or None where ``recurrent_decay`` is 0. Where the decay is learned, as
             it was before the last cells: the next prediction lets it fade and takes these up.
         inhibition: ``[b, h, w, n]`` in 0..1, or None where the last winners alone are inhibited or nothing is.
+        past: the inputs before the last that are to be recalled, the latest first, ``[b, h, w, recall * c]``; None
+            where there are none.
     """
 
     input: Tensor | Cells
     cells: Cells
     trace: Tensor | None
     inhibition: Tensor | None
+    past: Tensor | None = None
 
 
 class LayerPrediction(NamedTuple):
@@ -175,12 +184,14 @@ class LayerPrediction(NamedTuple):
         z: value of each winner's group, ``[b, h, w, k]``; carries the graph of this layer and of no other.
         input_grid: rows and columns of the predicted input.
         base: ``[b, h, w, c]``, what the decoded cells are added to; a constant. None for 0.
+        past: what the cells are to recall, see `LayerState`; a constant.
     """
 
     cells: Cells
     z: Tensor
     input_grid: Grid
     base: Tensor | None = None
+    past: Tensor | None = None
 
 
 class RSMLayer(nn.Module):
@@ -251,6 +262,11 @@ class RSMLayer(nn.Module):
             self.decoder = _normal(config.groups, size**2 * channels, config.decoder_deviation)
         bias_grid = self.input_grid if config.output_bias == "element" and self.input_grid else Grid(1, 1)
         self.output_bias = nn.Parameter(torch.zeros(*bias_grid, channels))
+        self.recall, self.recall_bias = None, None
+        if config.recall:
+            drawn = torch.randn(config.recall, *self.decoder.shape) * config.decoder_deviation
+            self.recall = nn.Parameter(drawn)
+            self.recall_bias = nn.Parameter(torch.zeros(config.recall, *self.output_bias.shape))
         self.register_buffer("duty", torch.zeros(config.cells), persistent=config.boost > 0)
         self.tied = TiedWeights(self, self._axes(reads_cells), symmetry)
 
@@ -260,13 +276,16 @@ class RSMLayer(nn.Module):
         grid = self._step(self._grid_of(input)).grid
         dense = (batch, *grid, config.cells)
         like = self.bias
+        past = None
         if isinstance(input, Tensor):
+            past = input.repeat(1, 1, 1, config.recall) if config.recall else None
             input = input.repeat(1, 1, 1, config.channels_in(1))
         return LayerState(
             input=input,
             cells=F.empty_cells(batch, grid, config.active_groups, like),
             trace=like.new_zeros(dense) if config.recurrent_decay > 0 else None,
             inhibition=like.new_zeros(dense) if config.inhibition_decay else None,
+            past=past,
         )
 
     def predict(
@@ -299,7 +318,7 @@ class RSMLayer(nn.Module):
             index, a = ReferenceEngine().select(step, self._weights, context, chance)
         y = torch.tanh(a)
         z = F.group_values(y, config.cells_per_group)
-        return LayerPrediction(Cells(index, y.detach()), z, step.input_grid, self._base(state.input))
+        return LayerPrediction(Cells(index, y.detach()), z, step.input_grid, self._base(state.input), state.past)
 
     def decode(self, prediction: LayerPrediction) -> Tensor:
         """Return the predicted input ``[b, h, w, c]`` (line 9)."""
@@ -325,11 +344,44 @@ class RSMLayer(nn.Module):
                 f"learn must be {torch.bool} [{len(prediction.z)}] on {self.bias.device}; "
                 f"got {learn.dtype} {list(learn.shape)} on {learn.device}"
             )
-        index, z, base = prediction.cells.index, prediction.z, prediction.base
+        error = self._error(step, self._weights, prediction, target, learn, prediction.base)
+        if self.recall is None or self.recall_bias is None or prediction.past is None:
+            return error
+        for decoder, bias, past in zip(
+            self.recall, self.recall_bias, prediction.past.split(self.channels, -1), strict=True
+        ):
+            weights = self._weights._replace(decoder=decoder, output_bias=bias)
+            error = error + self._error(step, weights, prediction, past.contiguous(), learn, None)
+        return error
+
+    def _error(
+        self,
+        step: Step,
+        weights: Weights,
+        prediction: LayerPrediction,
+        target: Tensor | Cells,
+        learn: Tensor,
+        base: Tensor | None,
+    ) -> Tensor:
+        """Return the error of what weights decode (line 10)."""
+        index, z = prediction.cells.index, prediction.z
         if self.config.activation == "softmax" and isinstance(target, Tensor):
-            x = ReferenceEngine().decoded(step, self._weights, index, z)
+            x = ReferenceEngine().decoded(step, weights, index, z)
             return F.categorical_loss(x, target, learn, step.margin)
-        return self._engine.loss(step, self._weights, index, z, target, learn, base)
+        return self._engine.loss(step, weights, index, z, target, learn, base)
+
+    @torch.no_grad()
+    def recalled(self, prediction: LayerPrediction) -> Tensor | None:
+        """Return what the winners tell of the inputs before the last, ``[b, h, w, recall * c]``; None for nothing."""
+        if self.recall is None or self.recall_bias is None:
+            return None
+        step, (index, _) = self._step(prediction.input_grid), prediction.cells
+        told = []
+        for decoder, bias in zip(self.recall, self.recall_bias, strict=True):
+            weights = self._weights._replace(decoder=decoder, output_bias=bias)
+            x = self._engine.decode(step, weights, index, prediction.z, None)
+            told.append(F.activate(x, "softmax") if self.config.activation == "softmax" else x)
+        return torch.cat(told, -1)
 
     def observe(self, input: Tensor | Cells, prediction: LayerPrediction, state: LayerState) -> LayerState:
         """Return the state after an input (lines 1 and 8); nothing in it carries a graph.
@@ -339,7 +391,9 @@ class RSMLayer(nn.Module):
         """
         config = self.config
         self._check_input("the input", input, len(prediction.z), self._step(prediction.input_grid))
-        y = prediction.cells
+        y, past = prediction.cells, state.past
+        if past is not None and isinstance(state.input, Tensor):
+            past = torch.cat((state.input[..., : self.channels], past), -1)[..., : past.shape[-1]]
         if isinstance(input, Tensor) and isinstance(state.input, Tensor):
             kept = (config.input_frames - 1) * self.channels
             before, trace_before = state.input[..., :kept], state.input[..., kept + self.channels :]
@@ -359,8 +413,8 @@ class RSMLayer(nn.Module):
             winners = F.to_dense(y._replace(value=torch.ones_like(y.value)), config.cells)
             inhibition = F.update_inhibition(inhibition, winners, config.inhibition_decay)
         if self.training and config.forgetting > 0:
-            return self._forgetful(LayerState(input, y, trace, inhibition))
-        return LayerState(input, y, trace, inhibition)
+            return self._forgetful(LayerState(input, y, trace, inhibition, past))
+        return LayerState(input, y, trace, inhibition, past)
 
     def _forgetful(self, state: LayerState) -> LayerState:
         """Return a state in which some streams, drawn at random, remember nothing but their last input."""
@@ -407,6 +461,9 @@ class RSMLayer(nn.Module):
         yield "decoder", (own, Axis((config.decoder_kernel_size or config.kernel_size) ** 2, "window"), predicts)
         if reads_cells:
             yield "output_bias", (predicts,)
+        if self.recall is not None:
+            window = Axis((config.decoder_kernel_size or config.kernel_size) ** 2, "window")
+            yield "recall", (Axis(config.recall, "fixed"), own, window, predicts)
 
     def _check_state(self, state: LayerState, feedback: Cells | None, step: Step) -> None:
         """Refuse a state that an engine could not read. This looks at shapes, types and devices alone."""
@@ -423,6 +480,9 @@ class RSMLayer(nn.Module):
             self._check("the trace", state.trace, dense)
         if config.inhibition_decay:
             self._check("the inhibition", state.inhibition, dense)
+        if config.recall and not isinstance(state.input, Cells):
+            whole = (batch, step.input_height, step.input_width, config.recall * self.channels)
+            self._check("the past", state.past, whole)
         if feedback is not None:
             if self.feedback is None:
                 raise ValueError("feedback must be None for a layer with none above; got cells")

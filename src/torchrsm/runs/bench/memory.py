@@ -267,7 +267,7 @@ def disturbance_of(world: str, values: tuple[float, ...] | None = None) -> Distu
     """Return what disturbs balls in a world: its mixture, or given values."""
     chosen = DISTURBANCES[world] if values is None else values
     whole = world in ("blackout", "bar")
-    return DisturbanceConfig(**{world: tuple(int(value) if whole else value for value in chosen)})
+    return DisturbanceConfig.model_validate({world: tuple(int(value) if whole else value for value in chosen)})
 
 
 def stream_of(world: str) -> StreamConfig:
