@@ -88,7 +88,7 @@ def tables() -> str:
     """Return all that stands between the markers of docs/science/results.md."""
     parts = (
         *(_bench(), _systems(), _errors(), *map(_ablation, ABLATIONS), _rectifiers(), _stages(), _rectifier_cost()),
-        *(_memory(), _words(), _online(), _dreams()),
+        *(_where_the_past_decides(), _words(), _online(), _dreams()),
         *(_worlds_of_balls(), _worlds(), _film_memory(), _speed()),
     )
     return "\n\n".join(part for part in parts if part)
@@ -538,7 +538,7 @@ def _rectifier_cost() -> str:
     return "\n".join(lines)
 
 
-def _memory() -> str:
+def _where_the_past_decides() -> str:
     """Worlds in which the past decides: balls of which not all is seen, and symbols."""
     result = read("memory.json")
     return memory_table(MemoryResults.model_validate(result)) if result else ""

@@ -48,7 +48,7 @@ def play(predictor, seen):
     """The predictions of a window, made one by one, with all that lies ahead, and the state after them."""
     fresh = state = predictor.initial_state(SHAPE)
     ahead = []
-    for frame, starts in zip(*seen, strict=True):
+    for frame, starts in zip(*seen[:2], strict=True):
         state = restart(state, fresh, starts)
         ahead.append(predictor.ahead(state))
         state = predictor.observe(frame, predictor.predict(state), state)

@@ -119,7 +119,7 @@ def test_bad_dreams_are_refused(tmp_path, run, frames, capsys, arguments, says):
 
 def test_bad_targets_are_refused_before_the_dream(tmp_path, run, capsys):
     assert dream(run, "--out", tmp_path / "d.avi") == 2
-    assert "out must end in .mp4, .gif, .png, .npz; got " in capsys.readouterr().err
+    assert "out must end in .mp4, .gif, .png, .npz, .txt; got " in capsys.readouterr().err
     assert dream(run, "--out", tmp_path / "missing" / "d.gif") == 2
     assert f"there is no folder {tmp_path / 'missing'}" in capsys.readouterr().err
 

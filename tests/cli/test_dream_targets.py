@@ -11,7 +11,7 @@ from torchrsm.cli import main
     [
         (("--out", "no/dream.gif"), ["cannot write no/dream.gif: there is no folder no"]),
         (("--out", "folder.npz"), ["cannot write folder.npz: it is a folder"]),
-        (("--out", "dream"), ["out must end in .mp4, .gif, .png, .npz; got 'dream'"]),
+        (("--out", "dream"), ["out must end in .mp4, .gif, .png, .npz, .txt; got 'dream'"]),
         (("--out", "dream.npz", "--json", "no/physics.json"), ["cannot write no/physics.json: there is no folder no"]),
         (("--out", "dream.npz", "--json", "dream.npz"), ["out and json must be two files; got 'dream.npz' for both"]),
         (("--out", "dream.npz", "--json", "physics.json"), ["the shape [n, t, 1, 30, 30]", "[3, 12, 1, 12, 12]"]),

@@ -18,8 +18,8 @@ from torchrsm.storage.tensors import load_tensors, save_tensors
 from torchrsm.streams import handwriting
 
 PRESET_NAMES = ", ".join(PRESETS)
-WORLD_NAMES = "video, digits, kicked-balls, two-way-balls"
-COMMANDS = "command must be one of train, predict, watch, serve, evaluate, bench, dream, presets, info"
+WORLD_NAMES = "video, digits, kicked-balls, two-way-balls, grammar, words"
+COMMANDS = "command must be one of train, predict, watch, serve, evaluate, bench, dream, presets, info, doctor"
 
 
 def test_the_module_runs_as_a_program():

@@ -20,6 +20,7 @@ from torchrsm.runs.presets import PRESETS
 from torchrsm.runs.settings import BaselineRunConfig
 from torchrsm.state import flatten
 from torchrsm.streams import BouncingBalls
+from torchrsm.streams.settings import BouncingBallsConfig, make_stream
 
 STREAMS = 4
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -95,9 +96,10 @@ def test_a_baseline_asks_the_host_only_where_it_says_so(name, monkeypatch):
     look_at_no_values(monkeypatch)
     run = preset(name)
     learning = run.learning.replace(window=10)
-    shape = (2, 1, run.model.height, run.model.width)
+    of_balls = isinstance(run.stream, BouncingBallsConfig)
+    stream = BouncingBalls(2, sequence_length=7, seed=1) if of_balls else make_stream(run.stream, 2, 1)
+    shape = (2, *stream.frame_shape)
     learner = SequenceLearner(make_baseline(run.model), learning, shape, recorder_for=not_recorded)
-    stream = BouncingBalls(2, sequence_length=7, seed=1)
     batches = [next(stream) for _ in range(10)]
     assert learner.model.asks_for_values is (name in ASK)
     if name in ASK:
@@ -138,7 +140,7 @@ def test_an_update_stays_on_its_device(name, masked):
     learner, _ = online(preset_name, META, **changes)
     frames = torch.zeros(*learner.model.last_frame(learner.state.layers).shape, device=META)
     seen = torch.ones(STREAMS, 1, *frames.shape[2:], dtype=torch.bool, device=META) if masked else None
-    inputs = (frames, torch.zeros(STREAMS, dtype=torch.bool, device=META), seen)
+    inputs = (frames, torch.zeros(STREAMS, dtype=torch.bool, device=META), seen, None)
     for phase, progress in progress_by_phase(learner).items():
         learner.begin(phase, 1)
         learner._set_progress(progress)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from drawing import small_model
 from live_server import Running
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from torchrsm.media.films import encode_mp4
 
@@ -157,10 +157,10 @@ def test_another_future_of_the_same_past(page, drawing_server):
 
 def test_what_the_models_see_can_be_disturbed(page):
     playing(page)
-    caption, select = page.locator("#panes .pane:not([hidden]) .truth .name"), page.locator("#disturb")
-    assert caption.text_content() == "truth"
+    caption, select = page.locator("#panes .pane:not([hidden]) .truth .name").first, page.locator("#disturb")
+    caption.filter(has_text="truth").wait_for()
     select.select_option("bar")
-    page.locator(".truth .name", has_text="what it sees").first.wait_for()
+    caption.filter(has_text="what it sees").wait_for()
     # The middle of the picture is hatched: grey, with more blue than red.
     middle = """() => { const c = document.querySelector("#truth-0");
         return [...c.getContext("2d").getImageData(c.width / 2, c.height / 2, 1, 1).data]; }"""
@@ -168,11 +168,10 @@ def test_what_the_models_see_can_be_disturbed(page):
     assert blue == red + 18
     page.locator("body").click(position={"x": 3, "y": 3})
     page.keyboard.press("h")
-    page.wait_for_function("document.querySelector('#disturb').value === 'blank'")
+    expect(select).to_have_value("blank")
     page.keyboard.press("h")
-    page.wait_for_function("document.querySelector('#disturb').value === 'none'")
-    page.locator("#truth-0").wait_for()
-    page.wait_for_function("document.querySelector('.truth .name').textContent === 'truth'")
+    caption.filter(has_text="truth").wait_for()
+    expect(select).to_have_value("none")
 
 
 def test_it_fits_the_screen(page):
