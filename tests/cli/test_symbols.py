@@ -72,7 +72,8 @@ def test_any_grammar_can_be_learned_by_any_system_that_names_symbols(tmp_path, s
 
 def test_digits_are_learned(tmp_path, capsys):
     folder = tmp_path / "run"
-    assert main(["train", "digits-3", "--out", str(folder), *SMALL, "--model.layers.0.groups", "30"]) == 0
+    few = ["--model.layers.0.groups", "30", "--model.layers.0.active-groups", "5"]
+    assert main(["train", "digits-3", "--out", str(folder), *SMALL, *few]) == 0
     assert main(["evaluate", str(folder), "--sequences", "3"]) == 0
     assert main(["dream", str(folder), "--sequences", "2", "--out", str(tmp_path / "strings.txt")]) == 0
     assert "of 2 strings are allowed by digits-3" in capsys.readouterr().out
