@@ -67,7 +67,7 @@ export class Actions {
     if (!this.#ready) return;
     const next = DISTURBANCES[(DISTURBANCES.indexOf(this.#state.session.disturbed) + 1) % DISTURBANCES.length];
     this.disturb(next);
-    announce(`The models see ${document.querySelector(`#disturb option[value=${next}]`).textContent}.`);
+    announce(`The models are shown ${document.querySelector(`#disturb option[value=${next}]`).textContent}.`);
   }
 
   /** Set the speed; what comes within a moment is sent as one. */
