@@ -30,7 +30,7 @@ from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.runs.presets import lowest_layers
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import AnyRunConfig, RunConfig
+from torchrsm.runs.settings import AnyRunConfig, RunConfig, equal_time
 from torchrsm.scoring.evaluation import NextFrameScores
 from torchrsm.scoring.rollouts import evaluate_rollouts
 from torchrsm.streams.splits import frames_sha256
@@ -266,8 +266,8 @@ class Ablation:
 
     def train(self, row: Row, seed: int) -> Path:
         """Train a row to the end of its time, from where it was left; return its folder."""
-        budget = {"steps": None, "minutes": self.settings["minutes"], "threads": self.settings["threads"], "seed": seed}
-        run = row.run.replace(training=row.run.training.replace(**budget))
+        time = equal_time(self.settings["minutes"], self.settings["threads"], seed)
+        run = row.run.replace(training=row.run.training.replace(**time))
         folder = self.results.run_folder(row.name, seed)
         trained(run, folder)
         return folder

@@ -34,7 +34,7 @@ from torchrsm.rectifiers import RectifierConfig
 from torchrsm.rectifiers.sharpening import SharpeningConfig
 from torchrsm.rsm import kernels
 from torchrsm.runs.fitting import on_stack_of, without_dreams
-from torchrsm.runs.settings import RunConfig, load_run_config
+from torchrsm.runs.settings import RunConfig, equal_time, load_run_config
 from torchrsm.sampling import Sampled
 from torchrsm.scoring.metrics import frame_squared_error
 from torchrsm.scoring.rollouts import evaluate_rollouts, world_geometry
@@ -286,8 +286,8 @@ def _made(
         stack = load(options.stack)
         assert isinstance(stack, VideoPredictor)
         return with_rectifier(stack, None) if row.name == "none" else sharpened(stack, world)
-    budget = {"steps": None, "minutes": options.minutes, "threads": options.threads, "seed": seed}
-    run = row.run.replace(training=row.run.training.replace(**budget))
+    time = equal_time(options.minutes, options.threads, seed)
+    run = row.run.replace(training=row.run.training.replace(**time))
     model = trained(run, results.run_folder(row.name, seed))
     assert isinstance(model, VideoPredictor)
     return model.eval()

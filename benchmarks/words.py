@@ -23,7 +23,7 @@ from torchrsm.baselines.ngram import KneserNey, expected_by_counts
 from torchrsm.rsm import kernels
 from torchrsm.runs.fitting import fit
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import RunConfig
+from torchrsm.runs.settings import RunConfig, equal_time
 from torchrsm.scoring.words import WordScores, expected_by, score_words
 from torchrsm.streams.settings import WordsConfig, frame_shape
 from torchrsm.streams.words import END, CodedText
@@ -58,8 +58,8 @@ def counted(coded: CodedText) -> WordScores:
 def learned(name: str, seed: int, options: argparse.Namespace, stream: WordsConfig, folder: Path) -> WordScores:
     """Train a system on the text, and score it."""
     run = fit(preset(name), frame_shape(stream), stream)
-    budget = {"steps": None, "minutes": options.minutes, "threads": options.threads, "seed": seed}
-    trained(run.replace(training=run.training.replace(**budget)), folder)
+    time = equal_time(options.minutes, options.threads, seed)
+    trained(run.replace(training=run.training.replace(**time)), folder)
     model, coded = load(folder), stream.coded()
     parts = [expected_by(model, coded, split) for split in ("validation", "test")]
     return score_words(name, *parts, len(coded.text.words), training_summary(folder))

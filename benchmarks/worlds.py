@@ -18,7 +18,7 @@ from typing import Any
 
 from torchrsm import Evaluator, load, preset
 from torchrsm.predictor import Predictor
-from torchrsm.runs.settings import RunConfig
+from torchrsm.runs.settings import RunConfig, equal_time
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.settings import BouncingBallsConfig, unseen
 from torchrsm.streams.splits import bouncing_ball_frames
@@ -63,11 +63,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    budget: dict[str, Any] = {"threads": options.threads, "seed": options.seed, "device": options.device}
+    budget = equal_time(options.minutes, options.threads, options.seed, options.device)
     if options.steps:
         budget |= {"steps": options.steps, "minutes": None}
-    else:
-        budget |= {"steps": None, "minutes": options.minutes}
     if options.batch_size:
         budget["batch_size"] = options.batch_size
     any_world, one_world = preset(options.any), preset(options.specialist)

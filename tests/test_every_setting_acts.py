@@ -515,7 +515,7 @@ ELSEWHERE = {
     # Tested by name in tests/runs/test_trainer.py: the loop around an update, and where the stack comes from.
     *(
         ("TrainingConfig", name)
-        for name in ("steps", "minutes", "threads", "device", "precision", "log_steps", "checkpoint_seconds")
+        for name in ("steps", "minutes", "clock", "threads", "device", "precision", "log_steps", "checkpoint_seconds")
     ),
     ("TrainingConfig", "batch_size"),
     # It goes together with another, see the test of it above.

@@ -17,7 +17,7 @@ from torchrsm import NonFiniteError, RectifyingConfig, Trainer, load, precision,
 from torchrsm.precision import products, products_in
 from torchrsm.rsm import kernels
 from torchrsm.runs.record import learning_curve
-from torchrsm.runs.settings import RUN_FILE, RunConfig, TrainingConfig, learned_from, load_run_config
+from torchrsm.runs.settings import RUN_FILE, RunConfig, TrainingConfig, equal_time, learned_from, load_run_config
 from torchrsm.runs.trainer import CHECKPOINT_FILE, METRICS_FILE, TIMING_FILE
 from torchrsm.state import flatten
 from torchrsm.storage.tensors import load_tensors, save_tensors
@@ -824,3 +824,24 @@ def test_what_a_model_learned_from_is_known_where_its_run_is(tmp_path):
     assert learned_from("copy-last") is None
     load("balls").save(tmp_path / "alone")
     assert learned_from(tmp_path / "alone") is None
+
+
+def test_a_minute_can_be_of_processor_time(tmp_path, monkeypatch):
+    """Time that passes while the process waits does not count."""
+    run = tiny_run(steps=None, minutes=0.02, clock="processor", threads=1)
+    trainer = Trainer(run, tmp_path)
+    teach, began = trainer._teach, time.monotonic()
+
+    def slow():
+        time.sleep(0.05)
+        teach()
+
+    monkeypatch.setattr(trainer, "_teach", slow)
+    trainer.run()
+    assert 1.2 <= trainer.seconds < 2
+    assert time.monotonic() - began > trainer.seconds + 0.05 * trainer.step * 0.9
+    assert equal_time(5, 1, 3)["clock"] == "processor"
+    assert equal_time(5, 2, 3)["clock"] == equal_time(5, 1, 3, "cuda")["clock"] == "wall"
+    for changes in ({"threads": 2}, {"threads": None}, {"threads": 1, "device": "cuda"}):
+        with pytest.raises(ValueError, match="clock must be wall unless threads is 1 and device is cpu"):
+            run.training.replace(**changes)

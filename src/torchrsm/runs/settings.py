@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import tyro
@@ -46,6 +46,8 @@ class TrainingConfig(Config):
     Attributes:
         steps: updates of the whole run, all its phases; repeats bit by bit.
         minutes: time of the whole run instead; the schedule then follows the clock.
+        clock: what a minute is of: ``wall`` time, or ``processor`` time, from which other programs on the machine take
+            nothing; the latter with one thread on the CPU alone.
         batch_size: streams in parallel.
         seed: of the weights, the dropout and the training sequences.
         threads: of the fused kernel; None for all cores at hand.
@@ -59,6 +61,7 @@ class TrainingConfig(Config):
 
     steps: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0)
+    clock: Literal["wall", "processor"] = "wall"
     batch_size: int = Field(default=16, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, gt=0)
@@ -74,12 +77,32 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"exactly one of steps and minutes must be given; got {self.steps} and {self.minutes}{how}"
             )
+        if self.clock == "processor" and (self.threads, self.device) != (1, "cpu"):
+            raise ValueError(
+                f"clock must be wall unless threads is 1 and device is cpu; got {self.clock} with threads "
+                f"{self.threads} and device {self.device}"
+            )
         if self.seed in (TEST_SEED, VALIDATION_SEED):
             raise ValueError(
                 f"seed must not be {TEST_SEED} (test) or {VALIDATION_SEED} (validation): "
                 f"those sequences are never trained on; got {self.seed}"
             )
         return self
+
+
+def equal_time(minutes: float, threads: int, seed: int, device: str = "cpu") -> dict[str, Any]:
+    """Return the settings of a training that is compared with others: as many minutes, of one thread's own time.
+
+    With several threads, and on other devices, the minutes are of wall time, and nothing else should run meanwhile.
+
+    Args:
+        minutes: of training.
+        threads: of training.
+        seed: of training.
+        device: by its name.
+    """
+    clock = "processor" if threads == 1 and device == "cpu" else "wall"
+    return {"steps": None, "minutes": minutes, "clock": clock, "threads": threads, "seed": seed, "device": device}
 
 
 FORMER_NAMES = {

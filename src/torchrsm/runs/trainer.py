@@ -253,7 +253,8 @@ class Trainer:
         self._ranks.wait()
         self._stopped = False
         with _signals() as stopping, self._logs() as logs:
-            since = checked = time.monotonic()  # of the last record, of the last checkpoint
+            clock = time.process_time if self.config.training.clock == "processor" else time.monotonic
+            since, checked = clock(), time.monotonic()  # of the last record, of the last checkpoint
             started, last_step = since - self.seconds, self.step
             begun: str | None = None
             stop = False
@@ -263,10 +264,10 @@ class Trainer:
                     self.learner.begin(phase, self.threads)
                     begun = phase
                 self._teach()
-                now = time.monotonic()
+                now = clock()
                 agreed = self._agree(
                     now - started,
-                    now - checked >= self.config.training.checkpoint_seconds,
+                    time.monotonic() - checked >= self.config.training.checkpoint_seconds,
                     bool(stopping) or self._stopped,
                 )
                 self.seconds = agreed.seconds

@@ -37,7 +37,7 @@ from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, tab
 from torchrsm.runs.lock import locked
 from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import Record, learning_curve, training_summary
-from torchrsm.runs.settings import FORMER_NAMES, RUN_FILE, RunConfig
+from torchrsm.runs.settings import FORMER_NAMES, RUN_FILE, RunConfig, equal_time
 from torchrsm.runs.trainer import Trainer
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WindowPhysics
@@ -208,8 +208,9 @@ class Bench:
 
     def _train_and_score(self, name: str, seed: int, reporting: Reporting) -> None:
         run = preset(name)
-        changes = {"steps": None, "minutes": self.config.minutes, "threads": self.config.threads, "seed": seed}
-        run = run.replace(training=run.training.replace(**changes, device=self.config.device))
+        config = self.config
+        time = equal_time(config.minutes, config.threads, seed, config.device)
+        run = run.replace(training=run.training.replace(**time))
         folder = self._run_folder(name, seed)
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(f"{name} seed {seed}") as report:

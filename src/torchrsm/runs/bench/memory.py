@@ -40,7 +40,7 @@ from torchrsm.runs.fitting import fit
 from torchrsm.runs.lock import locked
 from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig
+from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, equal_time
 from torchrsm.runs.trainer import Trainer
 from torchrsm.scoring.disturbed import score_disturbed
 from torchrsm.scoring.symbols import evaluate_symbols
@@ -185,8 +185,7 @@ class MemoryBench:
     def _trained(self, seed: int, world: str, system: str, reporting: Reporting, label: str) -> Path:
         """Train a system in a world to the end of its time, and return its folder."""
         run = run_for(world, system)
-        changes = {"steps": None, "minutes": self.config.minutes, "threads": self.config.threads, "seed": seed}
-        run = run.replace(training=run.training.replace(**changes))
+        run = run.replace(training=run.training.replace(**equal_time(self.config.minutes, self.config.threads, seed)))
         folder = self.folder / "runs" / f"{world}-{system}-seed-{seed}"
         trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(label) as report:
