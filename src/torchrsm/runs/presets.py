@@ -249,7 +249,7 @@ def reber() -> RunConfig:
     return RunConfig(
         name="reber",
         model=ModelConfig(layers=(layer,), channels=7, height=1, width=1, head=HeadConfig(symbols=7, hidden_units=500)),
-        learning=LearningConfig(learning_rates=(1e-4,), schedule="cosine", head_learning_rate=1e-3),
+        learning=LearningConfig(learning_rates=(1e-5,), schedule="cosine", head_learning_rate=1e-3),
         stream=GrammarConfig(grammar="reber"),
         training=TrainingConfig(minutes=5, batch_size=100),
     )
