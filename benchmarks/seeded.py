@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from torchrsm.runs.bench.folder import write_json
 from torchrsm.storage.tensors import write_atomically
 
 
@@ -93,11 +94,6 @@ class SeededResults:
                     "name another file with --json"
                 )
         return {(row["name"], seed["seed"]): seed for row in before["rows"] for seed in row["seeds"]}
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def names(text: str) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchrsm import Trainer, VideoPredictor
+from torchrsm import VideoPredictor
 from torchrsm.baselines import SequenceModel
 from torchrsm.cli.progress import reporting
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig
+from torchrsm.runs import trainer
+from torchrsm.runs.settings import AnyRunConfig
 
 
 def trained(run: AnyRunConfig, folder: Path) -> VideoPredictor | SequenceModel:
     """Train a run to the end of its budget, from where it was left, and return its model."""
-    trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
     with reporting(folder.name) as report:
-        return trainer.run(report)
+        return trainer.trained(run, folder, report)

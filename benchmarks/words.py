@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from torchrsm import load, preset
-from torchrsm.baselines.ngram import KneserNey, expected_by_counts
+from torchrsm.baselines.ngram import count_sentences, expected_by_counts
 from torchrsm.rsm import kernels
 from torchrsm.runs.fitting import fit
 from torchrsm.runs.record import training_summary
 from torchrsm.runs.settings import RunConfig, equal_time
 from torchrsm.scoring.words import WordScores, expected_by, score_words
 from torchrsm.streams.settings import WordsConfig, frame_shape
-from torchrsm.streams.words import END, CodedText
+from torchrsm.streams.words import CodedText
 
 sys.path.insert(0, str(Path(__file__).parent))
 from seeded import SeededResults, names, numbers
@@ -43,14 +43,7 @@ ORDER = 5
 
 def counted(coded: CodedText) -> WordScores:
     """Count the n-grams of the training part, sentence by sentence, and score them."""
-    counts = KneserNey(ORDER, len(coded.text.words))
-    end = coded.text.words.index(END)
-    sentence: list[int] = []
-    for word in coded.text.train.tolist():
-        sentence.append(word)
-        if word == end:
-            counts.count(sentence)
-            sentence = []
+    counts = count_sentences(ORDER, coded.text)
     parts = [expected_by_counts(counts, coded.text, split) for split in ("validation", "test")]
     return score_words(N_GRAM, *parts, len(coded.text.words), None)
 

@@ -326,11 +326,19 @@ def test_an_interrupted_ablation_goes_on_where_it_was(ablation, monkeypatch) -> 
 # --- Rectifiers -------------------------------------------------------------------------------------------------------
 
 
-def test_rectifiers_are_compared_on_one_stack(monkeypatch, tmp_path: Path) -> None:
-    small = preset("balls").replace(
-        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
-        **{"training.minutes": None, "training.steps": 4, "training.threads": 1},
+FOUR_STEPS = {"training.minutes": None, "training.steps": 4, "training.threads": 1}
+
+
+def with_few_cells(name: str) -> RunConfig:
+    run = preset(name)
+    assert isinstance(run, RunConfig)
+    return run.replace(
+        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3}
     )
+
+
+def test_rectifiers_are_compared_on_one_stack(monkeypatch, tmp_path: Path) -> None:
+    small = with_few_cells("balls").replace(**FOUR_STEPS)
     stack = tmp_path / "stack"
     Trainer(small, stack).run()
     module = benchmark("rectifiers")
@@ -361,11 +369,7 @@ def test_rectifiers_are_compared_on_one_stack(monkeypatch, tmp_path: Path) -> No
 
 
 def test_rectifiers_are_compared_where_a_ball_turns_left_or_right(monkeypatch, tmp_path: Path) -> None:
-    small = preset("balls").replace(
-        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
-        **{"training.minutes": None, "training.steps": 4, "training.threads": 1},
-        stream=TwoWayBallsConfig(resolution=16, speed=2.0),
-    )
+    small = with_few_cells("balls").replace(**FOUR_STEPS, stream=TwoWayBallsConfig(resolution=16, speed=2.0))
     stack = tmp_path / "stack"
     Trainer(small, stack).run()
     module = benchmark("rectifiers")
@@ -395,8 +399,7 @@ def test_rectifiers_are_compared_where_a_ball_turns_left_or_right(monkeypatch, t
 
 def test_local_stages_and_the_end_to_end_rectifier_cost_so_much(monkeypatch, capsys, tmp_path: Path) -> None:
     module = benchmark("rectifier_cost")
-    small = preset("balls").replace(
-        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
+    small = with_few_cells("balls").replace(
         **{"model.rectifier.features": 16, "model.rectifier.width": 16, "model.rectifier.blocks": 1},
     )
     monkeypatch.setattr(module, "preset", lambda name: small)
@@ -428,11 +431,8 @@ def test_memory_for_gradients_is_counted_once() -> None:
 
 def test_the_error_of_each_stage(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    small = preset("balls-local").replace(
-        **{"model.layers.0.groups": 32, "model.layers.1.groups": 16, "model.layers.0.recurrent_kernel_size": 3},
-        **{"model.rectifier.stages": 3, "model.rectifier.width": 16},
-        **{"training.minutes": None, "training.steps": 4, "training.threads": 1},
-    )
+    few_stages = {"model.rectifier.stages": 3, "model.rectifier.width": 16}
+    small = with_few_cells("balls-local").replace(**few_stages, **FOUR_STEPS)
     Trainer(small, tmp_path / "run").run()
     model = load(tmp_path / "run")
     module, frames = benchmark("stages"), bouncing_ball_frames("test", 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrsm.baselines.ngram import KneserNey, expected_by_counts
+from torchrsm.baselines.ngram import count_sentences, expected_by_counts
 from torchrsm.baselines.sequence_model import Predicted
 from torchrsm.scoring.words import (
     Expected,
@@ -63,14 +63,7 @@ def test_all_words_are_read_but_the_first_of_each_row(coded):
 
 
 def test_counts_begin_each_sentence_anew(coded):
-    counts = KneserNey(3, len(coded.text.words))
-    sentence = []
-    end = coded.text.words.index(END)
-    for word in coded.text.train.tolist():
-        sentence.append(word)
-        if word == end:
-            counts.count(sentence)
-            sentence = []
+    counts, end = count_sentences(3, coded.text), coded.text.words.index(END)
     expected = expected_by_counts(counts, coded.text, "test")
     whole = expected_by(Says(len(coded.text.words), 0, 0.5), coded, "test")
     assert np.array_equal(expected.words, whole.words)

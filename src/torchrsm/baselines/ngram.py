@@ -182,6 +182,19 @@ class NGramPredictor:
         return self._known[history]
 
 
+def count_sentences(order: int, text: Text) -> KneserNey:
+    """Count the n-grams of the training part of a text, each sentence by itself.
+
+    Args:
+        order: of the longest n-grams, 1 or more.
+        text: whose words are counted.
+    """
+    counts, end = KneserNey(order, len(text.words)), text.words.index(END)
+    for sentence in np.split(text.train, np.flatnonzero(text.train == end) + 1):
+        counts.count(sentence.tolist())
+    return counts
+
+
 def expected_by_counts(counts: KneserNey, text: Text, split: TextSplit) -> Expected:
     """Read a part of a text as `torchrsm.scoring.words.expected_by` does, by n-grams; each sentence begins anew."""
     part = text.part(split)

@@ -17,7 +17,7 @@ from torchrsm.baselines import SequenceModel
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import Clips, as_read, clips_for, size_for
-from torchrsm.cli.symbols import dream_strings, dream_text
+from torchrsm.cli.symbols import dream_strings, dream_text, require_usual
 from torchrsm.config import Config
 from torchrsm.learning.ranks import Ranks
 from torchrsm.media.films import FILM_SUFFIXES, GIF_RATES, dream_frames, save_video
@@ -170,11 +170,9 @@ def _symbols_of(command: DreamCommand) -> OfSymbols | None:
         if command.out.suffix.lower() == ".txt":
             raise ValueError(f"out must not be a .txt for a model of frames; got {str(command.out)!r}")
         return None
-    usual = DreamCommand(model=command.model, out=command.out)
     others = ("sequences",) if isinstance(stream, WordsConfig) else ()
-    for name in ("prime", "frames", "prime_from", "sample", "temperature", "json_file", *others):
-        if getattr(command, name) != getattr(usual, name):
-            raise ValueError(f"{name} is about frames, and {command.model} is a model of symbols")
+    about_frames = ("prime", "frames", "prime_from", "sample", "temperature", "json_file", *others)
+    require_usual(command, DreamCommand(model=command.model, out=command.out), about_frames)
     return stream
 
 

@@ -13,7 +13,7 @@ from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import as_read
-from torchrsm.cli.symbols import score_symbols, score_text
+from torchrsm.cli.symbols import require_usual, score_symbols, score_text
 from torchrsm.config import Config
 from torchrsm.learning.ranks import Ranks
 from torchrsm.media.pictures import save_image, strip
@@ -177,10 +177,8 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
 
 def _score_symbols(command: EvaluateCommand, stream: OfSymbols, ranks: Ranks) -> None:
     """Score a model of symbols; what is about frames is refused."""
-    usual = EvaluateCommand(model=command.model)
-    for name in ("frames", "layout", "world", "strip", "rollout_steps", "samples", "disturbance"):
-        if getattr(command, name) != getattr(usual, name):
-            raise ValueError(f"{name} is about frames, and {command.model} is a model of symbols")
+    about_frames = ("frames", "layout", "world", "strip", "rollout_steps", "samples", "disturbance")
+    require_usual(command, EvaluateCommand(model=command.model), about_frames)
     check_outputs({"json": command.json_file}, [command.model])
     if ranks.rank > 0:
         return

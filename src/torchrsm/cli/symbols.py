@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torchrsm.runs.record import training_summary
-from torchrsm.scoring.symbols import evaluate_symbols, write_strings
-from torchrsm.scoring.words import HEARD, expected_by, score_words, write_words
+from torchrsm.scoring.symbols import SymbolScores, evaluate_symbols, write_strings
+from torchrsm.scoring.words import HEARD, WordScores, expected_by, score_words, write_words
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.settings import GrammarConfig, WordsConfig, symbol_stream
 from torchrsm.streams.splits import TEST_SEED, Split, held_out_symbols
@@ -15,6 +16,28 @@ from torchrsm.streams.words import END
 from torchrsm.systems import load
 
 SYMBOLS = 500  # of each of the streams that are scored
+
+
+def require_usual(command: Any, usual: Any, names: Iterable[str]) -> None:
+    """Raise a ValueError unless the flags that are about frames are as in a command without any."""
+    for name in names:
+        if getattr(command, name) != getattr(usual, name):
+            raise ValueError(f"{name} is about frames, and {command.model} is a model of symbols")
+
+
+def _write_text(out: Path, lines: list[str]) -> None:
+    """Write lines to a text file, and print the first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_atomically(out, ("\n".join(lines) + "\n").encode())
+    print("\n".join(lines[:10]))
+
+
+def _require_text(out: Path) -> None:
+    if out.suffix.lower() != ".txt":
+        raise ValueError(f"out must end in .txt for a model of symbols; got {str(out)!r}")
 
 
 def score_symbols(
@@ -32,12 +55,7 @@ def score_symbols(
     """
     predictor: Any = load(model, device=device)
     scores = evaluate_symbols(predictor, held_out_symbols(stream, split, streams), SYMBOLS, model=model)
-    scores = scores.model_copy(update={"training": training_summary(model)})
-    if json_file is not None:
-        write_atomically(json_file, (scores.model_dump_json(indent=2) + "\n").encode())
-    print(scores.table())
-    if json_file is not None:
-        print(f"scores: {json_file}")
+    _report(scores.model_copy(update={"training": training_summary(model)}), json_file)
 
 
 def score_text(model: str, stream: WordsConfig, split: Split, json_file: Path | None, device: str) -> None:
@@ -54,7 +72,11 @@ def score_text(model: str, stream: WordsConfig, split: Split, json_file: Path | 
     coded = stream.coded()
     validation = expected_by(predictor, coded, "validation")
     scored = validation if split == "validation" else expected_by(predictor, coded, split)
-    scores = score_words(model, validation, scored, len(coded.text.words), training_summary(model))
+    _report(score_words(model, validation, scored, len(coded.text.words), training_summary(model)), json_file)
+
+
+def _report(scores: SymbolScores | WordScores, json_file: Path | None) -> None:
+    """Print scores, and write them where that was asked for."""
     if json_file is not None:
         write_atomically(json_file, (scores.model_dump_json(indent=2) + "\n").encode())
     print(scores.table())
@@ -76,14 +98,11 @@ def dream_text(model: str, stream: WordsConfig, out: Path, words: int, seed: int
     Raises:
         ValueError: the file is no text.
     """
-    if out.suffix.lower() != ".txt":
-        raise ValueError(f"out must end in .txt for a model of symbols; got {str(out)!r}")
+    _require_text(out)
     coded = stream.coded()
     written = write_words(load(model, device=device), coded, words, TEST_SEED if seed is None else seed)
     lines = "".join("\n" if word == END else f"{word} " for word in written)
-    text = "\n".join(line.strip() for line in lines.splitlines()) + "\n"
-    write_atomically(out, text.encode())
-    print("\n".join(text.splitlines()[:10]))
+    _write_text(out, [line.strip() for line in lines.splitlines()])
     print(f"{words} words after {HEARD} of {stream.path}: {out}")
 
 
@@ -104,14 +123,12 @@ def dream_strings(
     Raises:
         ValueError: the file is no text.
     """
-    if out.suffix.lower() != ".txt":
-        raise ValueError(f"out must end in .txt for a model of symbols; got {str(out)!r}")
+    _require_text(out)
     chance = TEST_SEED if seed is None else seed
     heard = symbol_stream(stream, strings, chance, "test", dephased=False)
     written = write_strings(load(model, device=device), heard, longest, chance)
     allowed = sum(one.grammatical for one in written)
     joint = "" if all(len(symbol) == 1 for symbol in heard.grammar.symbols) else " "
     lines = [joint.join(one.symbols) + ("" if one.grammatical else "  not allowed") for one in written]
-    write_atomically(out, ("\n".join(lines) + "\n").encode())
-    print("\n".join(lines[:10]))
+    _write_text(out, lines)
     print(f"{allowed} of {len(written)} strings are allowed by {heard.grammar.name}: {out}")

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -127,7 +127,7 @@ def _parsed_to_resume(arguments: list[str]) -> tuple[str, TrainCommand | TrainBa
     elif name in _WORLDS:
         rest, system = taken(rest, "--system", begun.name)
         source = None
-        if name in ("video", "grammar", "words") and rest and not rest[0].startswith("-"):
+        if name in _SOURCES and rest and not rest[0].startswith("-"):
             source, *rest = rest
         _check_begun_with(folder, begun, name, system, source)
     else:
@@ -158,22 +158,15 @@ def _parse_world(world: str, arguments: list[str]) -> TrainCommand | TrainBaseli
     rest, system = taken(arguments, "--system", _WORLDS[world])
     given: dict[str, Any] = {}
     name = f"train {world}"
-    if world == "video":
-        film, rest = _first(rest, "train video needs a file or folder first")
-        given = {"path": film or "-"}
-        name = f"train video {film}" if film else name
-    if world == "grammar":
-        file, rest = _first(rest, f"train grammar needs a file first, or one of {', '.join(GRAMMARS)}")
-        given = {"grammar": file or next(iter(GRAMMARS))}
-        name = f"train grammar {file}" if file else name
-    if world == "words":
-        text, rest = _first(rest, "train words needs a text first, a folder or a file")
-        given = {"path": text or "-"}
-        name = f"train words {text}" if text else name
+    if world in _SOURCES:
+        of = _SOURCES[world]
+        source, rest = _first(rest, f"train {world} needs {of.needed}")
+        given = {of.setting: source or of.in_help}
+        name = f"train {world} {source}" if source else name
     run = preset(system)
-    if run.model.channels != 1 and world not in ("grammar", "words"):
-        raise ValueError(f"system must be a preset for one channel; got {system!r}")
     stream = STREAMS[world][0].model_validate(given)
+    if run.model.channels != 1 and not isinstance(stream, OfSymbols):
+        raise ValueError(f"system must be a preset for one channel; got {system!r}")
     # How many symbols there are follows from flags, too.
     begun = run.replace(stream=stream) if isinstance(stream, OfSymbols) else adapted(run, stream)
     command = _parse_train(begun, rest, name)
@@ -188,6 +181,27 @@ _WORLDS = {
     "two-way-balls": "balls",
     "grammar": "reber",
     "words": "words-boosted",
+}
+
+
+class _Source(NamedTuple):
+    """What is learned from, where it is named first on the command line.
+
+    Attributes:
+        setting: of the stream, which it is.
+        in_help: its value where nothing is named.
+        needed: what must stand there, for people.
+    """
+
+    setting: str
+    in_help: str
+    needed: str
+
+
+_SOURCES = {
+    "video": _Source("path", "-", "a file or folder first"),
+    "grammar": _Source("grammar", next(iter(GRAMMARS)), f"a file first, or one of {', '.join(GRAMMARS)}"),
+    "words": _Source("path", "-", "a text first, a folder or a file"),
 }
 
 

@@ -322,9 +322,22 @@ class RSMLayer(nn.Module):
 
     def decode(self, prediction: LayerPrediction) -> Tensor:
         """Return the predicted input ``[b, h, w, c]`` (line 9)."""
+        return self._decoded(self._weights, prediction, prediction.base)
+
+    def _decoded(self, weights: Weights, prediction: LayerPrediction, base: Tensor | None) -> Tensor:
+        """Return what weights decode (line 9)."""
         step = self._step(prediction.input_grid)
-        x = self._engine.decode(step, self._weights, prediction.cells.index, prediction.z, prediction.base)
+        x = self._engine.decode(step, weights, prediction.cells.index, prediction.z, base)
         return F.activate(x, "softmax") if self.config.activation == "softmax" else x
+
+    def _recalling(self) -> list[Weights]:
+        """Return the weights that tell each of the inputs that are recalled."""
+        if self.recall is None or self.recall_bias is None:
+            return []
+        return [
+            self._weights._replace(decoder=decoder, output_bias=bias)
+            for decoder, bias in zip(self.recall, self.recall_bias, strict=True)
+        ]
 
     def loss(self, prediction: LayerPrediction, target: Tensor | Cells, learn: Tensor) -> Tensor:
         """Return the error of the prediction (line 10), a scalar: the mean of `LayerConfig.loss`.
@@ -345,13 +358,9 @@ class RSMLayer(nn.Module):
                 f"got {learn.dtype} {list(learn.shape)} on {learn.device}"
             )
         error = self._error(step, self._weights, prediction, target, learn, prediction.base)
-        if self.recall is None or self.recall_bias is None or prediction.past is None:
-            return error
-        for decoder, bias, past in zip(
-            self.recall, self.recall_bias, prediction.past.split(self.channels, -1), strict=True
-        ):
-            weights = self._weights._replace(decoder=decoder, output_bias=bias)
-            error = error + self._error(step, weights, prediction, past.contiguous(), learn, None)
+        if prediction.past is not None:
+            for weights, past in zip(self._recalling(), prediction.past.split(self.channels, -1), strict=True):
+                error = error + self._error(step, weights, prediction, past.contiguous(), learn, None)
         return error
 
     def _error(
@@ -373,15 +382,8 @@ class RSMLayer(nn.Module):
     @torch.no_grad()
     def recalled(self, prediction: LayerPrediction) -> Tensor | None:
         """Return what the winners tell of the inputs before the last, ``[b, h, w, recall * c]``; None for nothing."""
-        if self.recall is None or self.recall_bias is None:
-            return None
-        step, (index, _) = self._step(prediction.input_grid), prediction.cells
-        told = []
-        for decoder, bias in zip(self.recall, self.recall_bias, strict=True):
-            weights = self._weights._replace(decoder=decoder, output_bias=bias)
-            x = self._engine.decode(step, weights, index, prediction.z, None)
-            told.append(F.activate(x, "softmax") if self.config.activation == "softmax" else x)
-        return torch.cat(told, -1)
+        told = [self._decoded(weights, prediction, None) for weights in self._recalling()]
+        return torch.cat(told, -1) if told else None
 
     def observe(self, input: Tensor | Cells, prediction: LayerPrediction, state: LayerState) -> LayerState:
         """Return the state after an input (lines 1 and 8); nothing in it carries a graph.
@@ -448,6 +450,7 @@ class RSMLayer(nn.Module):
         """Yield the weights that a symmetry ties, and what their axes count."""
         config = self.config
         own, window = Axis(config.cells, "cells"), Axis(config.kernel_size**2, "window")
+        spread = Axis((config.decoder_kernel_size or config.kernel_size) ** 2, "window")
         reads = Axis(config.channels_in(self.channels), "cells" if reads_cells else "fixed")
         predicts = reads._replace(size=self.channels)
         yield "feedforward", (window, reads, own)
@@ -458,12 +461,11 @@ class RSMLayer(nn.Module):
         yield "bias", (own,)
         if self.decay is not None:
             yield "decay", (own,)
-        yield "decoder", (own, Axis((config.decoder_kernel_size or config.kernel_size) ** 2, "window"), predicts)
+        yield "decoder", (own, spread, predicts)
         if reads_cells:
             yield "output_bias", (predicts,)
         if self.recall is not None:
-            window = Axis((config.decoder_kernel_size or config.kernel_size) ** 2, "window")
-            yield "recall", (Axis(config.recall, "fixed"), own, window, predicts)
+            yield "recall", (Axis(config.recall, "fixed"), own, spread, predicts)
 
     def _check_state(self, state: LayerState, feedback: Cells | None, step: Step) -> None:
         """Refuse a state that an engine could not read. This looks at shapes, types and devices alone."""

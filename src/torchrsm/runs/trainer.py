@@ -527,6 +527,20 @@ def _device(name: str, ranks: Ranks) -> torch.device:
     return choose_device(f"cuda:{ranks.local_rank}")
 
 
+def trained(run: AnyRunConfig, folder: Path, report: Callable[[Record], None]) -> VideoPredictor | SequenceModel:
+    """Train a run in a folder to the end of its budget, from nothing or from where it was left; return its model.
+
+    Args:
+        run: its settings.
+        folder: new, empty, or that of this run.
+        report: called with each record.
+
+    Raises:
+        As `Trainer` and `Trainer.run`.
+    """
+    return Trainer(run, folder, resume=(folder / RUN_FILE).exists()).run(report)
+
+
 def _check_free(folder: Path) -> None:
     """Refuse a folder whose run or model would be lost."""
     if (folder / RUN_FILE).exists():

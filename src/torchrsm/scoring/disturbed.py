@@ -77,7 +77,8 @@ def score_disturbed(
         predict_sequences(predictor, shown[part], None if seen is None else seen[part]).frames
         for part in torch.arange(len(frames)).split(batch_size)
     ]
-    squares = (torch.cat(parts) - truth).double().square().sum(2)  # [n, t, h, w]
+    predicted = torch.cat(parts)
+    squares = (predicted - truth).double().square().sum(2)  # [n, t, h, w]
     scored = squares[:, FIRST:]
     if seen is None:
         return DisturbedScores(_summed(scored), None, None, None, None)
@@ -94,7 +95,7 @@ def score_disturbed(
         errors = (squares * ever).sum((2, 3))
         has = gap_ends.any(1)
         after_gap = summarise((torch.where(gap_ends, errors, 0.0).sum(1) / gap_ends.sum(1).clamp(min=1))[has])
-        distance = _distance(torch.cat(parts)[gap_ends], sequences.positions[gap_ends], world)
+        distance = _distance(predicted[gap_ends], sequences.positions[gap_ends], world)
     return DisturbedScores(_summed(scored * ever), after_gap, distance, near_bar, behind_bar)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from torchrsm.predictor import Predictor, evaluation_mode
+from torchrsm.predictor import evaluation_mode
 from torchrsm.scoring.samples import share_of_one
 from torchrsm.streams.bouncing_balls import BallSequences
 from torchrsm.streams.chance_balls import crossings
@@ -30,7 +29,7 @@ class TwoWayScores(NamedTuple):
 
 
 def evaluate_two_ways(
-    model: Predictor[Any, Any],
+    model: Any,
     sequences: BallSequences,
     samples: int = 16,
     seed: int = 0,
@@ -40,7 +39,7 @@ def evaluate_two_ways(
     """Let a model predict the frames in which a ball of `torchrsm.streams.TwoWayBalls` turns, from all before them.
 
     Args:
-        model: with ``samples``, one whose `predict` takes ``samples`` and ``generator``.
+        model: a `torchrsm.predictor.Predictor`; with ``samples`` its `predict` takes ``samples`` and ``generator``.
         sequences: of one ball each, from `torchrsm.streams.two_way_ball_sequences`.
         samples: draws of each prediction, >= 0; with 0 the predicted frame stands for them.
         seed: of the draws, 0 to 2^62.
@@ -68,7 +67,10 @@ def evaluate_two_ways(
                 here = (turns.time == time) & (turns.sequence >= first) & (turns.sequence < first + len(batch))
                 if here.any():
                     generator = generator or torch.Generator(prediction.frame.device).manual_seed(seed + number)
-                    draws = _draws(model, state, samples, generator)[:, turns.sequence[here] - first]
+                    drawn: Any = prediction.frame[None]
+                    if samples:
+                        drawn = model.predict(state, samples=samples, generator=generator).samples
+                    draws = drawn.cpu()[:, turns.sequence[here] - first]
                     left[here], neither[here] = share_of_one(draws, turns.left[here], turns.right[here])
                 state = model.observe(frame.to(prediction.frame.device, copy=True), prediction, state)
                 prediction = model.predict(state)
@@ -79,12 +81,3 @@ def evaluate_two_ways(
         left_truth=float(turns.turned_left.double().mean()),
         neither=float(neither.mean()),
     )
-
-
-def _draws(model: Any, state: Any, samples: int, generator: torch.Generator) -> Tensor:
-    """Return draws of the next frame, ``[samples, b, c, h, w]``, on the CPU; the predicted frame as one with 0."""
-    if samples == 0:
-        frame: Tensor = model.predict(state).frame.cpu()
-        return frame[None]
-    drawn: Tensor = model.predict(state, samples=samples, generator=generator).samples.cpu()
-    return drawn

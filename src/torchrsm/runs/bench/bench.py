@@ -37,8 +37,8 @@ from torchrsm.runs.bench.results import PUBLISHED, Results, Row, Seed, draw, tab
 from torchrsm.runs.lock import locked
 from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import Record, learning_curve, training_summary
-from torchrsm.runs.settings import FORMER_NAMES, RUN_FILE, RunConfig, equal_time
-from torchrsm.runs.trainer import Trainer
+from torchrsm.runs.settings import FORMER_NAMES, RunConfig, equal_time
+from torchrsm.runs.trainer import trained
 from torchrsm.scoring.evaluation import Evaluator, NextFrameScores
 from torchrsm.scoring.physics import WindowPhysics
 from torchrsm.scoring.rollouts import evaluate_rollouts
@@ -212,9 +212,8 @@ class Bench:
         time = equal_time(config.minutes, config.threads, seed, config.device)
         run = run.replace(training=run.training.replace(**time))
         folder = self._run_folder(name, seed)
-        trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(f"{name} seed {seed}") as report:
-            trainer.run(report)
+            trained(run, folder, report)
         with kernels.threads_in_use(self.config.threads, torch_threads=self.config.threads):
             frames = bouncing_ball_frames("test", self.config.sequences)
             model = load(folder, device=self.config.device)

@@ -13,6 +13,7 @@ Nothing is done twice. A bench that was interrupted goes on where it was; more w
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -40,13 +41,14 @@ from torchrsm.runs.fitting import fit
 from torchrsm.runs.lock import locked
 from torchrsm.runs.presets import PRESETS, preset, unknown_preset
 from torchrsm.runs.record import training_summary
-from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, equal_time
-from torchrsm.runs.trainer import Trainer
+from torchrsm.runs.settings import AnyRunConfig, RunConfig, equal_time
+from torchrsm.runs.trainer import trained
 from torchrsm.scoring.disturbed import score_disturbed
 from torchrsm.scoring.symbols import evaluate_symbols
 from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.bouncing_balls import bouncing_ball_sequences
 from torchrsm.streams.disturbed import DisturbanceConfig
+from torchrsm.streams.grammar import named_grammar
 from torchrsm.streams.settings import BouncingBallsConfig, GrammarConfig, StreamConfig, frame_shape, symbol_stream
 from torchrsm.streams.splits import held_out_symbols, split_seed
 from torchrsm.systems import load
@@ -187,16 +189,13 @@ class MemoryBench:
         run = run_for(world, system)
         run = run.replace(training=run.training.replace(**equal_time(self.config.minutes, self.config.threads, seed)))
         folder = self.folder / "runs" / f"{world}-{system}-seed-{seed}"
-        trainer = Trainer(run, folder, resume=(folder / RUN_FILE).exists())
         with reporting(label) as report:
-            trainer.run(report)
+            trained(run, folder, report)
         return folder
 
     def _scored(self, world: str, seed: int, model: Any) -> MemorySeed:
         if world in SYMBOLS:
-            stream = run_for(world, "rsm").stream
-            assert isinstance(stream, GrammarConfig)
-            scores = evaluate_symbols(model, held_out_symbols(stream, "test", _STREAMS), _STEPS)
+            scores = evaluate_symbols(model, held_out_symbols(_symbols_of(world), "test", _STREAMS), _STEPS)
             return MemorySeed(seed=seed, symbols=scores)
         count = self.config.sequences
         sequences = bouncing_ball_sequences(range(count), seed=split_seed("test", count))
@@ -216,11 +215,8 @@ class MemoryBench:
 
     def _counted(self, world: str, seed: int) -> MemorySeed:
         """Count n-grams for the time of a training, take the order that is best on validation, and score that."""
-        stream = run_for(world, "rsm").stream
-        assert isinstance(stream, GrammarConfig)
-        told = stream.replace(pictures="one-hot")
-        grammar = symbol_stream(told, 1, seed).grammar
-        models = [KneserNey(order, len(grammar.symbols)) for order in _ORDERS]
+        told = _symbols_of(world).replace(pictures="one-hot")
+        models = [KneserNey(order, len(told.symbols())) for order in _ORDERS]
         counted = _count(models, told, seed, self.config.minutes * 60)
         on_validation = [
             evaluate_symbols(NGramPredictor(model), held_out_symbols(told, "validation", 20), 200).perplexity
@@ -272,8 +268,15 @@ def disturbance_of(world: str, values: tuple[float, ...] | None = None) -> Distu
 def stream_of(world: str) -> StreamConfig:
     """Return what systems learn from in a world."""
     if world in SYMBOLS:
-        return preset(world).stream
+        return _symbols_of(world)
     return BouncingBallsConfig(disturbance=disturbance_of(world))
+
+
+def _symbols_of(world: str) -> GrammarConfig:
+    """Return the symbols of a world, those of the preset of its name."""
+    stream = preset(world).stream
+    assert isinstance(stream, GrammarConfig)
+    return stream
 
 
 def run_for(world: str, system: str) -> AnyRunConfig:
@@ -289,12 +292,11 @@ def is_rsm(system: str) -> bool:
     return system == "rsm" or (system in PRESETS and isinstance(preset(system), RunConfig))
 
 
+@functools.cache
 def ceilings_of(world: str) -> tuple[WindowCeiling, ...]:
     """Return the best that is possible in a world of symbols, for each window and for all that came before."""
-    stream = preset(world).stream
-    assert isinstance(stream, GrammarConfig)
-    grammar = symbol_stream(stream, 1, 0).grammar
-    found = []
+    stream = _symbols_of(world)
+    grammar, found = named_grammar(stream.grammar), []
     for window in (*WINDOWS, None):
         best = grammar.ceiling(window, first=not stream.restarts)
         found.append(WindowCeiling(window=window, all=best.all, last=best.marked))
