@@ -36,6 +36,13 @@ def test_scores_are_printed_and_written(run, tmp_path, capsys):
     assert f"{accuracy['all']:.2%}" in printed
 
 
+def test_a_model_of_symbols_is_described(run, capsys):
+    assert main(["info", str(run)]) == 0
+    described = capsys.readouterr().out
+    assert "7 channel(s), 1 x 1" in described
+    assert "  head: 7 symbols, " in described
+
+
 def test_splits_are_different_strings(run, tmp_path, capsys):
     found = []
     for split in ("test", "validation", "test"):

@@ -92,3 +92,7 @@ def _describe_layers(model: VideoPredictor, name: str, weights: int) -> None:
     if model.rectifier is not None and config.rectifier is not None:
         weights = sum(p.numel() for p in model.rectifier.parameters())
         print(f"  rectifier: {config.rectifier.kind}, {weights:,} weights")
+    if model.head is not None:
+        print(
+            f"  head: {model.head.config.symbols} symbols, {sum(p.numel() for p in model.head.parameters()):,} weights"
+        )
