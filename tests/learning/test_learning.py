@@ -15,6 +15,9 @@ from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig, mo
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.predictor import restart
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.local import LocalConfig
+from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerConfig
 from torchrsm.streams import BouncingBalls
 
@@ -313,6 +316,45 @@ def gradient(settings, **step):
     torch.manual_seed(3)
     teach(learning, prediction, frame, **step)
     return torch.cat([weight.grad.flatten() for weight in learning.model.rectifier.parameters()])
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize(
+    ("rectifier", "settings"),
+    [
+        (None, {"motion_weight": 0.5, "loop_error": 1e9, "adversarial_weight": 0.1}),
+        (UNetConfig(features=4, width=8, blocks=1), {"matrix_learning_rate": 1e-2, "adversarial_weight": 0.0}),
+        (LocalConfig(stages=2, width=8), {"gradient_norm": 0.1, "adversarial_weight": 0.0}),
+        (LocalConfig(stages=2, width=8, noise_channels=2), {"loss": "energy_score", "adversarial_weight": 0.0}),
+    ],
+)
+def test_threads_share_the_streams_out_and_learn_the_same(rectifier, settings, threads):
+    """Losses, frames and gradients of threads that each take a part of the streams are those of one thread."""
+    ends = []
+    for count in (1, threads):
+        torch.manual_seed(0)
+        learning = begin(rectified_model(rectifier), **settings)
+        prediction, frame = some_prediction(learning.model)
+        seen = torch.rand(STREAMS, 1, 8, 8) > 0.1
+        alone = here(torch.tensor([1, 0, 0, 2]))
+        learn, last = here(torch.tensor([True, True, False, True])), torch.rand_like(frame)
+        losses = []
+        with kernels.threads_in_use(count):
+            for _ in range(3):  # so that the copies of the rectifier must follow it
+                learning.set_progress(0.5)
+                made = learning.find_gradients(prediction, frame, learn, last, alone, here(seen))
+                gradients = [weight.grad.clone() for weight in learning.weights]
+                losses.append(made.losses)
+                learning.step()
+        ends.append((torch.stack(losses), made.frame, gradients))
+    one, shared = ends
+    assert one[0].min() > 0
+    torch.testing.assert_close(shared[0], one[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(shared[1], one[1], rtol=1e-4, atol=1e-5)
+    longest = max(gradient.abs().max() for gradient in one[2])
+    for own, other in zip(one[2], shared[2], strict=True):
+        torch.testing.assert_close(other, own, rtol=1e-3, atol=1e-4 * longest.item())
 
 
 def test_the_terms_are_weighed():

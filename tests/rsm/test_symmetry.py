@@ -8,12 +8,16 @@ from device_under_test import here
 from playing import play
 
 from torchrsm.baselines.unet import FramesUNet, FramesUNetConfig
+from torchrsm.learning.local import LearningConfig, LocalLearning
 from torchrsm.learning.online import OnlineLearner
 from torchrsm.learning.windows import SequenceLearner
 from torchrsm.model import ModelConfig, VideoPredictor
 from torchrsm.rectifiers.compact import CompactConfig
+from torchrsm.rectifiers.contract import InputSizes
 from torchrsm.rectifiers.local import LocalConfig
-from torchrsm.rectifiers.unet import UNetConfig
+from torchrsm.rectifiers.unet import UNetConfig, UNetGenerator
+from torchrsm.rsm import kernels
+from torchrsm.rsm import symmetry as ties_of_weights
 from torchrsm.rsm.symmetry import (
     Axis,
     find_ties,
@@ -270,6 +274,25 @@ def test_a_weight_that_is_no_row_after_row_is_tied():
     assert torch.equal(straight, turned)
 
 
+def test_a_kernel_whose_channels_are_last_is_tied_in_place():
+    """Weights and gradients of both memory formats end as equal numbers, in the format that they had."""
+    sizes = InputSizes(channels=1, layer_cells=(24,), seen_channels=1, symmetry="square")
+    network = here(UNetGenerator(UNetConfig(features=16, width=16, blocks=1, sees_frames=False), sizes))
+    names = [name for name, weight in network.named_parameters() if not weight.is_contiguous()]
+    assert len(names) >= 5
+    for name in names:
+        weight = network.get_parameter(name)
+        drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        ends = []
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            weight.data = here(drawn).clone(memory_format=memory_format)
+            network.tied.tie_weights(network)
+            assert weight.is_contiguous(memory_format=memory_format)
+            ends.append(weight.detach().clone())
+        assert torch.equal(*ends)
+        assert not torch.equal(ends[0], here(drawn))
+
+
 def test_classes_of_the_same_rows_follow_each_other():
     axes = (Axis(9, "window"), Axis(16, "cells"), Axis(24, "cells"))
     rows = [tuple(sorted(set(tied))) for tied in (find_ties(axes, "square").first // 24).tolist()]
@@ -385,3 +408,38 @@ def test_a_stack_that_cannot_be_turned_is_refused(changes, message):
 def test_a_symmetry_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="none.*mirror.*square"):
         config("round")
+
+
+def test_ties_in_pieces_are_the_ties(monkeypatch):
+    layer = learner("square").model.stack.layers[0]
+    for name in layer.tied.repeated():
+        (everything,) = layer.tied.pieces(name)
+        monkeypatch.setattr(ties_of_weights, "_PIECE", 100)
+        pieces = layer.tied.pieces(name)
+        monkeypatch.undo()
+        assert len(pieces) > 1 or everything[1].sets < 100
+        numbers = torch.arange(everything[1].sets, dtype=torch.float32)
+        whole, given = (torch.zeros_like(layer.get_parameter(name).cpu()) for _ in range(2))
+        give(numbers, whole, everything[1]._replace(first=everything[1].first.cpu()))
+        for part, ties in pieces:
+            assert ties.sets == len(numbers[part])
+            give(numbers[part], given, ties._replace(first=ties.first.cpu()))
+        assert torch.equal(given, whole)
+
+
+@pytest.mark.cpu_only
+def test_a_step_in_pieces_and_threads_is_that_of_one(monkeypatch):
+    ends = []
+    for threads, piece in ((1, ties_of_weights._PIECE), (3, 100)):
+        monkeypatch.setattr(ties_of_weights, "_PIECE", piece)
+        torch.manual_seed(0)
+        model = VideoPredictor(config("square"))
+        before = [weight.detach().clone() for weight in model.stack.parameters()]
+        learning = LocalLearning(model, LearningConfig())
+        for number, weight in enumerate(model.stack.parameters()):
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+        with kernels.threads_in_use(threads):
+            learning.step(model.predict_raw(model.initial_state((1, 1, SIZE, SIZE))))
+        ends.append([weight.detach().clone() for weight in model.stack.parameters()])
+    assert all(map(torch.equal, *ends))
+    assert not any(map(torch.equal, before, ends[0]))

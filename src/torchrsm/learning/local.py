@@ -15,6 +15,7 @@ from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.rsm import kernels
 from torchrsm.rsm.layer import LayerPrediction, RSMLayer
+from torchrsm.rsm.symmetry import Ties, give, take_firsts, take_means
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -60,12 +61,10 @@ class LocalLearning:
             _LayerSteps(layer, partial(make, learning_rate=rate)) for layer, rate in zip(layers, rates, strict=True)
         ]
         self.optimisers = [steps.optimiser for steps in self._steps]
-        self._taking = [steps.step for steps in self._steps]
         if model.head is not None:
             self.weights.append(list(model.head.parameters()))
             self.learning_rates = (*rates, config.head_learning_rate)
             self.optimisers.append(make(self.weights[-1], learning_rate=config.head_learning_rate))
-            self._taking.append(self.optimisers[-1].step)
 
     def losses(
         self, prediction: Prediction, frame: Tensor, learn: Tensor, symbols: Tensor | None
@@ -111,11 +110,16 @@ class LocalLearning:
             prediction: what the losses compared with the frame.
             wins: what `wins` counted, over all processes; None for those of the prediction.
         """
-        if self._on_cpu:
-            kernels.side_by_side(self._taking)
-        else:  # other threads have other CUDA streams, where nothing is recorded
-            for take in self._taking:
-                take()
+        for tasks in (
+            [task for steps in self._steps for task in steps.before()],
+            [optimiser.step for optimiser in self.optimisers],
+            [task for steps in self._steps for task in steps.after()],
+        ):
+            if self._on_cpu:
+                kernels.side_by_side(tasks)
+            else:  # other threads have other CUDA streams, where nothing is recorded
+                for task in tasks:
+                    task()
         counted = self.wins(prediction) if wins is None else wins
         for (layer, _), count in zip(self._boosted(prediction), counted, strict=True):
             layer.update_duty(count)
@@ -134,22 +138,28 @@ class _LayerSteps:
     """
 
     def __init__(self, layer: RSMLayer, make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
-        self._layer = layer
-        weights = dict(layer.named_parameters())
+        self._weights = dict(layer.named_parameters())
         self._tied: dict[str, Tensor] = {}
         for name in layer.tied.repeated():
-            self._tied[name] = layer.tied.numbers(name, weights[name])
+            self._tied[name] = layer.tied.numbers(name, self._weights[name])
             self._tied[name].grad = torch.empty_like(self._tied[name])
-        self.optimiser = make([self._tied.get(name, weight) for name, weight in weights.items()])
+        self._pieces = [(name, *piece) for name in self._tied for piece in layer.tied.pieces(name)]
+        self.optimiser = make([self._tied.get(name, weight) for name, weight in self._weights.items()])
 
-    def step(self) -> None:
-        """Take one step along the gradients of the weights."""
-        tied = self._layer.tied
-        for name, numbers in self._tied.items():
-            weight = self._layer.get_parameter(name)
-            assert weight.grad is not None
-            assert numbers.grad is not None
-            tied.take(name, weight, numbers, weight.grad, numbers.grad)
-        self.optimiser.step()
-        for name, numbers in self._tied.items():
-            tied.give(name, numbers, self._layer.get_parameter(name))
+    def before(self) -> list[Callable[[], None]]:
+        """Return what must be done before a step of the optimiser, in any order: it takes numbers and gradients."""
+        return [partial(self._take, *piece) for piece in self._pieces]
+
+    def after(self) -> list[Callable[[], None]]:
+        """Return what must be done after it, in any order: the numbers go to all their places in the weights."""
+        return [partial(self._give, *piece) for piece in self._pieces]
+
+    def _take(self, name: str, part: slice, ties: Ties) -> None:
+        weight, numbers = self._weights[name], self._tied[name]
+        assert weight.grad is not None
+        assert numbers.grad is not None
+        take_firsts(weight, numbers[part], ties)
+        take_means(weight.grad, numbers.grad[part], ties)
+
+    def _give(self, name: str, part: slice, ties: Ties) -> None:
+        give(self._tied[name][part], self._weights[name], ties)

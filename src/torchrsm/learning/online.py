@@ -111,6 +111,7 @@ class OnlineLearner:
                 "rectifying.adversarial_weight must be 0 where frames of several sizes take turns; "
                 f"got {rectifying.adversarial_weight:g}"
             )
+        self._streams = shape[0]
         at_once = learning.streams_per_update or shape[0]
         self._turns = [slice(first, first + at_once) for first in range(0, shape[0], at_once)]
         self._ranks = ranks
@@ -199,9 +200,9 @@ class OnlineLearner:
             # A run that was extended may return to this phase from a later one, in which streams were dreaming.
             for _, updates in self._sizes.values():
                 updates.state = updates.state._replace(alone=torch.zeros_like(updates.state.alone))
-            kernels.set_threads(threads)
-        else:
-            kernels.set_threads(1, torch_threads=threads)
+        # Threads that share the streams out wait for each other less than those that share each operation out.
+        alone = phase != "stack" and self._streams == 1
+        kernels.set_threads(1 if alone else threads, torch_threads=threads if alone else 1)
         if phase == "rectifier":
             self.model.zero_grad()  # gradients that no one needs any more
         self.model.train(phase != "rectifier")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from itertools import pairwise
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -19,11 +21,14 @@ from torchrsm.learning.schedules import ScheduleConfig
 from torchrsm.model import Prediction, VideoPredictor
 from torchrsm.precision import layers_of
 from torchrsm.predictor import filled
-from torchrsm.rectifiers.contract import WeightGroup, mean_over, mean_squared_error
+from torchrsm.rectifiers.contract import Rectifier, WeightGroup, mean_over, mean_squared_error
 from torchrsm.rectifiers.discriminator import Discriminator, adversarial_loss, discriminator_loss
+from torchrsm.rsm import kernels
 from torchrsm.rsm.functional import Cells
 from torchrsm.rsm.symmetry import tied_parts
 from torchrsm.scoring.metrics import frame_squared_error_on_device
+
+_ModuleT = TypeVar("_ModuleT", bound=nn.Module | None)
 
 _WAKING_STEPS = 2  # the fewest steps after a dream until a stream predicts as if it had not dreamt
 
@@ -191,8 +196,7 @@ class RectifierLearning:
         if self.discriminator is not None:
             self.discriminator.to(device)
             self._discriminator = torch.optim.SGD(self.discriminator.parameters(), config.discriminator_learning_rate)
-        self._own = list(self.rectifier.parameters())
-        self._judge = [] if self.discriminator is None else list(self.discriminator.parameters())
+        self._copies = [_Networks.of(self.rectifier, self.discriminator)]  # the first are the networks themselves
         self._waking_steps = max(_WAKING_STEPS, model.config.layers[0].input_frames)
         self._groups = self.rectifier.weight_groups()
         self._tied = tied_parts(self.rectifier)
@@ -241,54 +245,88 @@ class RectifierLearning:
                 teaches nothing.
             seen: ``[b, 1, h, w]`` bool, false where the frame shows nothing: there nothing is learned. None for all.
         """
-        config = self.config
-        made = self._draws(prediction)
-        first = made[-1][: len(frame)]  # the one draw, or the first of two
-        rectified = first.detach()
+        config, batch = self.config, len(frame)
+        copies = self._copies_for(batch, frame.device)
+        bounds = [number * batch // len(copies) for number in range(len(copies) + 1)]
+        parts = [(copy, slice(*ends)) for copy, ends in zip(copies, pairwise(bounds), strict=True)]
+        noise = self._noise(prediction.raw)
+        made = kernels.side_by_side([partial(self._draws, *part, prediction, noise) for part in parts])
+        # Of the last stage the one draw, or the first of two.
+        firsts = [draws[-1][: part.stop - part.start] for draws, (_, part) in zip(made, parts, strict=True)]
+        rectified = torch.cat(firsts).detach() if len(firsts) > 1 else firsts[0].detach()
         frame = filled(frame, rectified, seen)
         dreams, awake = learn & (alone > 0), learn & (alone == 0)
         follows = awake | (dreams & (frame_squared_error_on_device(rectified, frame) <= config.loop_error))
         moved = frame.new_zeros(())
         if config.motion_weight:
             moved = torch.where(awake, motion(frame, last, config.motion_blur), 0.0).sum()
-        counts = torch.stack((follows.sum(), dreams.sum(), awake.sum())).to(frame.dtype)
-        every = torch.cat((counts, moved[None]))
+        every = torch.stack((follows.sum().to(frame), dreams.sum().to(frame), awake.sum().to(frame), moved))
         self._ranks.sum([every])  # from here on: over the streams of all processes
-        shares = counts / every[:3].clamp(min=1)
-        losses = [loss * shares[0] for loss in self.rectifier.losses(made, frame, follows, partial(self._score, seen))]
-        total = sum(losses[1:], losses[0])
-        if self.discriminator is not None:
-            noise = config.noise_deviation * torch.randn_like(frame)
-            condition = prediction.raw
-            losses.append(adversarial_loss(self.discriminator(first + noise, condition), follows) * shares[0])
-            total = total + config.adversarial_weight * losses[-1]
-        if config.motion_weight:
-            own, world = motion(first, last, config.motion_blur), every[3] / every[2].clamp(min=1)
-            too_slow_or_fast = motion_loss(own, world, dreams) * shares[1]
-            total = total + config.motion_weight * too_slow_or_fast
-        forget_gradients(self._own)
-        total.backward()
-        if self.discriminator is not None:
-            forget_gradients(self._judge)  # clears what the rectifier's loss left there
-            real, generated = (self.discriminator(image + noise, condition) for image in (frame, rectified))
-            losses.append(discriminator_loss(real, generated, follows, config.real_label) * shares[0])
-            losses[-1].backward()
-        if config.motion_weight:
-            losses.append(too_slow_or_fast)
-        return Rectified(rectified, torch.stack([loss.detach() for loss in losses]))
+        condition = prediction.raw
+        disturbance = config.noise_deviation * torch.randn_like(frame) if self.discriminator is not None else None
 
-    def _draws(self, prediction: Prediction) -> tuple[Tensor, ...]:
-        """Return what the stages make of a prediction, ``[b, c, h, w]``; with the energy score two draws, ``[2 b]``."""
-        raw, seen, cells = prediction.raw, prediction.seen, [layer.cells for layer in prediction.layers]
-        noise = None
-        if self.config.loss == "energy_score":
-            shape = self.rectifier.noise_shape(*raw.shape[2:])
-            assert shape is not None  # a run checks that
+        def learn_from(number: int) -> Tensor:
+            """Find the gradients of one part of the streams; return its share of each loss."""
+            (rectifier, judge, own, judging), part = parts[number]
+            counts = torch.stack((follows[part].sum(), dreams[part].sum())).to(frame)
+            shares = counts / every[:2].clamp(min=1)
+            score = partial(self._score, None if seen is None else seen[part])
+            found = rectifier.losses(made[number], frame[part], follows[part], score)
+            losses = [loss * shares[0] for loss in found]
+            total = sum(losses[1:], losses[0])
+            if judge is not None and disturbance is not None:
+                generated = judge(firsts[number] + disturbance[part], condition[part])
+                losses.append(adversarial_loss(generated, follows[part]) * shares[0])
+                total = total + config.adversarial_weight * losses[-1]
+            if config.motion_weight:
+                moves, world = motion(firsts[number], last[part], config.motion_blur), every[3] / every[2].clamp(min=1)
+                too_slow_or_fast = motion_loss(moves, world, dreams[part]) * shares[1]
+                total = total + config.motion_weight * too_slow_or_fast
+            forget_gradients(own)
+            total.backward()
+            if judge is not None and disturbance is not None:
+                forget_gradients(judging)  # clears what the rectifier's loss left there
+                real, generated = (
+                    judge(image[part] + disturbance[part], condition[part]) for image in (frame, rectified)
+                )
+                losses.append(discriminator_loss(real, generated, follows[part], config.real_label) * shares[0])
+                losses[-1].backward()
+            if config.motion_weight:
+                losses.append(too_slow_or_fast)
+            return torch.stack([loss.detach() for loss in losses])
+
+        losses = kernels.side_by_side([partial(learn_from, number) for number in range(len(parts))])
+        for other in copies[1:]:
+            _add_gradients(copies[0], other)
+        return Rectified(rectified, sum(losses[1:], losses[0]))
+
+    def _copies_for(self, batch: int, device: torch.device) -> list[_Networks]:
+        """Return networks for each part of a batch: on the CPU as many as there are threads, elsewhere one."""
+        count = max(1, min(kernels.threads(), batch)) if device.type == "cpu" else 1
+        while len(self._copies) < count:
+            self._copies.append(_Networks.of(_sharing(self.rectifier), _sharing(self.discriminator)))
+        return self._copies[:count]
+
+    def _noise(self, raw: Tensor) -> Tensor | None:
+        """Return noise for two draws from each prediction, ``[2, b, ...]``; None where there is one without noise."""
+        if self.config.loss != "energy_score":
+            return None
+        shape = self.rectifier.noise_shape(*raw.shape[2:])
+        assert shape is not None  # a run checks that
+        return torch.randn(2 * len(raw), *shape, device=raw.device).view(2, len(raw), *shape)
+
+    def _draws(
+        self, networks: _Networks, part: slice, prediction: Prediction, noise: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return what the stages make of some predictions, ``[b, c, h, w]``; with noise two of each, ``[2 b]``."""
+        raw, seen = prediction.raw[part], prediction.seen[part]
+        cells = [Cells(*(entry[part] for entry in layer.cells)) for layer in prediction.layers]
+        if noise is not None:
             raw, seen = torch.cat((raw, raw)), torch.cat((seen, seen))
-            cells = [Cells(*(torch.cat((part, part)) for part in layer)) for layer in cells]
-            noise = torch.randn(len(raw), *shape, device=raw.device)
+            cells = [Cells(*(torch.cat((entry, entry)) for entry in layer)) for layer in cells]
+            noise = noise[:, part].flatten(0, 1)
         with layers_of(raw.device):
-            return self.rectifier.stages(raw, cells, seen, noise)
+            return networks.rectifier.stages(raw, cells, seen, noise)
 
     def _score(self, seen: Tensor | None, made: Tensor, frame: Tensor) -> Tensor:
         """Return how far the frames that a stage makes are from those that came where these were seen, ``[b]``."""
@@ -303,7 +341,7 @@ class RectifierLearning:
     @property
     def weights(self) -> list[nn.Parameter]:
         """All that learn here: the rectifier's and the discriminator's."""
-        return [*self._own, *self._judge]
+        return [*self._copies[0].own, *self._copies[0].judging]
 
     def step(self) -> None:
         """Take one step of each optimiser along the gradients that `find_gradients` found."""
@@ -336,6 +374,43 @@ class RectifierLearning:
         awake = torch.where(alone > 0, -self._waking_steps, (alone + 1).clamp(max=0))
         alone = torch.where(own, alone + 1, torch.where(learn, awake, 0))
         return torch.where(own.view(-1, 1, 1, 1), rectified, frame), alone
+
+
+class _Networks(NamedTuple):
+    """Networks for a part of the streams, which learns in a thread of its own: with gradients of their own.
+
+    Attributes:
+        rectifier: it learns from this part.
+        judge: the discriminator; None where there is none.
+        own: the rectifier's weights.
+        judging: the discriminator's.
+    """
+
+    rectifier: Rectifier
+    judge: Discriminator | None
+    own: list[nn.Parameter]
+    judging: list[nn.Parameter]
+
+    @classmethod
+    def of(cls, rectifier: Rectifier, judge: Discriminator | None) -> Self:
+        """Return the networks with their weights."""
+        return cls(rectifier, judge, list(rectifier.parameters()), [] if judge is None else list(judge.parameters()))
+
+
+def _sharing(module: _ModuleT) -> _ModuleT:
+    """Return a copy of a module that shares its weights, but not their gradients; of None, None."""
+    if module is None:
+        return module
+    shared: dict[int, object] = {id(weight): nn.Parameter(weight.detach()) for weight in module.parameters()}
+    shared |= {id(buffer): buffer for buffer in module.buffers()}
+    return deepcopy(module, shared)
+
+
+def _add_gradients(networks: _Networks, others: _Networks) -> None:
+    """Add the gradients of other networks to those of the first, in place."""
+    pairs = zip([*networks.own, *networks.judging], [*others.own, *others.judging], strict=True)
+    gradients = [(one.grad, other.grad) for one, other in pairs if one.grad is not None and other.grad is not None]
+    torch._foreach_add_([one for one, _ in gradients], [other for _, other in gradients])
 
 
 def _stage_optimisers(group: WeightGroup, config: RectifyingConfig) -> list[tuple[torch.optim.Optimizer, float]]:

@@ -25,6 +25,8 @@ Symmetry = Literal["none", "mirror", "square"]
 Turn = tuple[int, int, int, int]
 """A 2x2 matrix of whole numbers, row by row: it says where a place, its row and its column, comes to lie."""
 
+_PIECE = 2**18  # numbers of a weight: a thread needs many times longer for them than to begin
+
 Kind = Literal["fixed", "window", "cells"]
 """What an axis of a weight counts: things that no turn moves, the places of a square row by row, or cells."""
 
@@ -133,6 +135,7 @@ class TiedWeights(nn.Module):
     def __init__(self, module: nn.Module, axes: Iterable[tuple[str, Sequence[Axis]]], symmetry: Symmetry) -> None:
         super().__init__()
         self._blocks: dict[str, int] = {}
+        self._of_channels_last: dict[tuple[str, torch.device], Ties] = {}
         count = len(turns(symmetry))
         for name, of in axes if count > 1 else ():
             first, self._blocks[name] = find_ties(of, symmetry)
@@ -180,24 +183,34 @@ class TiedWeights(nn.Module):
                 self._tie(name, gradient)
 
     def numbers(self, name: str, weight: Tensor) -> Tensor:
-        """Return a new tensor for one of each set of tied numbers of a weight, ``[sets]``; see `take`."""
+        """Return a new tensor for one of each set of tied numbers of a weight, ``[sets]``; see `pieces`."""
         return torch.empty(self._ties(name).sets, dtype=weight.dtype, device=weight.device)
 
-    def take(self, name: str, weight: Tensor, numbers: Tensor, gradient: Tensor, means: Tensor) -> None:
-        """Write one of each set of tied numbers to ``numbers``, and the mean gradient of each set to ``means``.
-
-        Both are ``[sets]``, in the order of the ties, which is not that of `once`. `give` writes numbers back.
-        """
+    def pieces(self, name: str) -> list[tuple[slice, Ties]]:
+        """Return the ties of a weight in pieces for threads, and which of its `numbers` each piece is of."""
         ties = self._ties(name)
-        take_firsts(weight, numbers, ties)
-        take_means(gradient, means, ties)
-
-    def give(self, name: str, numbers: Tensor, weight: Tensor) -> None:
-        """Write ``numbers``, in the order of `take`, to all their places in a weight."""
-        give(numbers, weight, self._ties(name))
+        classes = max(1, _PIECE // (ties.first.shape[1] * ties.blocks))
+        return [
+            (slice(first * ties.blocks, (first + len(part)) * ties.blocks), ties._replace(first=part))
+            for first, part in zip(range(0, len(ties.first), classes), ties.first.split(classes), strict=True)
+        ]
 
     def _tie(self, name: str, weight: Tensor) -> None:
-        tie(weight, self._ties(name))
+        if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+            tie(weight.permute(0, 2, 3, 1).reshape(-1), self._ties_of_channels_last(name, weight))
+        else:
+            tie(weight, self._ties(name))
+
+    def _ties_of_channels_last(self, name: str, weight: Tensor) -> Ties:
+        """Return the ties of a kernel ``[out, in, h, w]`` by their places in memory, where channels are last."""
+        key = name, weight.device
+        if key not in self._of_channels_last:
+            ties = self._ties(name)
+            n, c, h, w = weight.shape
+            places = torch.arange(weight.numel(), device=weight.device).view(n, h, w, c).permute(0, 3, 1, 2).flatten()
+            first = places[ties.first.long()]
+            self._of_channels_last[key] = Ties(first[first.amin(1).argsort()].int(), ties.blocks)
+        return self._of_channels_last[key]
 
     def _ties(self, name: str) -> Ties:
         return Ties(self.get_buffer(_buffer(name)), self._blocks[name])
@@ -221,9 +234,11 @@ def tie(weight: Tensor, ties: Ties) -> None:
         weight: with its axes in the order in which they were given to `find_ties`.
         ties: what that returned, on the same device.
     """
-    means = weight.new_empty(ties.sets)
-    take_means(weight, means, ties)
-    give(means, weight, ties)
+    flat = weight.detach().reshape(-1)  # a copy if the weight is not contiguous
+    here = tie_on_cpu if flat.device.type == "cpu" else tie_anywhere
+    here(flat, ties)
+    if not weight.is_contiguous():
+        weight.copy_(flat.view(weight.shape))
 
 
 @torch.no_grad()
@@ -256,6 +271,11 @@ def give(numbers: Tensor, weight: Tensor, ties: Ties) -> None:
         weight.copy_(flat.view(weight.shape))
 
 
+def tie_on_cpu(flat: Tensor, ties: Ties) -> None:
+    """Do what `tie` does with a flat weight on the CPU."""
+    _tie(flat.numpy(), ties.first.numpy(), ties.blocks)
+
+
 def take_firsts_on_cpu(flat: Tensor, numbers: Tensor, ties: Ties) -> None:
     """Do what `take_firsts` does with a flat weight on the CPU."""
     _take_firsts(flat.numpy(), numbers.numpy(), ties.first.numpy(), ties.blocks)
@@ -269,6 +289,13 @@ def take_means_on_cpu(flat: Tensor, means: Tensor, ties: Ties) -> None:
 def give_on_cpu(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
     """Do what `give` does with a flat weight on the CPU."""
     _give(numbers.numpy(), flat.numpy(), ties.first.numpy(), ties.blocks)
+
+
+def tie_anywhere(flat: Tensor, ties: Ties) -> None:
+    """Do what `tie` does with a flat weight on any device."""
+    means = flat.new_empty(ties.sets)
+    take_means_anywhere(flat, means, ties)
+    give_anywhere(means, flat, ties)
 
 
 def take_firsts_anywhere(flat: Tensor, numbers: Tensor, ties: Ties) -> None:
@@ -285,6 +312,19 @@ def give_anywhere(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
     """Do what `give` does with a flat weight on any device."""
     index = places(ties)
     flat.index_copy_(0, index.flatten(), numbers.view(*index.shape[:2], 1).expand_as(index).flatten())
+
+
+@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _tie(flat: NDArray[np.floating], first: NDArray[np.int32], blocks: int) -> None:
+    classes, count = first.shape
+    for i in range(classes):
+        for block in range(blocks):
+            further = block * count
+            total = flat[first[i, 0] + further]
+            for j in range(1, count):
+                total += flat[first[i, j] + further]
+            for j in range(count):
+                flat[first[i, j] + further] = total / count
 
 
 @compiled(nogil=True)

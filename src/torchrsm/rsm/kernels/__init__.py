@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -31,6 +31,8 @@ __all__ = [
     "threads",
     "threads_in_use",
 ]
+
+_T = TypeVar("_T")
 
 EngineName = str
 """A name in `ENGINES`, or ``auto`` for the first of them that serves the device and the type of the weights."""
@@ -142,9 +144,12 @@ def threads() -> int:
     return _fused.threads
 
 
-def side_by_side(tasks: Sequence[Callable[[], object]]) -> None:
-    """Call each task, in the threads of the fused kernel where it has several; no order is kept."""
-    _fused.side_by_side(tasks)
+def side_by_side(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
+    """Call each task, in the threads of the fused kernel where it has several, and return what each returned.
+
+    No order is kept. No task may use the fused engine.
+    """
+    return _fused.side_by_side(tasks)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from torchrsm.rsm.kernels.compiled import (
 )
 from torchrsm.rsm.kernels.step import Context, Step, Weights
 from torchrsm.rsm.kernels.vectors import LANES
+
+_T = TypeVar("_T")
 
 
 class FusedEngine:
@@ -112,15 +114,20 @@ class FusedEngine:
 
         self._in_threads(parts, work)
 
-    def side_by_side(self, tasks: Sequence[Callable[[], object]]) -> None:
-        """Call each task, in as many threads as there are for so many."""
-        left = iter(tasks)  # `next` of it is atomic
+    def side_by_side(self, tasks: Sequence[Callable[[], _T]]) -> list[_T]:
+        """Call each task, in as many threads as there are for so many, and return what each of them returned.
+
+        No task may use this engine: its threads are all taken.
+        """
+        left = iter(enumerate(tasks))  # `next` of it is atomic
+        results: dict[int, _T] = {}
 
         def work(part: int) -> None:
-            for task in left:
-                task()
+            for number, task in left:
+                results[number] = task()
 
         self._in_threads(self.parts(len(tasks)), work)
+        return [results[number] for number in range(len(tasks))]
 
     def _in_threads(self, parts: int, work: Callable[[int], None]) -> None:
         """Call ``work(part)`` for each part, the first in this thread."""
@@ -130,7 +137,8 @@ class FusedEngine:
         process = os.getpid()
         if self._pool is None or self._pool._max_workers < parts - 1 or self._pool_process != process:
             # A process that was forked has the pool, but none of its threads.
-            self._pool = ThreadPoolExecutor(parts - 1, thread_name_prefix="torchrsm")
+            # A thread asks for its number of torch threads before it needs them, which sets them as in this thread.
+            self._pool = ThreadPoolExecutor(parts - 1, "torchrsm", initializer=torch.get_num_threads)
             self._pool_process = process
         waiting = [self._pool.submit(work, part) for part in range(1, parts)]
         work(0)
