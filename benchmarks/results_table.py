@@ -103,9 +103,9 @@ def headline() -> str:
         (
             row.error,
             f"`{row.system}`",
-            pair(row.seeds[0].all_predictable),
+            error_of(row),
             *described(row.system),
-            f"{row.seeds[0].alive:.1%}",
+            f"{row.alive:.1%}",
         )
         for row in chosen
     ]
@@ -224,9 +224,15 @@ def _systems() -> str:
 
 
 def benches() -> dict[float, Results]:
-    """Return the results of the benches by their minutes."""
-    found = (read_results(file) for file in RESULTS.glob("bench-*.json"))
-    return dict(sorted((results.minutes, results) for results in found))
+    """Return the results of the benches by their minutes; of a system in two of the same time those of more seeds."""
+    found: dict[float, Results] = {}
+    for file in sorted(RESULTS.glob("bench-*.json")):
+        results = read_results(file)
+        before = found.get(results.minutes, results)
+        rows = {row.system: row for row in (*before.rows, *results.rows)}
+        rows |= {row.system: row for row in before.rows if len(row.seeds) > len(rows[row.system].seeds)}
+        found[results.minutes] = before.model_copy(update={"rows": tuple(rows.values())})
+    return dict(sorted(found.items()))
 
 
 def longest() -> Results:
@@ -243,7 +249,7 @@ def _bench() -> str:
         return ""
     rows = {row.system: row for row in longest().rows}
     errors = {
-        minutes: {row.system: row.seeds[0].all_predictable for row in results.rows}
+        minutes: {row.system: error_of(row) for row in results.rows}
         for minutes, results in by_minutes.items()
     }
     one = next(iter(by_minutes.values()))
@@ -273,22 +279,30 @@ def _bench() -> str:
         cells = [
             f"**`{row.system}`**" if row.rsm else f"`{row.system}`",
             "-" if row.published is None else pair(row.published),
-            *(pair(errors[minutes].get(row.system)) for minutes in by_minutes),
+            *(errors[minutes].get(row.system, "-") for minutes in by_minutes),
             f"{row.weights:,}" if row.weights else "-",
             whole(row.training_frames_per_second),
             whole(row.prediction_frames_per_second),
             f"{first.right_count:.3f}",
             number(first.energy),
-            f"{first.lifetime:g}",
-            f"{first.alive:.1%}",
+            f"{row.lifetime:g}",
+            f"{row.alive:.1%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for minutes, results in by_minutes.items():
         said = verdict(results)
-        if said and all(len(row.seeds) == 1 for row in results.rows):
-            said.append("One training seed each, so a difference of a few per cent ranks nobody.")
+        if said:
+            said.append("Of rows with one training seed a difference of a few per cent ranks nobody.")
         lines += ["", f"{minutes:g} minutes. {' '.join(said)}"] if said else []
     return "\n".join([*lines, *_memory(), *_searches()])
+
+
+def error_of(row: Row) -> str:
+    """Write the error of a system: mean ± standard deviation over sequences; of several seeds their mean and range."""
+    if len(row.seeds) == 1:
+        return pair(row.seeds[0].all_predictable)
+    means = [seed.all_predictable[0] for seed in row.seeds]
+    return f"{row.error:.3f} ({min(means):.3f}..{max(means):.3f}, {len(means)} seeds)"
 
 
 def memory_peaks() -> dict[str, dict[int, float]]:

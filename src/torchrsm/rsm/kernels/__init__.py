@@ -126,8 +126,8 @@ def set_threads(count: int, torch_threads: int = 1) -> None:
 
     Sums over the batch are taken in one part for each thread of the kernel, so runs repeat bit by bit for the same
     count only. If the kernel has more than one thread, torch should have one: a second torch thread spins between its
-    short tasks on the core that the kernel needs. If torch does most of the work (a rectifier), the kernel should have
-    one.
+    short tasks on the core that the kernel needs. A network that learns from several streams shares them out among the
+    threads of the kernel (`side_by_side`). Where it learns from one stream alone, the kernel should have one thread.
 
     Raises:
         ValueError: a number below 1.
