@@ -13,7 +13,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo train serve test browser types compiled covered versions clean
+.PHONY: help install demo train serve docs test browser types compiled covered versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ test: ## check style and types, run the tests with their coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory --jobs 2 types covered
+
+docs: $(STAMP) ## build the documentation, in runs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open runs/site/index.html"
 
 versions: ## try the oldest and the newest Python and packages that pyproject.toml allows (TRY=--help lists the options)
 	$(PYTHON) benchmarks/versions.py $(TRY)

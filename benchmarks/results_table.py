@@ -248,10 +248,7 @@ def _bench() -> str:
     if not by_minutes:
         return ""
     rows = {row.system: row for row in longest().rows}
-    errors = {
-        minutes: {row.system: error_of(row) for row in results.rows}
-        for minutes, results in by_minutes.items()
-    }
+    errors = {minutes: {row.system: error_of(row) for row in results.rows} for minutes, results in by_minutes.items()}
     one = next(iter(by_minutes.values()))
     head = [
         "system",

@@ -80,8 +80,6 @@ SYSTEMS = (
 )
 """The systems of ``all``, in the order of training."""
 
-PRESETS_IN_ORDER = (*SYSTEMS, *(name for name in PRESETS if name not in SYSTEMS))
-
 Reporting = Callable[[str], AbstractContextManager[Callable[[Record], None]]]
 
 
@@ -249,7 +247,7 @@ class Bench:
     def _scored(self) -> list[str]:
         """Return the systems that have scores, including those of other calls, in the order of `SYSTEMS`."""
         found = {file.stem.rpartition("-seed-")[0] for file in (self.folder / "scores").glob("*-seed-*.json")}
-        return [name for name in PRESETS_IN_ORDER if name in found]
+        return [name for name in dict.fromkeys((*SYSTEMS, *PRESETS)) if name in found]
 
     def _row(self, name: str) -> tuple[Row, str]:
         seeds, sha256, weights, speeds = [], "", 0, []
