@@ -445,7 +445,7 @@ def predrnn() -> BaselineRunConfig:
 
 def simvp() -> BaselineRunConfig:
     """Return a small SimVP, convolutions alone, tuned on validation sequences."""
-    learning: dict[str, Any] = {"learning_rates": (2e-3,), "schedule": "cosine", "warmup_share": 0.1}
+    learning: dict[str, Any] = {"learning_rates": (8e-3,), "schedule": "cosine", "warmup_share": 0.1}
     return _baseline("simvp", SimVPConfig(context=4), batch_size=8, window=4, log_steps=100, **learning)
 
 
