@@ -19,7 +19,7 @@ ORDER = (
     ("learning", "exporting", "interventions"),
     ("systems",),
     ("runs",),
-    ("watching",),
+    ("watching", "hub"),
     ("web",),
     ("cli",),
     ("__main__",),

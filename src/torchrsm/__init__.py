@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names as in the table below, for type checkers and editors
     from torchrsm import streams
     from torchrsm.baselines import BASELINES, SequenceModel, make_baseline
-    from torchrsm.exporting import OneStep, export_step
+    from torchrsm.exporting import OneStep, export_step, save_step
+    from torchrsm.hub import from_pretrained, push_to_hub
     from torchrsm.learning.contract import NonFiniteError
     from torchrsm.learning.local import LearningConfig, LocalLearning
     from torchrsm.learning.rectifying import RectifierLearning, RectifyingConfig
@@ -97,13 +98,16 @@ __all__ = [
     "export_step",
     "fit",
     "frame_shape",
+    "from_pretrained",
     "held_out_frames",
     "load",
     "make_baseline",
     "physics",
     "preset",
+    "push_to_hub",
     "restart",
     "rollout",
+    "save_step",
     "shipped_models",
     "streams",
 ]
@@ -114,7 +118,15 @@ _NAMES = {  # of each module
         "SequenceModel",
         "make_baseline",
     ),
-    "torchrsm.exporting": ("OneStep", "export_step"),
+    "torchrsm.exporting": (
+        "OneStep",
+        "export_step",
+        "save_step",
+    ),
+    "torchrsm.hub": (
+        "from_pretrained",
+        "push_to_hub",
+    ),
     "torchrsm.learning.contract": ("NonFiniteError",),
     "torchrsm.learning.local": (
         "LearningConfig",

