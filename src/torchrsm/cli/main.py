@@ -79,8 +79,10 @@ usage: torchrsm COMMAND ...
                          the same in worlds where the past decides: balls of which not all is seen, symbols
   export MODEL --out FILE.onnx|FILE.pt2 [--batch 1] [--height H --width W]
                          write one step of a model as a program that runs without torchrsm (.onnx: extra onnx)
-  push MODEL USER/NAME [--private], pull USER/NAME --out DIR
-                         models to and from the Hugging Face Hub (extra: hub)
+  push MODEL USER/NAME [--private]
+                         upload a model to the Hugging Face Hub (extra: hub)
+  pull USER/NAME --out DIR
+                         download one
   presets                list the presets
   info MODEL|PRESET      describe a model, a run or a preset
   doctor [--device D]    say what is installed, and try for some seconds whether all works
