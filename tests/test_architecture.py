@@ -14,7 +14,7 @@ ORDER = (
     ("private_folder",),
     ("compiling", "config", "devices", "precision", "registry", "state"),
     ("predictor", "streams", "storage", "rsm"),
-    ("rectifiers", "sampling", "scoring"),
+    ("rectifiers", "sampling", "scoring", "environments", "openstl"),
     ("model", "baselines", "media"),
     ("learning", "exporting", "interventions"),
     ("systems",),

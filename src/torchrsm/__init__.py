@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same names as in the table below, for type checkers and
     from torchrsm.scoring import physics
     from torchrsm.scoring.evaluation import Evaluator
     from torchrsm.scoring.rollouts import evaluate_rollouts
+    from torchrsm.scoring.sequences import imagine
     from torchrsm.storage.shipped import shipped_models
     from torchrsm.streams.settings import (
         BouncingBallsConfig,
@@ -100,6 +101,7 @@ __all__ = [
     "frame_shape",
     "from_pretrained",
     "held_out_frames",
+    "imagine",
     "load",
     "make_baseline",
     "physics",
@@ -171,6 +173,7 @@ _NAMES = {  # of each module
     "torchrsm.runs.trainer": ("Trainer",),
     "torchrsm.scoring.evaluation": ("Evaluator",),
     "torchrsm.scoring.rollouts": ("evaluate_rollouts",),
+    "torchrsm.scoring.sequences": ("imagine",),
     "torchrsm.storage.shipped": ("shipped_models",),
     "torchrsm.streams.settings": (
         "BouncingBallsConfig",

@@ -37,6 +37,7 @@ _PACKAGES = ("torch", "numpy", "numba", "pydantic", "tyro", "safetensors", "av",
 _EXTRAS = {
     "web": "fastapi",
     "digits": "mlxtend",
+    "gym": "gymnasium",
     "hub": "huggingface_hub",
     "onnx": "onnxscript",
     "tensorboard": "tensorboard",
