@@ -11,7 +11,7 @@ from torchrsm.streams import bouncing_ball_sequences, render_balls
 
 
 def test_gymnasium_knows_it_and_finds_nothing_wrong():
-    env = gymnasium.make(NAME, render_mode="rgb_array", sequence_length=5)
+    env = gymnasium.make(f"torchrsm.environments:{NAME}", render_mode="rgb_array", sequence_length=5)
     check_env(env.unwrapped)
     env.reset(seed=0)
     assert env.render().shape == (30, 30, 3)

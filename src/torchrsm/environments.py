@@ -1,4 +1,7 @@
-"""Bouncing balls as an environment of Gymnasium: an agent is shown a frame and says what the next one will be."""
+"""Bouncing balls as an environment of Gymnasium: an agent is shown a frame and says what the next one will be.
+
+``gymnasium.make("torchrsm.environments:torchrsm/BouncingBalls-v0")`` imports this module and makes one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from torchrsm.streams.bouncing_balls import BOX, bouncing_ball_sequences
 
 NAME = "torchrsm/BouncingBalls-v0"
-"""By which `gymnasium.make` knows the environment once torchrsm is installed."""
+"""By which `gymnasium.make` knows the environment once this module is imported."""
 
 Frame = NDArray[np.float32]
 
@@ -22,9 +25,9 @@ _SEEDS = 2**31
 class BouncingBallsEnv(gymnasium.Env[Frame, Frame]):
     """A sequence of bouncing balls is an episode; an action is the predicted next frame.
 
-    An observation is a frame, ``[1, resolution, resolution]`` float32 in 0..1. So is an action; what lies outside of 0..1
-    is cut. The reward is minus the squared error, summed over the pixels, so a perfect prediction has 0. What the agent
-    does changes nothing in the world. ``info`` holds ``positions``, the centres ``[balls, 2]`` (x, y) in 0..1, and after
+    An observation is a frame, ``[1, resolution, resolution]`` float32 in 0..1. So is an action; outside of 0..1 it
+    is cut. The reward is minus the squared error, summed over the pixels: 0 for a perfect prediction. What the agent
+    does changes nothing in the world. ``info`` holds ``positions``, the centres ``[balls, 2]`` (x, y) in 0..1; after
     a step ``frame_squared_error``.
 
     Args:
@@ -105,7 +108,5 @@ class BouncingBallsEnv(gymnasium.Env[Frame, Frame]):
         return {"positions": self._positions[self._time]}
 
 
-def register() -> None:
-    """Tell Gymnasium of the environment; it calls this itself, by the entry point of the package."""
-    if NAME not in gymnasium.registry:
-        gymnasium.register(NAME, f"{__name__}:{BouncingBallsEnv.__name__}")
+if NAME not in gymnasium.registry:
+    gymnasium.register(NAME, f"{__name__}:{BouncingBallsEnv.__name__}")
