@@ -743,8 +743,8 @@ def _watching() -> str:
     lines = [
         f"Cuts, freezes and joins of {len(measured['films'])} real films ({films}; {minutes:.1f} minutes in all),"
         " found when they come (`benchmarks/watching.py`). The first two rows have one threshold, 4, for all films; its"
-        " constants were chosen on these films. The last two have the threshold that is best on these very events with at"
-        " most one false alarm a minute.",
+        " constants were chosen on these films. The last two have the threshold that is best on these very events with"
+        " at most one false alarm a minute.",
         "",
         f"| detector | {' | '.join(f'{kind}s' for kind in kinds)} | all | false alarms a minute |",
         "|---" * (len(kinds) + 3) + "|",

@@ -72,20 +72,37 @@ class Watcher:
         shape: channels, height and width of the frames.
         seed: of the weights.
         device: where the model computes; see `torchrsm.devices.choose_device`.
+        model: to begin with, which stays as it is: the watcher learns with a copy. None for a new one.
 
     Raises:
-        ValueError: a size below 1, or a device that is not there.
+        ValueError: a size below 1, a device that is not there, or a model without a rectifier that learns, or one that
+            cannot read frames of this shape.
     """
 
-    def __init__(self, shape: tuple[int, int, int], seed: int = 0, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        model: VideoPredictor | None = None,
+    ) -> None:
         if min(shape) < 1:
             raise ValueError(f"shape must be three positive numbers; got {shape}")
         self.shape = shape
         run = for_watching(shape)
+        if model is not None:
+            if model.config.rectifier is None or not model.config.rectifier.learns:
+                raise ValueError("model must have a rectifier that learns, to learn while it watches; got one without")
+            if model.config.channels != shape[0]:
+                theirs = model.config.channels
+                raise ValueError(f"model must read frames of {shape[0]} channel(s); got one for {theirs}")
+            run = run.replace(model=model.config)
         place = choose_device(device)
         self._randomness = Randomness(seed, place)
         with self._randomness.in_use(), kernels.threads_in_use(1):
             self._learner = OnlineLearner(run.model, run.learning, run.rectifying, True, (1, *shape), place)
+            if model is not None:
+                self._learner.model.load_state_dict(model.state_dict())
             self._learner.begin(self._learner.phase(_HALF_WAY), 1)
         self._like = torch.zeros(1, *shape)
         self._last: Tensor | None = None

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from live_films import Pipe, transport_stream
 from PIL import Image
 
 from torchrsm import load
@@ -11,7 +12,7 @@ from torchrsm.cli import main
 from torchrsm.media.films import write_mp4
 from torchrsm.rsm import kernels
 from torchrsm.runs.settings import load_run_config
-from torchrsm.streams import VideoReader
+from torchrsm.streams import NumberedFrame, VideoReader
 from torchrsm.streams.settings import MovingMNISTConfig, VideoConfig
 
 
@@ -178,3 +179,71 @@ def test_the_rate_of_a_film_is_for_films(tmp_path, capsys):
     for name in ("x.png", "x.npz"):
         assert main(["dream", "copy-last", "--out", str(tmp_path / name), "--frames-per-second", "10"]) == 2
         assert "frames_per_second is that of a film; got 10 with out" in capsys.readouterr().err
+
+
+def test_watch_writes_alerts_a_film_of_them_and_what_it_learned(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 255, (32, 40), dtype=np.uint8) for _ in range(2))
+    film = [np.roll(one if step < 60 else other, step, 1) for step in range(90)]
+    np.save(tmp_path / "film.npy", np.stack(film))
+    files = {name: tmp_path / name for name in ("alerts.jsonl", "film.mp4", "learned")}
+    flags = ["--alerts", files["alerts.jsonl"], "--film", files["film.mp4"], "--out", files["learned"]]
+    assert main(["watch", str(tmp_path / "film.npy"), "--height", "16", *map(str, flags)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    alerts = [json.loads(line) for line in files["alerts.jsonl"].read_text().splitlines()]
+    assert len(lines) == 90
+    assert alerts == [line for line in lines if line["anomaly"]]
+    assert 60 in [line["frame"] for line in alerts]
+    shown = list(VideoReader(files["film.mp4"], channels=3))
+    assert 13 <= len(shown) < 60
+    assert len({frame.shape for frame in shown}) == 1
+    red = [bool(frame[0, 0, :].mean() > 150 and frame[1, 0, :].mean() < 100) for frame in shown]
+    assert sum(red) == len(alerts)
+    # What was learned predicts the film that comes next better than a model that begins anew.
+    errors = []
+    for begin in ([], ["--model", str(files["learned"])]):
+        assert main(["watch", str(tmp_path / "film.npy"), "--height", "16", "--frames", "40", *begin]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        errors.append(np.mean([row["error"] for row in rows[1:20]]))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_watch_reads_the_standard_input(monkeypatch, capsys):
+    class Standard:
+        buffer = Pipe(transport_stream(30))
+
+    monkeypatch.setattr("sys.stdin", Standard())
+    assert main(["watch", "-", "--height", "16"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(30))
+    assert lines[25]["seconds"] == 1.0
+
+
+def test_watch_keeps_what_it_has_when_it_is_interrupted(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (1, 16, 16), dtype=np.uint8) for _ in range(5)]
+
+    def camera(command, begins_with):
+        for number, frame in enumerate(frames):
+            yield None, NumberedFrame(number, number / 25, frame, False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchrsm.cli.watch._frames", camera)
+    assert main(["watch", "0", "--out", str(tmp_path / "learned"), "--film", str(tmp_path / "film.mp4")]) == 130
+    output, error = capsys.readouterr()
+    assert len(output.splitlines()) == 5
+    assert "no anomaly, so no film" in error
+    assert load(tmp_path / "learned").config.channels == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--film", "film.gif"], "film must end in .mp4; got 'film.gif'"),
+        (["--model", "simvp-of-nobody"], "no model folder simvp-of-nobody"),
+        (["--model", "copy-last"], "model must be RSM, to learn while it watches; 'copy-last' is a CopyLast"),
+        (["--alerts", "no/such/alerts.jsonl"], "no/such"),
+    ],
+)
+def test_watch_refuses_before_it_begins(film, capsys, arguments, message):
+    assert message in refused(capsys, "watch", str(film), *arguments)

@@ -64,8 +64,8 @@ usage: torchrsm COMMAND ...
                          go on with a run, for longer than it was begun for if you wish
   predict MODEL FILE --out FILM.mp4 [--frames N] [--clip N] [--json FILE]
                          predict each frame of a video from those before it: truth, prediction, overlay, error
-  watch FILE|0 [--threshold 4] [--frames N]
-                         learn from a video or a camera while it plays; a line of JSON for each frame
+  watch FILE|0|-|URL [--threshold 4] [--alerts FILE.jsonl] [--film FILE.mp4] [--model MODEL] [--out DIR]
+                         learn from a video, a camera or a stream while it plays; a line of JSON for each frame
   serve [MODEL ...] [--host 127.0.0.1] [--port 8000]
                          a page to watch, play with and train models (extra: web)
   evaluate MODEL [--frames FILE] [--json FILE] [--strip PNG] [--rollout-steps N] [--plot PNG]

@@ -23,6 +23,7 @@ from torchrsm.streams.films import DamagedFilmWarning, NumberedFrame, VideoReade
 from torchrsm.streams.grammar import GRAMMARS, Grammar, Step, grammar_of, named_grammar, read_grammar
 from torchrsm.streams.image_folder import ImageFolder
 from torchrsm.streams.layouts import describe_frames
+from torchrsm.streams.live_film import LiveFilm, is_live
 from torchrsm.streams.moving_mnist import MovingMNIST, moving_mnist_sequences
 from torchrsm.streams.pictures import AnimationReader, ImageFolderReader
 from torchrsm.streams.stream import Stream, StreamBatch, check_stream
@@ -50,6 +51,7 @@ __all__ = [
     "ImageFolder",
     "ImageFolderReader",
     "KickedBalls",
+    "LiveFilm",
     "MovingMNIST",
     "NumberedFrame",
     "Pad",
@@ -71,6 +73,7 @@ __all__ = [
     "disturbed_sequences",
     "expected_noisy",
     "grammar_of",
+    "is_live",
     "kicked_ball_sequences",
     "load_clips",
     "load_frames",
