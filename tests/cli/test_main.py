@@ -19,7 +19,7 @@ from torchrsm.streams import handwriting
 
 PRESET_NAMES = ", ".join(PRESETS)
 WORLD_NAMES = "video, digits, kicked-balls, two-way-balls, grammar, words"
-COMMANDS = "command must be one of train, predict, watch, serve, evaluate, bench, dream, presets, info, doctor"
+COMMANDS = "command must be one of train, predict, watch, serve, evaluate, bench, dream, export, push, pull, presets, info, doctor"
 
 
 def test_the_module_runs_as_a_program():
@@ -91,7 +91,16 @@ def test_every_command_has_help(capsys, command, flags):
             ["no model folder nothing; shipped by name: balls, balls-window; baselines: copy-last"],
         ),
         (("evaluate", "."), [f". is no model folder: it has no {CONFIG_FILE}"]),
-        (("evaluate", "copy-last", "more"), ["evaluate: unknown: more"]),
+        (("evaluate", "copy-last", "more"), ["more must be an existing file; got nothing at that path"]),
+        (("evaluate", "copy-last", "one", "two"), ["evaluate: unknown: two"]),
+        (
+            ("evaluate", "copy-last", "a.mp4", "--frames", "f.npy"),
+            ["frames and a video cannot go together; got f.npy and a"],
+        ),
+        (
+            ("evaluate", "copy-last", "a.mp4", "--sequences", "9"),
+            ["sequences chooses among fixed sequences and cannot"],
+        ),
         (("evaluate", "copy-last", "--sequences", "1"), ["sequences", "greater than or equal to 2; got 1"]),
         (("evaluate", "copy-last", "--sequences", "two"), ["--sequences must be INT; got 'two'"]),
         (("evaluate", "copy-last", "--split", "train"), ["--split must be one of 'test', 'validation'; got 'train'"]),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from torchrsm import load
 from torchrsm.cli import main
+from torchrsm.cli.predict import in_words
 from torchrsm.media.films import write_mp4
 from torchrsm.rsm import kernels
 from torchrsm.runs.settings import load_run_config
@@ -247,3 +248,45 @@ def test_watch_keeps_what_it_has_when_it_is_interrupted(tmp_path, capsys, monkey
 )
 def test_watch_refuses_before_it_begins(film, capsys, arguments, message):
     assert message in refused(capsys, "watch", str(film), *arguments)
+
+
+def test_evaluate_scores_a_model_on_another_film(run, film, tmp_path, capsys):
+    assert main(["evaluate", str(run), str(film), "--json", str(tmp_path / "scores.json")]) == 0
+    said = capsys.readouterr().out
+    assert "= [1, 40, 1, 21, 33]" in said
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["sequences"], len(scores["by_frame"])) == (1, 40)
+    assert (
+        main(["predict", str(run), str(film), "--out", str(tmp_path / "p.mp4"), "--json", str(tmp_path / "p.json")])
+        == 0
+    )
+    told = capsys.readouterr().out
+    errors = [error for error in json.loads((tmp_path / "p.json").read_text())["errors"] if error is not None]
+    assert np.mean(errors) == pytest.approx(scores["frame_squared_error"]["all_predictable"]["mean"], rel=1e-4)
+    assert ("better than repeating it, " in told) != ("worse than repeating it, " in told)
+
+
+def test_clips_of_a_folder_are_cut_to_the_shortest(tmp_path, capsys):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name, count in (("a.npy", 12), ("b.npy", 9)):
+        np.save(folder / name, np.random.default_rng(0).integers(0, 255, (count, 12, 12), dtype=np.uint8))
+    assert main(["evaluate", "copy-last", str(folder / "a.npy"), "--json", str(tmp_path / "s.json")]) == 0
+    assert len(json.loads((tmp_path / "s.json").read_text())["by_frame"]) == 12
+    capsys.readouterr()
+    np.save(tmp_path / "one.npy", np.zeros((1, 12, 12), np.uint8))
+    assert main(["evaluate", "copy-last", str(tmp_path / "one.npy")]) == 2
+    assert "2 frames or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "copied", "said"),
+    [
+        (1.0, 4.0, "better than repeating it, 75% less error"),
+        (6.0, 4.0, "worse than repeating it, 1.5 times its error"),
+        (4.0, 4.0, "worse than repeating it, 1 times its error"),
+        (0.1, 0.0, "nothing moves, so there is nothing to predict"),
+    ],
+)
+def test_predict_says_in_words_how_itin_words(error, copied, said):
+    assert in_words(error, copied) == said

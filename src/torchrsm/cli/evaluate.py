@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrsm.baselines import WITHOUT_WEIGHTS
 from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
-from torchrsm.cli.reading import as_read
+from torchrsm.cli.reading import as_read, clips_for, size_for, whole_clips
 from torchrsm.cli.symbols import require_usual, score_symbols, score_text
 from torchrsm.config import Config
 from torchrsm.learning.ranks import Ranks
@@ -54,6 +54,8 @@ class EvaluateCommand(Config):
 
     Attributes:
         model: folder of a model or a run, or the name of a shipped model or a baseline.
+        video: a film, a folder of films or of pictures, or an array, read as `predict` reads it; else what the model
+            has not learned from.
         frames: .npz or .npy of [sequences, time, (channels,) height, width] in 0..1; else the fixed test sequences.
         layout: what each axis of those is, where their shape does not tell: letters of ntchw (n: sequence).
         world: the balls and the frames of the fixed sequences, where they shall not be the published ones. A model of
@@ -75,6 +77,7 @@ class EvaluateCommand(Config):
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    video: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = None
     frames: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     layout: str | None = None
     world: BouncingBallsConfig = PUBLISHED_BALLS
@@ -89,26 +92,34 @@ class EvaluateCommand(Config):
     disturbance: DisturbanceConfig = DisturbanceConfig()
     device: DeviceFlag = "cpu"
 
+    @property
+    def given(self) -> Path | None:
+        """What is scored on, where it was given."""
+        return self.frames if self.video is None else self.video
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.video is not None and self.frames is not None:
+            raise ValueError(f"frames and a video cannot go together; got {self.frames} and {self.video}")
+        source = self.given
         for name, value in (("split", self.split), ("sequences", self.sequences)):
-            if value is not None and self.frames is not None:
+            if value is not None and source is not None:
                 raise ValueError(
-                    f"{name} chooses among fixed sequences and cannot go with frames; got {value} with {self.frames}"
+                    f"{name} chooses among fixed sequences and cannot go with frames; got {value} with {source}"
                 )
-        if self.world != PUBLISHED_BALLS and self.frames is not None:
-            raise ValueError(f"world is that of fixed sequences and cannot go with frames; got {self.frames}")
+        if self.world != PUBLISHED_BALLS and source is not None:
+            raise ValueError(f"world is that of fixed sequences and cannot go with frames; got {source}")
         if self.rollout_steps and self.world.sequence_length <= (self.prime or PRIME):
             raise ValueError(
                 f"world.sequence_length must be > prime = {self.prime or PRIME}, the true frames before a dream; "
                 f"got {self.world.sequence_length}"
             )
-        if self.layout is not None and self.frames is None:
+        if self.layout is not None and source is None:
             raise ValueError(f"layout is that of frames from a file; got {self.layout!r} without frames")
         for name, path in (("strip", self.strip), ("plot", self.plot)):
             if path is not None and path.suffix.lower() != ".png":
                 raise ValueError(f"{name} must end in .png; got {str(path)!r}")
-        if self.rollout_steps and self.frames is not None:
+        if self.rollout_steps and source is not None:
             raise ValueError(f"rollout_steps must be 0 with frames from a file; got {self.rollout_steps}")
         for name in ("noise", "flicker", "blackout", "bar"):
             if len(values := getattr(self.disturbance, name)) > 1:
@@ -134,7 +145,7 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     note = None if trained is None else unseen(trained, looks_at)
     film = stream.path if isinstance(stream, VideoConfig) else None
     outputs = {"json": command.json_file, "strip": command.strip, "plot": command.plot}
-    check_outputs(outputs, [command.model, command.frames, film])
+    check_outputs(outputs, [command.model, command.frames, command.video, film])
     predictor: Any = load(command.model, device=command.device)
     if command.samples and not getattr(predictor, "draws_futures", False):
         raise ValueError(f"samples must be 0 for a model whose rectifier takes no noise; got {command.samples}")
@@ -142,8 +153,8 @@ def evaluate(arguments: list[str], ranks: Ranks) -> None:
     training = (
         None if command.model in WITHOUT_WEIGHTS and not folder.is_dir() else training_summary(find_model(folder))
     )
-    given = command.frames
-    frames = _unseen_frames(command, stream) if given is None else load_frames(given, layout=command.layout)
+    given = command.given
+    frames = _frames(command, predictor, stream)
     if given is not None or film is not None:
         print(as_read(given or film or "", frames.shape))
     similarity = min(frames.shape[-2:]) >= SIMILARITY_WINDOW
@@ -205,6 +216,16 @@ def _stream(name_or_folder: str) -> StreamConfig:
     if not (Path(name_or_folder) / RUN_FILE).is_file():
         return PUBLISHED_BALLS
     return found(load_run_config(name_or_folder).stream, name_or_folder)
+
+
+def _frames(command: EvaluateCommand, predictor: Any, stream: StreamConfig) -> Tensor:
+    """Return what is scored on: what was given, else what the model never learned from."""
+    if command.frames is not None:
+        return load_frames(command.frames, layout=command.layout)
+    if command.video is None:
+        return _unseen_frames(command, stream)
+    clips = clips_for(size_for(predictor, command.model), command.video, command.layout)
+    return whole_clips(clips, command.video)
 
 
 def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:

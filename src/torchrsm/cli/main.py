@@ -68,7 +68,7 @@ usage: torchrsm COMMAND ...
                          learn from a video, a camera or a stream while it plays; a line of JSON for each frame
   serve [MODEL ...] [--host 127.0.0.1] [--port 8000]
                          a page to watch, play with and train models (extra: web)
-  evaluate MODEL [--frames FILE] [--json FILE] [--strip PNG] [--rollout-steps N] [--plot PNG]
+  evaluate MODEL [FILE] [--frames ARRAY] [--json FILE] [--strip PNG] [--rollout-steps N] [--plot PNG]
                          score next-frame predictions and dreams on frames that were never learned from: the test
                          sequences, the end of the run's own video, or a file
   dream MODEL --out FILE [--prime 50] [--steps 150] [--sequences N] [--prime-from VIDEO | --frames FILE | --seed S]

@@ -136,7 +136,17 @@ def predict(arguments: list[str]) -> None:
         names = [name for name, _ in clips.readers]
         write_atomically(command.json_file, errors.to_json(command.model, str(command.video), names))
     print(f"{sum(errors.frames)} frames of {printable(command.video)}: squared error {mean:.4g} a frame", end="")
-    print(f", {mean_copied:.4g} for the frame before: {printable(command.out)}")
+    print(f", {mean_copied:.4g} for the frame before: {in_words(mean, mean_copied)}")
+    print(f"film: {printable(command.out)}")
+
+
+def in_words(error: float, copied: float) -> str:
+    """Say whether predictions beat repeating the frame before, and by how much."""
+    if copied == 0:
+        return "nothing moves, so there is nothing to predict"
+    if error >= copied:
+        return f"worse than repeating it, {error / copied:.3g} times its error"
+    return f"better than repeating it, {1 - error / copied:.0%} less error"
 
 
 def _one(clips: Clips, number: int, video: Path) -> Clips:
