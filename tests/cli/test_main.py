@@ -19,7 +19,9 @@ from torchrsm.streams import handwriting
 
 PRESET_NAMES = ", ".join(PRESETS)
 WORLD_NAMES = "video, digits, kicked-balls, two-way-balls, grammar, words"
-COMMANDS = "command must be one of train, predict, watch, serve, evaluate, bench, dream, export, push, pull, presets, info, doctor"
+KNOWN = ["train", "predict", "watch", "serve", "evaluate", "bench", "dream", "export", "push", "pull"]
+KNOWN += ["presets", "info", "doctor"]
+COMMANDS = f"command must be one of {', '.join(KNOWN)}"
 
 
 def test_the_module_runs_as_a_program():
@@ -75,7 +77,7 @@ def test_every_command_has_help(capsys, command, flags):
         (("train", "ball", "--out", "run"), [f"preset must be one of {PRESET_NAMES}; got 'ball'"]),
         (("presets", "all"), ["presets: unknown: all"]),
         (("dream",), ["dream: missing"]),
-        (("dream", "copy-last"), ["dream: missing --out FILE"]),
+        (("dream", "copy-last", "--steps"), ["--steps needs 1 value"]),
         (("dream", "--out", "d.gif"), ["dream: missing MODEL"]),
         (
             ("dream", "nothing", "--out", "d.gif"),

@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.cli.tiny_run import train
@@ -150,9 +152,25 @@ def test_bad_settings_are_refused_and_leave_no_folder(tmp_path, refused, argumen
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_needs_a_folder(refused):
-    refused("train", "tiny", says=["missing --out DIR"])
+def test_a_run_without_a_folder_gets_one_of_its_own(tmp_path, refused, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/tiny", "runs/tiny-2"):
+        assert main(["train", "tiny", "--steps", "1"]) == 0
+        said = capsys.readouterr().out
+        assert f"run folder: {folder}\n" in said
+        assert f"{folder} is trained: 1 steps" in said
+        assert (tmp_path / folder / "model.safetensors").is_file()
     refused("train", "tiny", "--out", says=["--out needs 1 value"])
+
+
+def test_films_without_a_place_go_to_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("clip.npy", np.random.default_rng(0).integers(0, 255, (6, 12, 12), dtype=np.uint8))
+    assert main(["dream", "copy-last", "--prime", "2", "--steps", "3"]) == 0
+    assert "runs/copy-last-dream.mp4" in capsys.readouterr().out
+    assert main(["predict", "copy-last", "clip.npy"]) == 0
+    assert "film: runs/clip-prediction.mp4" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["clip-prediction.mp4", "copy-last-dream.mp4"]
 
 
 def test_a_narrow_terminal_changes_no_message(tmp_path, refused, monkeypatch):

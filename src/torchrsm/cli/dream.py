@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from torchrsm.baselines import SequenceModel
-from torchrsm.cli.outputs import check_outputs
+from torchrsm.cli.outputs import check_outputs, with_output
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import Clips, as_read, clips_for, size_for
 from torchrsm.cli.symbols import dream_strings, dream_text, require_usual
@@ -49,10 +49,11 @@ class DreamCommand(Config):
 
     Attributes:
         model: folder of a model or a run, the name of a shipped model, or of a baseline.
-        out: .mp4 or .gif for a film of up to four of the sequences (prediction red, truth blue, both magenta), .png for
-            the two-row picture of the first (above: each frame predicted from the true ones before it; below: the
-            dream), .npz for the numbers of all (arrays `frames`, the dream, `prime` and, as far as known, `truth`). A
-            model of symbols writes strings, one a line, to a .txt.
+        out: without it a film in runs/, of a model of symbols a text. .mp4 or .gif for a film of up to four of the
+            sequences (prediction red, truth blue, both magenta), .png for the two-row picture of the first (above: each
+            frame predicted from the true ones before it; below: the dream), .npz for the numbers of all (arrays
+            `frames`, the dream, `prime` and, as far as known, `truth`). A model of symbols writes strings, one a line,
+            to a .txt.
         prime: true frames that the model sees first.
         steps: frames to imagine.
         sequences: how many, the first ones; None for one, or for all of a file.
@@ -116,6 +117,11 @@ class DreamCommand(Config):
 
 def dream(arguments: list[str], ranks: Ranks) -> None:
     """Prime a model, let it dream, and write the dream as a film, a picture or numbers."""
+    if ranks.count == 1:
+        model = next((argument for argument in arguments[:1] if not argument.startswith("-")), None)
+        symbols_are_told = model is not None and isinstance(learned_from(model), OfSymbols)
+        suffix = ".txt" if symbols_are_told else ".mp4"
+        arguments = arguments if model is None else with_output(arguments, f"{Path(model).name}-dream", suffix)
     command = parse(DreamCommand, arguments, "dream")
     outputs = {"out": command.out, "json": command.json_file}
     check_outputs(outputs, [command.model, command.frames, command.prime_from])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +14,10 @@ from torchrsm.runs.record import METRICS_FILE, TIMING_FILE
 from torchrsm.runs.settings import RUN_FILE
 from torchrsm.storage.folders import WEIGHTS_FILE
 from torchrsm.storage.shipped import CONFIG_FILE, find_model
+from torchrsm.storage.tensors import make_folder
+
+RUNS = Path("runs")
+"""Where results go that are given no other place."""
 
 _MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, RUN_FILE, CHECKPOINT_FILE, METRICS_FILE, TIMING_FILE)
 
@@ -41,6 +47,24 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | st
         for other in names[:number]:
             if same_place(given[name], given[other]):
                 raise ValueError(f"{other} and {name} must be two files; got {str(given[name])!r} for both")
+
+
+def with_output(arguments: list[str], stem: str, suffix: str = "") -> list[str]:
+    """Return arguments with an ``--out`` that is free, in `RUNS`, where they name none and ask for no help.
+
+    Args:
+        arguments: of a command.
+        stem: what is written is called; a number is added where that is there already.
+        suffix: of a file, for which `RUNS` is made; none for a folder, which its command makes.
+    """
+    if any(argument in ("-h", "--help", "--out") or argument.startswith("--out=") for argument in arguments):
+        return arguments
+    name = re.sub(r"[^\w.+-]+", "-", Path(stem).name).strip("-.") or "out"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    place = next(path for path in (RUNS / f"{one}{suffix}" for one in names) if not path.exists())
+    if suffix:
+        make_folder(RUNS)
+    return [*arguments, "--out", str(place)]
 
 
 def check_output_folder(folder: Path, inputs: Iterable[Path | str | None]) -> None:

@@ -17,7 +17,7 @@ import tyro
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from torchrsm.cli.outputs import check_outputs
+from torchrsm.cli.outputs import check_outputs, with_output
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import Clips, clips_for, size_for
 from torchrsm.config import Config
@@ -40,7 +40,8 @@ class PredictCommand(Config):
     Attributes:
         model: folder of a model or a run, or the name of a shipped model or a baseline.
         video: a film, a folder of films or of pictures, or .npz or .npy of frames.
-        out: the film, .mp4: truth, prediction and overlay side by side, and the error as it runs along.
+        out: the film, .mp4: truth, prediction and overlay side by side, and the error as it runs along; without it one
+            in runs/.
         layout: what each axis of an array is, where its shape does not tell: letters of ntchw (n: sequence).
         white: which value of a pixel is white, for pictures of more than 8 bits that do not tell.
         clip: the number of one clip, from 1; None for all.
@@ -117,6 +118,8 @@ class _Errors:
 
 def predict(arguments: list[str]) -> None:
     """Predict a film frame by frame, in constant memory, and make a film of that."""
+    if len(arguments) >= 2 and not any(argument.startswith("-") for argument in arguments[:2]):
+        arguments = with_output(arguments, f"{Path(arguments[1]).stem}-prediction", ".mp4")
     command = parse(PredictCommand, arguments, "predict")
     check_outputs({"out": command.out, "json": command.json_file}, [command.model, command.video])
     predictor = load(command.model, device=command.device)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from torchrsm.cli.outputs import check_output_folder, same_place
+from torchrsm.cli.outputs import check_output_folder, same_place, with_output
 from torchrsm.cli.parsing import parse, taken
 from torchrsm.cli.progress import reporting
 from torchrsm.cli.reading import as_read, shape_of
@@ -38,7 +38,7 @@ class _TrainCommand(Config):
     """What every training run takes on the command line.
 
     Attributes:
-        out: folder of the run.
+        out: folder of the run; without it one in runs/.
         resume: go on with the run in the folder, with its settings; a longer budget extends it.
         tensorboard: also write the record for TensorBoard (needs the extra of that name).
     """
@@ -62,7 +62,9 @@ class TrainBaselineCommand(_TrainCommand):
 
 def train(arguments: list[str], ranks: Ranks) -> None:
     """Train a system in a folder, from nothing or from its last checkpoint on."""
-    name, command = _parsed(arguments)
+    name, command = _parsed(_with_folder(arguments, ranks))
+    if "--out" not in arguments and not any(argument.startswith("--out=") for argument in arguments):
+        print(f"run folder: {command.out}")
     writer_type = _summary_writer() if command.tensorboard and ranks.rank == 0 else None
     stream = found(command.run.stream, command.out)
     film = stream.path if isinstance(stream, VideoConfig) else None
@@ -75,6 +77,17 @@ def train(arguments: list[str], ranks: Ranks) -> None:
     with reporting(name) as report, _tensorboard(writer_type, trainer) as write:
         _run(trainer, lambda record: (report(record), write(record))[0])
     print(f"{command.out} is trained: {trainer.step:,} steps, {trainer.seconds / 60:.1f} minutes")
+
+
+def _with_folder(arguments: list[str], ranks: Ranks) -> list[str]:
+    """Return arguments that name a folder: where a single process begins a run and names none, one in runs/."""
+    known = arguments[:1] and (arguments[0] in PRESETS or arguments[0] in _WORLDS)
+    if not known or "--resume" in arguments or ranks.count > 1 or "--" in arguments:
+        return arguments
+    name, *rest = arguments
+    if name not in _SOURCES:
+        return with_output(arguments, name)
+    return with_output(arguments, Path(rest[0]).stem) if rest and not rest[0].startswith("-") else arguments
 
 
 def _run(trainer: Trainer, report: Callable[[Record], None]) -> None:
