@@ -1,5 +1,6 @@
 import contextlib
 import io
+import re
 import sys
 import time
 
@@ -85,3 +86,14 @@ def test_the_bar_ends_with_the_run_even_if_that_fails(terminal):
             fail()
         assert sys.stdout is terminal
     assert "\x1b[?25h" in terminal.getvalue()  # the cursor is shown again
+
+
+def test_the_bar_moves_between_two_records(terminal, monkeypatch):
+    monkeypatch.setattr(progress, "BAR_SECONDS", 0.02)
+    done = iter([number / 100 for number in range(1, 100)])
+    with contextlib.redirect_stdout(terminal), reporting("balls", lambda: next(done)) as report:
+        report(record(0))
+        time.sleep(0.5)
+    shares = {int(share) for share in re.findall(r"(\d+) %", terminal.getvalue())}
+    assert len(shares) >= 3
+    assert max(shares) >= 5

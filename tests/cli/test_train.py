@@ -49,7 +49,9 @@ def test_a_run_takes_overrides_and_leaves_its_files(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()] == [10, 12]
     output, error = capsys.readouterr()
     assert error == ""
-    assert output.splitlines()[-1] == f"{tmp_path / 'run'} is trained: 12 steps, 0.0 minutes"
+    *_, ended, following = output.splitlines()
+    assert ended == f"{tmp_path / 'run'} is trained: 12 steps, 0.0 minutes"
+    assert following.startswith(f"next: torchrsm evaluate {tmp_path / 'run'}, torchrsm dream ")
     assert "100%" in output
 
 
@@ -61,7 +63,7 @@ def test_a_budget_in_minutes_takes_the_place_of_steps(tmp_path):
 
 def test_a_stopped_run_ends_with_130_and_resumes_to_the_same_end(tmp_path, run, refused, monkeypatch, capsys):
     @contextlib.contextmanager
-    def interrupting(name):
+    def interrupting(name, done):
         yield lambda record: os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torchrsm.runs.record import Record
 
 LINE_SECONDS = 10.0
+BAR_SECONDS = 0.25
 
 
 def describe(record: Record) -> str:
@@ -21,11 +23,13 @@ def describe(record: Record) -> str:
 
 
 @contextmanager
-def reporting(name: str) -> Iterator[Callable[[Record], None]]:
+def reporting(name: str, done: Callable[[], float] | None = None) -> Iterator[Callable[[Record], None]]:
     """Give the function to call with each record of a run.
 
     Args:
         name: of the run, shown in front.
+        done: returns the share of the run that is done, in 0..1, by which the bar moves between two records; None for a
+            bar that moves with each record.
     """
     if not sys.stdout.isatty():
         yield _Lines(name)
@@ -40,7 +44,19 @@ def reporting(name: str) -> Iterator[Callable[[Record], None]]:
     )
     with Progress(*columns) as progress:
         task = progress.add_task(name, total=1.0, record="")
-        yield lambda record: progress.update(task, completed=record.progress, record=describe(record))
+        ended = threading.Event()
+
+        def move() -> None:
+            while done is not None and not ended.wait(BAR_SECONDS):
+                progress.update(task, completed=done())
+
+        mover = threading.Thread(target=move, daemon=True)
+        mover.start()
+        try:
+            yield lambda record: progress.update(task, completed=record.progress, record=describe(record))
+        finally:
+            ended.set()
+            mover.join()
 
 
 class _Lines:

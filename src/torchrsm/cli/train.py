@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -74,9 +75,12 @@ def train(arguments: list[str], ranks: Ranks) -> None:
     trainer = Trainer(command.run, command.out, resume=command.resume, ranks=ranks)
     if command.resume:
         print(f"resuming {command.out} at step {trainer.step:,}")
-    with reporting(name) as report, _tensorboard(writer_type, trainer) as write:
+    with reporting(name, lambda: trainer.progress) as report, _tensorboard(writer_type, trainer) as write:
         _run(trainer, lambda record: (report(record), write(record))[0])
     print(f"{command.out} is trained: {trainer.step:,} steps, {trainer.seconds / 60:.1f} minutes")
+    if ranks.rank == 0:
+        place = shlex.quote(str(command.out))
+        print(f"next: torchrsm evaluate {place}, torchrsm dream {place}, torchrsm serve {place}")
 
 
 def _with_folder(arguments: list[str], ranks: Ranks) -> list[str]:
