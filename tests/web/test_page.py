@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from drawing import small_model
 from live_server import Running
 from playwright.sync_api import expect, sync_playwright
@@ -283,3 +284,21 @@ def test_a_pane_says_what_its_model_has_not_seen(page):
     assert note.inner_text().lower() == "a world that the model has not seen: balls 5 (learned from 3)"
     page.select_option("#balls", "3")
     until(page, lambda data: note.is_hidden())
+
+
+def barriers(page):
+    """Return what axe finds on the page that shuts somebody out: rules of WCAG, contrast and names included."""
+    found = Axe().run(page).response["violations"]
+    return [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found]
+
+
+def test_the_page_shuts_nobody_out(page):
+    """As it begins, with a second model beside the first while both dream, and with its dialogs open."""
+    assert barriers(page) == []
+    page.locator("button.add").first.click()
+    page.locator("#dream").click()
+    until(page, lambda data: data.get("dreaming") == "true" or int(data.get("step") or 0) > 8)
+    assert barriers(page) == []
+    page.keyboard.press("?")
+    expect(page.locator("#help-dialog")).to_be_visible()
+    assert barriers(page) == []
