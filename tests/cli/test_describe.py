@@ -1,3 +1,6 @@
+import csv
+import json
+
 import pytest
 
 from torchrsm import PRESETS, load
@@ -55,3 +58,19 @@ def test_a_name_that_nobody_knows_lists_all(refused):
 def test_evaluate_refuses_what_has_no_effect(refused):
     refused("evaluate", "copy-last", "--prime", 10, says=["prime needs rollout_steps >= 1; got 0 with prime 10"])
     refused("evaluate", "copy-last", "--layout", "nthw", says=["layout is that of frames from a file"])
+
+
+def test_the_record_of_a_run_is_written_as_a_table(tmp_path, run, capsys, refused):
+    table = tmp_path / "record.csv"
+    assert main(["info", str(run), "--csv", str(table)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"record: {table}"
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == len(records) > 1
+    for row, record in zip(rows, records, strict=True):
+        assert (row["phase"], int(row["step"])) == (record["phase"], record["step"])
+        assert float(row["frame_squared_error"]) == record["frame_squared_error"]
+        assert {name: float(row[name]) for name in record["losses"]} == record["losses"]
+    assert [float(row["seconds"]) for row in rows] == sorted(float(row["seconds"]) for row in rows)
+    refused("info", "balls", "--csv", tmp_path / "other.csv", says=["csv is for the folder of a run", "got 'balls'"])
+    assert not (tmp_path / "other.csv").exists()

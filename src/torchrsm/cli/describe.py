@@ -9,12 +9,15 @@ import tyro
 
 from torchrsm.baselines import WITHOUT_WEIGHTS, SequenceModel, make_baseline
 from torchrsm.baselines.copy_last import CopyLast
+from torchrsm.cli.outputs import check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.config import Config
 from torchrsm.model import VideoPredictor
 from torchrsm.runs.presets import PRESETS, preset
+from torchrsm.runs.record import METRICS_FILE, record_as_csv
 from torchrsm.runs.settings import RUN_FILE, AnyRunConfig, RunConfig, load_run_config
 from torchrsm.storage.shipped import find_model, shipped_models
+from torchrsm.storage.tensors import write_atomically
 from torchrsm.streams.paths import printable
 from torchrsm.systems import load
 
@@ -28,9 +31,11 @@ class InfoCommand(Config):
 
     Attributes:
         model: folder of a model or a run, or the name of a shipped model, a baseline or a preset.
+        csv: write the record of the run here, a line for each record: phase, step, seconds, error and losses.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
 
 
 def presets(arguments: list[str]) -> None:
@@ -43,7 +48,12 @@ def presets(arguments: list[str]) -> None:
 
 def info(arguments: list[str]) -> None:
     """Print what a model is made of, and how its run was set."""
-    name = parse(InfoCommand, arguments, "info").model
+    command = parse(InfoCommand, arguments, "info")
+    name = command.model
+    if command.csv is not None:
+        check_outputs({"csv": command.csv}, [name])
+        if not (Path(name) / METRICS_FILE).is_file():
+            raise ValueError(f"csv is for the folder of a run, which has a {METRICS_FILE}; got {name!r}")
     if name in PRESETS and name not in (*WITHOUT_WEIGHTS, *shipped_models()) and not Path(name).is_dir():
         run = preset(name)
         _describe(VideoPredictor(run.model) if isinstance(run, RunConfig) else make_baseline(run.model), name)
@@ -63,6 +73,9 @@ def info(arguments: list[str]) -> None:
     _describe(model, str(folder))
     if of_folder is not None:
         _describe_run(of_folder)
+    if command.csv is not None:
+        write_atomically(command.csv, record_as_csv(folder).encode())
+        print(f"record: {printable(command.csv)}")
 
 
 def _describe(model: VideoPredictor | SequenceModel, name: str) -> None:

@@ -84,7 +84,8 @@ usage: torchrsm COMMAND ...
   pull USER/NAME --out DIR
                          download one
   presets                list the presets
-  info MODEL|PRESET      describe a model, a run or a preset
+  info MODEL|PRESET [--csv FILE]
+                         describe a model, a run or a preset; write the record of a run as a table
   doctor [--device D]    say what is installed, and try for some seconds whether all works
 
 MODEL is a folder that `train` wrote, a shipped model ({shipped}) or a baseline (copy-last, constant-velocity).

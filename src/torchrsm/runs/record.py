@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchrsm.runs.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from torchrsm.runs.settings import load_run_config
@@ -57,6 +59,35 @@ def training_summary(folder: Path | str) -> dict[str, str | int | float] | None:
     }
 
 
+def record_as_csv(folder: Path | str) -> str:
+    """Return the record of the run in a folder as a table of comma-separated values, a line for each record.
+
+    The columns are phase, step, seconds, frame_squared_error, and each loss under its name, empty where a phase has
+    none of it.
+
+    Raises:
+        FileNotFoundError: the folder holds no record.
+    """
+    records, timing = _read(folder)
+    names = list(dict.fromkeys(name for record in records for name in record["losses"]))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["phase", "step", "seconds", "frame_squared_error", *names])
+    for record, at in zip(records, timing, strict=True):
+        losses = [record["losses"].get(name, "") for name in names]
+        table.writerow([record["phase"], record["step"], at["seconds"], record["frame_squared_error"], *losses])
+    return text.getvalue()
+
+
+def _read(folder: Path | str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what a run has written at each record, and when."""
+    records, timing = (
+        [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
+        for name in (METRICS_FILE, TIMING_FILE)
+    )
+    return records, timing
+
+
 class LearningCurve(NamedTuple):
     """The error of a run's training frames, each predicted before it was learned from.
 
@@ -76,10 +107,7 @@ def learning_curve(folder: Path | str, minutes: float = 0.5) -> LearningCurve:
 
     A record of no frame that could be predicted, whose error is 0, is left out.
     """
-    records, timing = (
-        [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
-        for name in (METRICS_FILE, TIMING_FILE)
-    )
+    records, timing = _read(folder)
     stretches: dict[tuple[int, str], list[float]] = {}
     total = timing[-1]["seconds"] / 60 / minutes if timing else 0.0
     last = max(0, math.ceil(total - 0.1) - 1)  # a budget ends a step late, which must not make another stretch
