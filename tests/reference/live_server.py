@@ -15,8 +15,8 @@ from websockets.sync.client import connect
 class Running:
     """A server in a process of its own, which offers the models in folders beside the shipped ones."""
 
-    def __init__(self, *folders, port=0):
-        command = [sys.executable, "-m", "torchrsm.cli", "serve", *map(str, folders), "--port", str(port)]
+    def __init__(self, *folders, port=0, flags=()):
+        command = [sys.executable, "-m", "torchrsm.cli", "serve", *map(str, folders), "--port", str(port), *flags]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -255,6 +255,18 @@ def test_an_upload_beyond_the_limit_is_refused_early(server):
     assert ask(server, "GET", "/health")[0] == 200
 
 
+def test_the_limit_of_uploads_is_a_setting():
+    server = Running(flags=("--upload-mebibytes", "0.5"))
+    try:
+        status, _, body = ask(server, "POST", "/videos", b"", {"Content-Length": str(2**20)})
+        assert (status, b"at most 0.5 MiB; got 1.0 MiB" in body) == (413, True)
+        assert upload(server, bytes(2**18), "x.mp4")[0] == 422  # is read, and is no video
+        with watching(server) as viewer:
+            assert viewer.hello["max_upload_bytes"] == 2**19
+    finally:
+        server.stop()
+
+
 # --- Fuzzing ----------------------------------------------------------------------------------------------------------
 
 PREFIXES = ("/static/", "/", "/videos/", "/static//")

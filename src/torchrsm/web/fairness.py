@@ -15,12 +15,14 @@ class Limits:
         trainings: that learn at the same time.
         waiting: trainings that wait for these.
         requests_per_second: of one viewer, on average; four times as many at once.
+        upload_bytes: most of a video.
     """
 
     viewers: int = 32
     trainings: int = 1
     waiting: int = 4
     requests_per_second: float = 40.0
+    upload_bytes: int = 32 * 2**20
 
 
 class Gate:

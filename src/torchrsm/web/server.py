@@ -35,7 +35,6 @@ from torchrsm.web.guard import BUSY, Manners, error_response
 from torchrsm.web.library import Library
 from torchrsm.web.uploads import (
     DECODE_QUEUE,
-    MAX_UPLOAD_BYTES,
     UPLOAD_SECONDS,
     decode_upload,
     receive_upload,
@@ -102,8 +101,9 @@ class Server:
 
     async def _upload(self, request: Request) -> Response:
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > MAX_UPLOAD_BYTES:
-            return error_response(413, too_large(int(declared)))
+        most = self.limits.upload_bytes
+        if declared.isdigit() and int(declared) > most:
+            return error_response(413, too_large(int(declared), most))
         if self._decoding >= DECODE_QUEUE:
             return error_response(503, "other videos are being read; please try again in a moment")
         name = unquote(request.headers.get("x-file-name", "video"), errors="replace")[:200]
@@ -113,7 +113,7 @@ class Server:
                 path = Path(folder) / "upload"
                 try:
                     async with asyncio.timeout(UPLOAD_SECONDS):
-                        refused = await receive_upload(request, path)
+                        refused = await receive_upload(request, path, most)
                 except TimeoutError:
                     return error_response(408, f"the video must arrive within {UPLOAD_SECONDS:.0f} s")
                 if refused is not None:
@@ -162,7 +162,12 @@ async def _failure(request: Request, error: Exception) -> Response:
 
 
 def serve(
-    library: Library, host: str, port: int, *, ready: Callable[[str], Awaitable[None] | None] | None = None
+    library: Library,
+    host: str,
+    port: int,
+    *,
+    limits: Limits | None = None,
+    ready: Callable[[str], Awaitable[None] | None] | None = None,
 ) -> None:
     """Serve the page until interrupted.
 
@@ -170,6 +175,7 @@ def serve(
         library: what can be watched.
         host: address to listen on; anything but a loopback address lets others in, who then may name any Host.
         port: 0 to 65535, 0 for any that is free.
+        limits: how much it gives; None for the usual ones.
         ready: called with the address of the page once it can be opened.
 
     Raises:
@@ -188,7 +194,7 @@ def serve(
     names = {"localhost", "127.0.0.1", "[::1]"} if _is_loopback(host) else None
     hosts = None if names is None else frozenset({*names, *(f"{name}:{port}" for name in names)})
     config = uvicorn.Config(
-        Server(library).app(hosts),
+        Server(library, limits or Limits()).app(hosts),
         log_level="warning",
         ws_max_size=4 * messages.MAX_REQUEST_BYTES,
         ws_max_queue=16,

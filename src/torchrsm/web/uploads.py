@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torchrsm.streams import VideoReader
 from torchrsm.web.guard import error_response
 
-MAX_UPLOAD_BYTES = 32 * 2**20
 MAX_VIDEO_FRAMES = 600
 MAX_VIDEO_SIDE = 64
 MAX_DECODED_PIXELS = 600 * 1920 * 1080
@@ -23,21 +22,21 @@ DECODE_QUEUE = 4
 _GREY = 8  # levels by which the channels of a grey pixel may differ, as coding leaves them
 
 
-async def receive_upload(request: Request, path: Path) -> Response | None:
-    """Write the body of an upload to a file; return what to answer if it is refused."""
+async def receive_upload(request: Request, path: Path, most: int) -> Response | None:
+    """Write the body of an upload of at most so many bytes to a file; return what to answer if it is refused."""
     size = 0
     with path.open("wb") as file:
         async for part in request.stream():
             size += len(part)
-            if size > MAX_UPLOAD_BYTES:
-                return error_response(413, too_large(size))
+            if size > most:
+                return error_response(413, too_large(size, most))
             file.write(part)
     return error_response(400, "the video must have one byte or more; got none") if size == 0 else None
 
 
-def too_large(size: int) -> str:
+def too_large(size: int, most: int) -> str:
     """Say that an upload of so many bytes, or more, is too large."""
-    return f"a video must have at most {MAX_UPLOAD_BYTES // 2**20} MiB; got {size / 2**20:.1f} MiB or more"
+    return f"a video must have at most {most / 2**20:g} MiB; got {size / 2**20:.1f} MiB or more"
 
 
 def decode_upload(path: Path) -> NDArray[np.uint8]:

@@ -16,7 +16,6 @@ from torchrsm.web.fairness import Bucket, Gate, Limits
 from torchrsm.web.guard import POLICY
 from torchrsm.web.library import Library
 from torchrsm.web.session import Message, Session
-from torchrsm.web.uploads import MAX_UPLOAD_BYTES
 
 Compute = Callable[..., Awaitable[Any]]
 
@@ -35,6 +34,7 @@ class Viewer:
     def __init__(self, library: Library, compute: Compute, socket: WebSocket, gate: Gate, limits: Limits) -> None:
         self._library, self._compute, self._socket, self._gate = library, compute, socket, gate
         self._bucket = Bucket(limits.requests_per_second)
+        self._upload_bytes = limits.upload_bytes
         self._session = Session(library, seed=secrets.randbits(32))
         self._busy, self._sending = asyncio.Lock(), asyncio.Lock()
         self._wake = asyncio.Event()
@@ -46,7 +46,7 @@ class Viewer:
             version=__version__,
             models=self._library.entries,
             sources=self._library.sources,
-            max_upload_bytes=MAX_UPLOAD_BYTES,
+            max_upload_bytes=self._upload_bytes,
         )
         tasks: list[asyncio.Task[None]] = []
         try:
