@@ -299,6 +299,8 @@ def test_the_page_shuts_nobody_out(page):
     page.locator("#dream").click()
     until(page, lambda data: data.get("dreaming") == "true" or int(data.get("step") or 0) > 8)
     assert barriers(page) == []
+    page.evaluate("document.getElementById('dream').setAttribute('aria-busy', 'true')")  # as while the server answers
+    assert barriers(page) == []
     page.keyboard.press("?")
     expect(page.locator("#help-dialog")).to_be_visible()
     assert barriers(page) == []
