@@ -85,7 +85,10 @@ def export_step(model: VideoPredictor, shape: Shape) -> torch.export.ExportedPro
     Raises:
         ValueError: the model is in training mode, or cannot read frames of this shape.
     """
-    step = OneStep(model, shape)
+    return _exported(OneStep(model, shape))
+
+
+def _exported(step: OneStep) -> torch.export.ExportedProgram:
     with torch.no_grad():
         return torch.export.export(step, step.initial())
 
@@ -115,8 +118,7 @@ def save_step(model: VideoPredictor, shape: Shape, file: Path | str) -> Path:
         raise ValueError(f"file must end in .pt2 or .onnx; got {str(file)!r}")
     step = OneStep(model, shape)
     names = ("frame", *step.state_names)
-    with torch.no_grad():
-        program = torch.export.export(step, step.initial())
+    program = _exported(step)
     content = io.BytesIO()
     with _quietly():
         if file.suffix == ".pt2":

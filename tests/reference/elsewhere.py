@@ -16,7 +16,6 @@ def look_at_no_values(monkeypatch):
     """
     instead = {
         predictor.restart: lambda state, fresh, starts: where(starts, fresh, state),
-        symmetry.tie_on_cpu: symmetry.tie_anywhere,
         symmetry.take_firsts_on_cpu: symmetry.take_firsts_anywhere,
         symmetry.take_means_on_cpu: symmetry.take_means_anywhere,
         symmetry.give_on_cpu: symmetry.give_anywhere,

@@ -410,6 +410,7 @@ def test_a_symmetry_that_does_not_exist_is_refused():
         config("round")
 
 
+@pytest.mark.cpu_only
 def test_ties_in_pieces_are_the_ties(monkeypatch):
     layer = learner("square").model.stack.layers[0]
     for name in layer.tied.repeated():

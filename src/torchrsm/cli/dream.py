@@ -117,11 +117,9 @@ class DreamCommand(Config):
 
 def dream(arguments: list[str], ranks: Ranks) -> None:
     """Prime a model, let it dream, and write the dream as a film, a picture or numbers."""
-    if ranks.count == 1:
-        model = next((argument for argument in arguments[:1] if not argument.startswith("-")), None)
-        symbols_are_told = model is not None and isinstance(learned_from(model), OfSymbols)
-        suffix = ".txt" if symbols_are_told else ".mp4"
-        arguments = arguments if model is None else with_output(arguments, f"{Path(model).name}-dream", suffix)
+    if ranks.count == 1 and arguments and not arguments[0].startswith("-"):
+        suffix = ".txt" if isinstance(learned_from(arguments[0]), OfSymbols) else ".mp4"
+        arguments = with_output(arguments, f"{Path(arguments[0]).name}-dream", suffix)
     command = parse(DreamCommand, arguments, "dream")
     outputs = {"out": command.out, "json": command.json_file}
     check_outputs(outputs, [command.model, command.frames, command.prime_from])

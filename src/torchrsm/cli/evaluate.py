@@ -224,8 +224,7 @@ def _frames(command: EvaluateCommand, predictor: Any, stream: StreamConfig) -> T
         return load_frames(command.frames, layout=command.layout)
     if command.video is None:
         return _unseen_frames(command, stream)
-    clips = clips_for(size_for(predictor, command.model), command.video, command.layout)
-    return whole_clips(clips, command.video)
+    return whole_clips(clips_for(size_for(predictor, command.model), command.video, command.layout))
 
 
 def _unseen_frames(command: EvaluateCommand, stream: StreamConfig) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from torchrsm.streams.framing import Crop
 from torchrsm.streams.paths import printable
 from torchrsm.streams.pictures import AnimationReader
 from torchrsm.streams.settings import VideoConfig, frame_shape
-from torchrsm.streams.video_file import Reader, numbered_frames, open_clips
+from torchrsm.streams.video_file import Reader, load_parts, open_clips
 
 _SAME_SHAPE = 0.1
 """Two ratios of sides that differ by no more count as one: the picture is shrunk to its new size without a cut."""
@@ -115,39 +116,27 @@ def clips_for(size: FrameSize, path: Path | str, layout: str | None = None) -> C
     return Clips(readers, ", ".join([as_read(path, shape_of(readers)), *cut]))
 
 
-def whole_clips(clips: Clips, path: Path | str) -> Tensor:
+def whole_clips(clips: Clips) -> Tensor:
     """Return clips as a whole, ``[clips, time, c, h, w]`` in 0..1; longer ones are cut to the length of the shortest.
 
     Args:
         clips: from `clips_for`.
-        path: of what was read, for messages.
 
     Raises:
         ValueError: clips are of unequal sizes, frames are missing within one, one has fewer than two frames, or all of
             it takes more memory than `MAX_WHOLE_BYTES`.
     """
-    shapes = dict.fromkeys(reader.frame_shape for _, reader in clips.readers)
-    if len(shapes) > 1:
-        raise ValueError(f"{printable(path)}: clips must be of one size; got {' and '.join(map(str, shapes))}")
-    found, left = [], MAX_WHOLE_BYTES
-    for name, reader in clips.readers:
-        frames: list[Tensor] = []
-        for shown in numbered_frames(reader):
-            if shown.after_gap and frames:
-                raise ValueError(
-                    f"{printable(name)} must have all its frames; some before frame {shown.number} are missing"
-                )
-            left -= 4 * shown.frame.size
-            if left < 0:
-                raise ValueError(
-                    f"{printable(path)} must take at most {MAX_WHOLE_BYTES >> 20:,} MiB of memory; got more"
-                )
-            frames.append(torch.from_numpy(shown.frame))
+    found = []
+    stretches = load_parts(clips.readers, lambda count: (0, count), MAX_WHOLE_BYTES // 4, "the whole")
+    for (name, _), of_clip in zip(clips.readers, stretches, strict=True):
+        if len(of_clip) > 1:
+            raise ValueError(f"{printable(name)} must have all its frames; it has {len(of_clip) - 1} gap(s)")
+        (frames,) = of_clip
         if len(frames) < 2:
             raise ValueError(f"{printable(name)} must have 2 frames or more; got {len(frames)}")
-        found.append(torch.stack(frames))
+        found.append(frames)
     shortest = min(map(len, found))
-    return torch.stack([clip[:shortest] for clip in found]).float() / 255
+    return torch.from_numpy(np.stack([clip[:shortest] for clip in found])).float() / 255
 
 
 def _crops(size: FrameSize, path: Path | str, layout: str | None) -> dict[Path | str, Crop]:

@@ -63,8 +63,9 @@ class TrainBaselineCommand(_TrainCommand):
 
 def train(arguments: list[str], ranks: Ranks) -> None:
     """Train a system in a folder, from nothing or from its last checkpoint on."""
-    name, command = _parsed(_with_folder(arguments, ranks))
-    if "--out" not in arguments and not any(argument.startswith("--out=") for argument in arguments):
+    with_folder = _with_folder(arguments, ranks)
+    name, command = _parsed(with_folder)
+    if with_folder != arguments:
         print(f"run folder: {command.out}")
     writer_type = _summary_writer() if command.tensorboard and ranks.rank == 0 else None
     stream = found(command.run.stream, command.out)

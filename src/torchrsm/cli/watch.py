@@ -19,7 +19,7 @@ import tyro
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from torchrsm.cli.outputs import check_outputs
+from torchrsm.cli.outputs import check_output_folder, check_outputs
 from torchrsm.cli.parsing import parse
 from torchrsm.cli.reading import FrameSize, clips_for, size_for
 from torchrsm.config import Config
@@ -98,6 +98,8 @@ def watch(arguments: list[str]) -> None:
     command = parse(WatchCommand, arguments, "watch")
     video = None if is_live(command.video) or _camera(command.video) is not None else command.video
     check_outputs({"alerts": command.alerts, "film": command.film}, [video, command.model])
+    if command.out is not None:
+        check_output_folder(command.out, [video])
     begins_with = _begins_with(command)
     interrupted: list[KeyboardInterrupt] = []  # a camera is watched until somebody ends it, and nothing shall be lost
     pictures = _film(_watched(command, begins_with, interrupted))

@@ -57,14 +57,16 @@ class LocalLearning:
         self.weights = [list(layer.parameters()) for layer in layers]
         self._on_cpu = all(weight.device.type == "cpu" for weight in model.stack.parameters())
         make = partial(adam, betas=config.betas, epsilon=config.epsilon)
-        self._steps = [
+        layer_steps = [
             _LayerSteps(layer, partial(make, learning_rate=rate)) for layer, rate in zip(layers, rates, strict=True)
         ]
-        self.optimisers = [steps.optimiser for steps in self._steps]
+        self.optimisers = [steps.optimiser for steps in layer_steps]
         if model.head is not None:
             self.weights.append(list(model.head.parameters()))
             self.learning_rates = (*rates, config.head_learning_rate)
             self.optimisers.append(make(self.weights[-1], learning_rate=config.head_learning_rate))
+        self._before = [task for steps in layer_steps for task in steps.before]
+        self._after = [task for steps in layer_steps for task in steps.after]
 
     def losses(
         self, prediction: Prediction, frame: Tensor, learn: Tensor, symbols: Tensor | None
@@ -110,11 +112,7 @@ class LocalLearning:
             prediction: what the losses compared with the frame.
             wins: what `wins` counted, over all processes; None for those of the prediction.
         """
-        for tasks in (
-            [task for steps in self._steps for task in steps.before()],
-            [optimiser.step for optimiser in self.optimisers],
-            [task for steps in self._steps for task in steps.after()],
-        ):
+        for tasks in (self._before, [optimiser.step for optimiser in self.optimisers], self._after):
             if self._on_cpu:
                 kernels.side_by_side(tasks)
             else:  # other threads have other CUDA streams, where nothing is recorded
@@ -135,6 +133,10 @@ class _LayerSteps:
     Args:
         layer: its weights change.
         make: returns the optimiser of the weights that it is given.
+
+    Attributes:
+        before: what must be done before a step of the optimiser, in any order: it takes numbers and gradients.
+        after: what must be done after it, in any order: the numbers go to all their places in the weights.
     """
 
     def __init__(self, layer: RSMLayer, make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
@@ -143,16 +145,10 @@ class _LayerSteps:
         for name in layer.tied.repeated():
             self._tied[name] = layer.tied.numbers(name, self._weights[name])
             self._tied[name].grad = torch.empty_like(self._tied[name])
-        self._pieces = [(name, *piece) for name in self._tied for piece in layer.tied.pieces(name)]
+        pieces = [(name, *piece) for name in self._tied for piece in layer.tied.pieces(name)]
+        self.before = [partial(self._take, *piece) for piece in pieces]
+        self.after = [partial(self._give, *piece) for piece in pieces]
         self.optimiser = make([self._tied.get(name, weight) for name, weight in self._weights.items()])
-
-    def before(self) -> list[Callable[[], None]]:
-        """Return what must be done before a step of the optimiser, in any order: it takes numbers and gradients."""
-        return [partial(self._take, *piece) for piece in self._pieces]
-
-    def after(self) -> list[Callable[[], None]]:
-        """Return what must be done after it, in any order: the numbers go to all their places in the weights."""
-        return [partial(self._give, *piece) for piece in self._pieces]
 
     def _take(self, name: str, part: slice, ties: Ties) -> None:
         weight, numbers = self._weights[name], self._tied[name]

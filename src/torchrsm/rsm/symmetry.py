@@ -187,9 +187,13 @@ class TiedWeights(nn.Module):
         return torch.empty(self._ties(name).sets, dtype=weight.dtype, device=weight.device)
 
     def pieces(self, name: str) -> list[tuple[slice, Ties]]:
-        """Return the ties of a weight in pieces for threads, and which of its `numbers` each piece is of."""
+        """Return the ties of a weight in pieces for threads, and which of its `numbers` each piece is of.
+
+        On another device than the CPU, which needs no threads, there is one piece.
+        """
         ties = self._ties(name)
-        classes = max(1, _PIECE // (ties.first.shape[1] * ties.blocks))
+        on_cpu = ties.first.device.type == "cpu"
+        classes = max(1, _PIECE // (ties.first.shape[1] * ties.blocks)) if on_cpu else len(ties.first)
         return [
             (slice(first * ties.blocks, (first + len(part)) * ties.blocks), ties._replace(first=part))
             for first, part in zip(range(0, len(ties.first), classes), ties.first.split(classes), strict=True)
@@ -234,11 +238,9 @@ def tie(weight: Tensor, ties: Ties) -> None:
         weight: with its axes in the order in which they were given to `find_ties`.
         ties: what that returned, on the same device.
     """
-    flat = weight.detach().reshape(-1)  # a copy if the weight is not contiguous
-    here = tie_on_cpu if flat.device.type == "cpu" else tie_anywhere
-    here(flat, ties)
-    if not weight.is_contiguous():
-        weight.copy_(flat.view(weight.shape))
+    means = weight.new_empty(ties.sets)
+    take_means(weight, means, ties)
+    give(means, weight, ties)
 
 
 @torch.no_grad()
@@ -271,11 +273,6 @@ def give(numbers: Tensor, weight: Tensor, ties: Ties) -> None:
         weight.copy_(flat.view(weight.shape))
 
 
-def tie_on_cpu(flat: Tensor, ties: Ties) -> None:
-    """Do what `tie` does with a flat weight on the CPU."""
-    _tie(flat.numpy(), ties.first.numpy(), ties.blocks)
-
-
 def take_firsts_on_cpu(flat: Tensor, numbers: Tensor, ties: Ties) -> None:
     """Do what `take_firsts` does with a flat weight on the CPU."""
     _take_firsts(flat.numpy(), numbers.numpy(), ties.first.numpy(), ties.blocks)
@@ -289,13 +286,6 @@ def take_means_on_cpu(flat: Tensor, means: Tensor, ties: Ties) -> None:
 def give_on_cpu(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
     """Do what `give` does with a flat weight on the CPU."""
     _give(numbers.numpy(), flat.numpy(), ties.first.numpy(), ties.blocks)
-
-
-def tie_anywhere(flat: Tensor, ties: Ties) -> None:
-    """Do what `tie` does with a flat weight on any device."""
-    means = flat.new_empty(ties.sets)
-    take_means_anywhere(flat, means, ties)
-    give_anywhere(means, flat, ties)
 
 
 def take_firsts_anywhere(flat: Tensor, numbers: Tensor, ties: Ties) -> None:
@@ -312,19 +302,6 @@ def give_anywhere(numbers: Tensor, flat: Tensor, ties: Ties) -> None:
     """Do what `give` does with a flat weight on any device."""
     index = places(ties)
     flat.index_copy_(0, index.flatten(), numbers.view(*index.shape[:2], 1).expand_as(index).flatten())
-
-
-@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _tie(flat: NDArray[np.floating], first: NDArray[np.int32], blocks: int) -> None:
-    classes, count = first.shape
-    for i in range(classes):
-        for block in range(blocks):
-            further = block * count
-            total = flat[first[i, 0] + further]
-            for j in range(1, count):
-                total += flat[first[i, j] + further]
-            for j in range(count):
-                flat[first[i, j] + further] = total / count
 
 
 @compiled(nogil=True)
